@@ -1,0 +1,1 @@
+"""The command line and the flows: order, schedules, retries, approval. No pixel is touched here."""

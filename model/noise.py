@@ -1,0 +1,117 @@
+"""Noise that photos have: what is added to clean patches in training, and to clean photos to measure a denoiser.
+
+Sigma is in 8-bit levels (0–255) everywhere; pixels are sRGB floats in [0, 1] of shape (B, 3, H, W).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+PEAK = 255.0
+
+# Brooks et al. 2019, "Unprocessing Images for Learned Raw Denoising", section 3.1: shot noise of real cameras is
+# log-uniform in this range, and read noise follows it on a line in log space with a normal spread.
+LOG_SHOT_RANGE = (math.log(1e-4), math.log(1.2e-2))
+READ_SLOPE, READ_INTERCEPT, READ_SPREAD = 2.18, 1.20, 0.26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseConfig:
+    """What a training patch suffers. Shares must add up to 1; each patch draws its own kind and level.
+
+    Attributes:
+        sigma_min, sigma_max: range of the uniform Gaussian level, in 8-bit levels.
+        float_share: white Gaussian noise, neither clipped nor rounded (the protocol of papers).
+        file_share: white Gaussian noise, clipped and rounded to 8 bits (what a file can hold).
+        camera_share: signal-dependent sensor noise in linear light, half of it behind a Bayer mosaic, as a file.
+    """
+
+    sigma_min: float = 0.0
+    sigma_max: float = 55.0
+    float_share: float = 0.6
+    file_share: float = 0.2
+    camera_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min <= self.sigma_max:
+            raise ValueError(f"sigma range {self.sigma_min}–{self.sigma_max} is not in order: expected 0 <= min <= max")
+        shares = (self.float_share, self.file_share, self.camera_share)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"noise shares {shares} must be positive and add up to 1")
+
+
+def sample_noisy(clean_BCHW: Tensor, config: NoiseConfig, generator: Generator) -> Tensor:
+    """Draw a kind and a level of noise for every patch of the batch and return the noisy batch (same shape, float)."""
+    batch = clean_BCHW.shape[0]
+    kind_B = torch.rand(batch, generator=generator)
+    sigma_B = torch.empty(batch).uniform_(config.sigma_min, config.sigma_max, generator=generator)
+    noisy_BCHW = add_gaussian(clean_BCHW, sigma_B, generator)
+
+    is_file_B = kind_B >= config.float_share
+    noisy_BCHW[is_file_B] = to_8bit(noisy_BCHW[is_file_B])
+
+    is_camera_B = kind_B >= config.float_share + config.file_share
+    if is_camera_B.any():
+        count = int(is_camera_B.sum())
+        log_shot_B = torch.empty(count).uniform_(*LOG_SHOT_RANGE, generator=generator)
+        has_mosaic_B = torch.rand(count, generator=generator) < 0.5
+        noisy_BCHW[is_camera_B] = add_camera_noise(clean_BCHW[is_camera_B], log_shot_B.exp(), has_mosaic_B, generator)
+    return noisy_BCHW
+
+
+def add_gaussian(clean_BCHW: Tensor, sigma_B: Tensor, generator: Generator) -> Tensor:
+    """Add white Gaussian noise of `sigma_B` 8-bit levels. The result is not clipped."""
+    white_BCHW = torch.randn(clean_BCHW.shape, generator=generator)
+    return clean_BCHW + white_BCHW * (sigma_B / PEAK)[:, None, None, None]
+
+
+def to_8bit(photo_BCHW: Tensor) -> Tensor:
+    """Clip to [0, 1] and round to 8-bit levels, as writing a file does."""
+    return (photo_BCHW.clamp(0, 1) * PEAK).round() / PEAK
+
+
+def add_camera_noise(clean_BCHW: Tensor, shot_B: Tensor, has_mosaic_B: Tensor, generator: Generator) -> Tensor:
+    """Add sensor noise as a camera does: in linear light, then (where asked) through a mosaic, as an 8-bit sRGB file.
+
+    The variance is `shot * x + read²` for linear x in [0, 1], the Gaussian approximation of Poisson–Gaussian noise
+    (Foi et al. 2008, eq. 2); read noise is drawn given the shot noise (Brooks et al. 2019, eq. 2).
+
+    Args:
+        shot_B: shot noise, the variance that a fully exposed pixel has; 1e-4 (base ISO) to 1.2e-2 (high ISO).
+        has_mosaic_B: whether the photo passes an RGGB mosaic and bilinear demosaicing, which colours the noise.
+    """
+    spread_B = torch.randn(shot_B.shape, generator=generator) * READ_SPREAD
+    read_variance_B = (READ_SLOPE * shot_B.log() + READ_INTERCEPT + spread_B).exp()
+    linear_BCHW = srgb_to_linear(clean_BCHW)
+    variance_BCHW = shot_B[:, None, None, None] * linear_BCHW + read_variance_B[:, None, None, None]
+    noisy_BCHW = linear_BCHW + torch.randn(linear_BCHW.shape, generator=generator) * variance_BCHW.sqrt()
+    if has_mosaic_B.any():
+        noisy_BCHW[has_mosaic_B] = demosaic(noisy_BCHW[has_mosaic_B])
+    return to_8bit(linear_to_srgb(noisy_BCHW))
+
+
+def demosaic(linear_BCHW: Tensor) -> Tensor:
+    """Keep the one colour of each pixel that an RGGB sensor sees, and interpolate the others bilinearly."""
+    mask_CHW = torch.zeros(linear_BCHW.shape[1:])
+    mask_CHW[0, 0::2, 0::2] = 1
+    mask_CHW[1, 0::2, 1::2] = 1
+    mask_CHW[1, 1::2, 0::2] = 1
+    mask_CHW[2, 1::2, 1::2] = 1
+    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])
+    weights = kernel.expand(3, 1, 3, 3)
+    seen_BCHW = F.conv2d(linear_BCHW * mask_CHW, weights, padding=1, groups=3)
+    return seen_BCHW / F.conv2d(mask_CHW[None], weights, padding=1, groups=3)
+
+
+def srgb_to_linear(srgb: Tensor) -> Tensor:
+    """The sRGB transfer function's inverse (IEC 61966-2-1), on [0, 1]."""
+    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(linear: Tensor) -> Tensor:
+    """The sRGB transfer function (IEC 61966-2-1); values outside [0, 1] are clipped first."""
+    linear = linear.clamp(0, 1)
+    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)

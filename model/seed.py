@@ -1,0 +1,66 @@
+"""The seed network: a U-Net with max-pooling, pixel-shuffle upsampling and concatenated skips (13,361,747 parameters).
+
+The shape follows Ronneberger et al. 2015 (U-Net), with the sub-pixel upsampling of Shi et al. 2016.
+"""
+
+import torch
+from torch import Tensor, nn
+
+WIDTHS = (16, 32, 64, 128, 256)
+BOTTLENECK_WIDTH = 512
+DROPOUT = 0.1
+
+
+class SeedNetwork(nn.Module):
+    """Maps a noisy sRGB photo in [0, 1] to a clean one in [0, 1].
+
+    Input and output are float tensors of shape (B, 3, H, W); H and W must be multiples of `multiple_px`. 512 × 512 is
+    what it was designed for: there the bottleneck is 16 × 16 × 512.
+    """
+
+    multiple_px = 32
+    halo_px = 288  # no output pixel sees further than this, whatever its place in a cell of `multiple_px`
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (3, *WIDTHS)
+        self.encoder = nn.ModuleList(_double_conv(before, after) for before, after in zip(inputs, WIDTHS, strict=False))
+        self.pool = nn.Sequential(nn.MaxPool2d(2), nn.Dropout(DROPOUT))
+        self.bottleneck = _double_conv(WIDTHS[-1], BOTTLENECK_WIDTH)
+
+        outputs = tuple(reversed(WIDTHS))
+        self.up = nn.ModuleList(
+            nn.Sequential(_conv(before, 4 * after), nn.ReLU(), nn.PixelShuffle(2))
+            for before, after in zip((BOTTLENECK_WIDTH, *outputs), outputs, strict=False)
+        )
+        at_full_size = WIDTHS[0]
+        self.decoder = nn.ModuleList(
+            nn.Sequential(_conv(2 * width, width), nn.ReLU())
+            if width == at_full_size
+            else _double_conv(2 * width, width)
+            for width in outputs
+        )
+        self.head = nn.Conv2d(at_full_size, 3, kernel_size=1)
+
+    def forward(self, noisy_BCHW: Tensor) -> Tensor:
+        features = noisy_BCHW
+        skips = []
+        for stage in self.encoder:
+            features = stage(features)
+            skips.append(features)
+            features = self.pool(features)
+        features = self.bottleneck(features)
+        for up, stage, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            features = stage(torch.cat([up(features), skip], dim=1))
+        return torch.sigmoid(self.head(features))
+
+
+def _conv(before: int, after: int) -> nn.Conv2d:
+    conv = nn.Conv2d(before, after, kernel_size=3, padding=1)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # He et al. 2015, eq. 10
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # torch types a Conv2d's bias as optional
+    return conv
+
+
+def _double_conv(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(_conv(before, after), nn.ReLU(), _conv(after, after), nn.ReLU())

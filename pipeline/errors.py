@@ -1,0 +1,40 @@
+"""Everything that can go wrong in the world outside, as one tree. What the caller got wrong is a `ValueError`.
+
+    DegrainError
+    ├── PhotoRejected        one photo cannot be used; becomes a row of the index with this message as its reason
+    ├── StorageError         a store could not be read or written
+    │   ├── ObjectMissing    there is no such object
+    │   └── ObjectExists     a create-only write found the object already there
+    ├── ImageSetError        what lies at the target is not, or no longer, a sound image set
+    └── RunFailed            a run had to stop; what is committed stays
+
+Every class takes exactly one message, or it would not survive the trip back from a Ray worker.
+"""
+
+
+class DegrainError(Exception):
+    """Base of the tree. The message is one line that names the thing, the value seen, and what to do."""
+
+
+class PhotoRejected(DegrainError):
+    """One photo cannot be used. The message is the reason that a person reads in the index."""
+
+
+class StorageError(DegrainError):
+    """A store could not be read or written, after the retries that it deserved."""
+
+
+class ObjectMissing(StorageError):
+    """There is no such object."""
+
+
+class ObjectExists(StorageError):
+    """A create-only write found the object already there: someone else was first."""
+
+
+class ImageSetError(DegrainError):
+    """What lies at the target is not, or no longer, a sound image set."""
+
+
+class RunFailed(DegrainError):
+    """A run had to stop. What is committed stays, and the next run does the rest."""
