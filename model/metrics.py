@@ -10,14 +10,15 @@ PEAK = 255.0
 
 
 def psnr_db(photo: NDArray[np.generic], reference: NDArray[np.generic], *, peak: float = PEAK) -> float:
-    """Peak signal-to-noise ratio in dB over all samples; infinite where both are equal.
+    """Peak signal-to-noise ratio in dB, 10 log10(peak² / MSE), over all samples; infinite where both are equal.
 
     Raises:
         ValueError: the shapes differ.
     """
     if photo.shape != reference.shape:
         raise ValueError(f"cannot compare a photo of shape {photo.shape} with one of shape {reference.shape}")
-    mean_square = float(np.mean((photo.astype(np.float64) - reference.astype(np.float64)) ** 2))
+    difference = photo.astype(np.float64) - reference.astype(np.float64)
+    mean_square = float(np.mean(difference**2))
     return math.inf if mean_square == 0 else 10 * math.log10(peak**2 / mean_square)
 
 
@@ -32,12 +33,13 @@ def gaussian_psnr_db(
 
     Args:
         denoise: maps an (H, W, 3) float32 photo in 8-bit levels, not clipped, to its estimate of the clean one.
-        photos: clean (H, W, 3) uint8 photos, in the order in which `seed` draws their noise.
+        photos: clean (H, W, 3) uint8 photos.
         sigma: standard deviation of the noise in 8-bit levels.
+        seed: of the noise. It is drawn photo after photo, so that their order counts.
     """
     draw = np.random.default_rng(seed)
     scores = []
     for clean in photos:
-        noisy = clean + draw.normal(0, sigma, clean.shape).astype(np.float32)
-        scores.append(psnr_db(np.clip(np.round(denoise(noisy)), 0, PEAK), clean))
+        noisy = clean.astype(np.float32) + draw.normal(0, sigma, clean.shape).astype(np.float32)
+        scores.append(psnr_db(denoise(noisy).round().clip(0, PEAK), clean))
     return scores

@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from model.jpeg import pass_through_jpeg
+
 PEAK = 255.0
 
-# Brooks et al. 2019, "Unprocessing Images for Learned Raw Denoising", section 3.1: shot noise of real cameras is
-# log-uniform in this range, and read noise follows it on a line in log space with a normal spread.
+# Brooks et al. 2019, "Unprocessing Images for Learned Raw Denoising", section 3.1: the shot noise of real cameras is
+# log-uniform in this range, and the variance of their read noise follows it on a line in log space, normally spread.
 LOG_SHOT_RANGE = (math.log(1e-4), math.log(1.2e-2))
+JPEG_QUALITY_RANGE = (75.0, 98.0)  # what cameras and phones write
 READ_SLOPE, READ_INTERCEPT, READ_SPREAD = 2.18, 1.20, 0.26
 
 
@@ -27,13 +30,16 @@ class NoiseConfig:
         float_share: white Gaussian noise, neither clipped nor rounded (the protocol of papers).
         file_share: white Gaussian noise, clipped and rounded to 8 bits (what a file can hold).
         camera_share: signal-dependent sensor noise in linear light, half of it behind a Bayer mosaic, as a file.
+        jpeg_share: share of the camera photos that were saved as JPEG, half of those with halved chroma (4:2:0), at a
+            quality of 75–98.
     """
 
     sigma_min: float = 0.0
     sigma_max: float = 55.0
-    float_share: float = 0.6
+    float_share: float = 0.5
     file_share: float = 0.2
-    camera_share: float = 0.2
+    camera_share: float = 0.3
+    jpeg_share: float = 0.6
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma_min <= self.sigma_max:
@@ -41,6 +47,8 @@ class NoiseConfig:
         shares = (self.float_share, self.file_share, self.camera_share)
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"noise shares {shares} must be positive and add up to 1")
+        if not 0 <= self.jpeg_share <= 1:
+            raise ValueError(f"jpeg_share is {self.jpeg_share}: expected a number from 0 to 1")
 
 
 def sample_noisy(clean_BCHW: Tensor, config: NoiseConfig, generator: Generator) -> Tensor:
@@ -58,7 +66,15 @@ def sample_noisy(clean_BCHW: Tensor, config: NoiseConfig, generator: Generator) 
         count = int(is_camera_B.sum())
         log_shot_B = torch.empty(count).uniform_(*LOG_SHOT_RANGE, generator=generator)
         has_mosaic_B = torch.rand(count, generator=generator) < 0.5
-        noisy_BCHW[is_camera_B] = add_camera_noise(clean_BCHW[is_camera_B], log_shot_B.exp(), has_mosaic_B, generator)
+        camera_BCHW = add_camera_noise(clean_BCHW[is_camera_B], log_shot_B.exp(), has_mosaic_B, generator)
+        quality_B = torch.empty(count).uniform_(*JPEG_QUALITY_RANGE, generator=generator).round()
+        is_420_B = torch.rand(count, generator=generator) < 0.5
+        is_jpeg_B = torch.rand(count, generator=generator) < config.jpeg_share
+        if is_jpeg_B.any():
+            camera_BCHW[is_jpeg_B] = pass_through_jpeg(
+                camera_BCHW[is_jpeg_B], quality_B[is_jpeg_B], is_420_B[is_jpeg_B]
+            )
+        noisy_BCHW[is_camera_B] = camera_BCHW
     return noisy_BCHW
 
 
@@ -76,12 +92,14 @@ def to_8bit(photo_BCHW: Tensor) -> Tensor:
 def add_camera_noise(clean_BCHW: Tensor, shot_B: Tensor, has_mosaic_B: Tensor, generator: Generator) -> Tensor:
     """Add sensor noise as a camera does: in linear light, then (where asked) through a mosaic, as an 8-bit sRGB file.
 
-    The variance is `shot * x + read²` for linear x in [0, 1], the Gaussian approximation of Poisson–Gaussian noise
-    (Foi et al. 2008, eq. 2); read noise is drawn given the shot noise (Brooks et al. 2019, eq. 2).
+    The variance is `shot * x + read_variance` for linear x in [0, 1], the Gaussian approximation of Poisson–Gaussian
+    noise (Foi et al. 2008); read noise is drawn given the shot noise (Brooks et al. 2019, section 3.1).
 
     Args:
-        shot_B: shot noise, the variance that a fully exposed pixel has; 1e-4 (base ISO) to 1.2e-2 (high ISO).
+        clean_BCHW: sRGB in [0, 1].
+        shot_B: shot noise, the variance that it gives to a fully exposed pixel; 1e-4 (base ISO) to 1.2e-2 (high ISO).
         has_mosaic_B: whether the photo passes an RGGB mosaic and bilinear demosaicing, which colours the noise.
+        generator: draws the noise.
     """
     spread_B = torch.randn(shot_B.shape, generator=generator) * READ_SPREAD
     read_variance_B = (READ_SLOPE * shot_B.log() + READ_INTERCEPT + spread_B).exp()
@@ -100,8 +118,9 @@ def demosaic(linear_BCHW: Tensor) -> Tensor:
     mask_CHW[1, 0::2, 1::2] = 1
     mask_CHW[1, 1::2, 0::2] = 1
     mask_CHW[2, 1::2, 1::2] = 1
-    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])
-    weights = kernel.expand(3, 1, 3, 3)
+    sparse = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])
+    dense = torch.tensor([[0.0, 1.0, 0.0], [1.0, 4.0, 1.0], [0.0, 1.0, 0.0]])  # green has no use for its diagonals
+    weights = torch.stack([sparse, dense, sparse])[:, None]
     seen_BCHW = F.conv2d(linear_BCHW * mask_CHW, weights, padding=1, groups=3)
     return seen_BCHW / F.conv2d(mask_CHW[None], weights, padding=1, groups=3)
 

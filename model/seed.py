@@ -19,7 +19,7 @@ class SeedNetwork(nn.Module):
     """
 
     multiple_px = 32
-    halo_px = 288  # no output pixel sees further than this, whatever its place in a cell of `multiple_px`
+    halo_px = 256  # what surrounds a rectangle of whole cells at more than 254 pixels does not change it
 
     def __init__(self) -> None:
         super().__init__()

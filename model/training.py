@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from model.jpeg import BLOCK_PX
 from model.noise import PEAK, NoiseConfig, sample_noisy
 from model.weights import NETWORKS
 
@@ -47,9 +48,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise ValueError(f"unknown network {self.network!r}: expected one of {', '.join(NETWORKS)}")
-        multiple = NETWORKS[self.network].multiple_px
+        multiple = math.lcm(NETWORKS[self.network].multiple_px, 2 * BLOCK_PX)
         if self.patch_px <= 0 or self.patch_px % multiple:
-            raise ValueError(f"patch_px is {self.patch_px}: network {self.network!r} needs a multiple of {multiple}")
+            raise ValueError(
+                f"patch_px is {self.patch_px}: network {self.network!r} and JPEG's blocks need a multiple of {multiple}"
+            )
         if self.steps <= 0 or self.batch_size <= 0:
             raise ValueError(f"steps ({self.steps}) and batch_size ({self.batch_size}) must be positive")
 
@@ -124,7 +127,7 @@ class TrainState:
         return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
     def load(self, data: bytes, step: int) -> None:
-        """Continue from a checkpoint that `dump` made at `step`."""
+        """Continue from a checkpoint that `dump` made at `step` (see `checkpoint_step`)."""
         tensors = safetensors.torch.load(data)
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -153,19 +156,25 @@ def train_steps(
     """Train `state` in place from its step to the last, yielding after each step; stop whenever you like.
 
     Args:
+        state: where to start; holds the result.
+        config: the recipe, the same that `state` was made with.
         batch: clean patches of a step, (B, 3, P, P) float32 in [0, 1], as `PatchSampler.batch` makes them.
+        device: as torch names it, such as "cpu" or "cuda:1".
     """
     state.network.to(device).train()
     state.average.to(device)
+    state.optimizer.load_state_dict(state.optimizer.state_dict())  # moves the moments to where the weights are now
     while state.step < config.steps:
         clean_BCHW = batch(state.step)
-        noise_draw = Generator().manual_seed(config.seed * 1_000_003 + state.step)
+        step_seed = config.seed * 1_000_003 + state.step
+        noise_draw = Generator().manual_seed(step_seed)
         noisy_BCHW = sample_noisy(clean_BCHW, config.noise, noise_draw).to(device, memory_format=torch.channels_last)
 
         learning_rate = config.learning_rate * _schedule(state.step, config)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=config.bfloat16):
+        torch.manual_seed(step_seed)  # dropout draws from the global generator, which no checkpoint holds
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.bfloat16):
             denoised_BCHW = state.network(noisy_BCHW)
         loss = charbonnier(denoised_BCHW.float(), clean_BCHW.to(device))
         state.optimizer.zero_grad(set_to_none=True)
@@ -194,5 +203,5 @@ def _schedule(step: int, config: TrainConfig) -> float:
 def _update_average(state: TrainState, config: TrainConfig) -> None:
     """Early on the average follows fast, or it would remember the initial weights for thousands of steps."""
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
-    targets, sources = list(state.average.parameters()), list(state.network.parameters())
-    torch._foreach_lerp_(targets, [source.detach() for source in sources], 1 - decay)
+    targets: list[Tensor] = list(state.average.parameters())
+    torch._foreach_lerp_(targets, [source.detach() for source in state.network.parameters()], 1 - decay)

@@ -97,3 +97,17 @@ def shipped_names() -> list[str]:
 def find_shipped(name: str) -> Path | None:
     """The file of the shipped weights called `name`, or None where none has that name."""
     return SHIPPED / f"{name}.safetensors" if name in shipped_names() else None
+
+
+def load_weights(source: str | Path) -> Weights:
+    """The shipped weights of that name, or those in a file.
+
+    Raises:
+        ValueError: neither shipped weights nor a file of that name, or not a weights file.
+    """
+    path = find_shipped(str(source)) or Path(source)
+    if not path.is_file():
+        raise ValueError(
+            f"no weights {str(source)!r}: expected a file or one of {', '.join(shipped_names()) or 'none'}"
+        )
+    return parse_weights(path.read_bytes())

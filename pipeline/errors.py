@@ -3,7 +3,8 @@
     DegrainError
     ├── PhotoRejected        one photo cannot be used; becomes a row of the index with this message as its reason
     ├── StorageError         a store could not be read or written
-    │   ├── ObjectMissing    there is no such object
+    │   ├── ObjectRefused    this one object cannot be read or held; the store works otherwise
+    │   │   └── ObjectMissing  there is no such object
     │   └── ObjectExists     a create-only write found the object already there
     ├── ImageSetError        what lies at the target is not, or no longer, a sound image set
     └── RunFailed            a run had to stop; what is committed stays
@@ -24,7 +25,11 @@ class StorageError(DegrainError):
     """A store could not be read or written, after the retries that it deserved."""
 
 
-class ObjectMissing(StorageError):
+class ObjectRefused(StorageError):
+    """This one object cannot be read or held (forbidden, a folder, a name too long), while the store works."""
+
+
+class ObjectMissing(ObjectRefused):
     """There is no such object."""
 
 

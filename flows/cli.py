@@ -1,0 +1,279 @@
+"""The command `degrain`: parses, calls the jobs, prints. Heavy libraries are imported inside the commands."""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pipeline.jobs import Progress, Summary
+
+EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; errors are one line on standard error."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(options.command(options))
+    except KeyboardInterrupt:
+        _say("interrupted: what is finished stays, and the same command does the rest")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:  # the edge: every failure is one line here
+        logging.getLogger(__name__).info("traceback", exc_info=error)
+        _say(" ".join(str(error).split()) or type(error).__name__)
+        return EXIT_CALL if isinstance(error, ValueError) else EXIT_FAILED
+
+
+def denoise(options: argparse.Namespace) -> int:
+    """`degrain denoise`: a collection through a Ray cluster, or one photo in this process."""
+    from pipeline.denoise import DenoiseConfig
+    from pipeline.jobs import denoise_one, find_photo
+
+    config = DenoiseConfig(strength=options.strength)
+    if (photo := find_photo(options.source)) is not None:
+        record = denoise_one(photo, options.target, weights=options.weights, config=config)
+        print(json.dumps(record) if options.json else f"{record['outcome']}: {record['output']}")
+        return EXIT_OK
+    return _denoise_collection(options, config)
+
+
+def demo(options: argparse.Namespace) -> int:
+    """`degrain demo`: noise on the photos that ship, the true `denoise` on them, and what was gained."""
+    from pathlib import Path
+
+    from pipeline.demo import format_table, run_demo
+
+    from pipeline.jobs import DenoiseJob, run_denoise
+
+    def run(source: Path, target: Path) -> None:
+        job = DenoiseJob(source=str(source), target=str(target), weights=options.weights)
+        _say("denoising four photos with camera noise …")
+        run_denoise(job, _ProgressBar())
+
+    result = run_demo(Path(options.folder), run)
+    print(format_table(result.scores))
+    print(f"\nbefore and after: {result.picture}")
+    return EXIT_OK
+
+
+def train(options: argparse.Namespace) -> int:
+    """`degrain train`: a network on a collection of clean photos."""
+    from tqdm import tqdm
+
+    from model.training import TrainConfig
+    from pipeline.train import TrainJob, run_train
+
+    given = {name: getattr(options, name) for name in ("network", "steps", "batch_size", "patch_px", "seed")}
+    config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
+    job = TrainJob(
+        source=options.source,
+        run=options.run,
+        validation=options.validate,
+        data=options.data,
+        licence=options.licence,
+        config=config,
+    )
+    with tqdm(total=config.steps, unit="step", file=sys.stderr, mininterval=1 if sys.stderr.isatty() else 60) as bar:
+
+        def report(metrics: Any) -> None:  # Any: StepMetrics, whose import would bring torch
+            bar.n = metrics.step
+            bar.set_postfix_str(f"loss {metrics.loss:.4f}", refresh=False)
+            bar.update(0)
+
+        scores = run_train(job, report)
+    print(json.dumps({"run": options.run, **scores}))
+    return EXIT_OK
+
+
+def weights(options: argparse.Namespace) -> int:
+    """`degrain weights list|show`: what ships, and the card of any."""
+    from model.weights import shipped_names
+    from pipeline.jobs import read_weights
+
+    if options.action == "list":
+        for name in shipped_names():
+            _, found = read_weights(name)
+            print(f"{name:12} {found.sha256[:16]}  {found.card.noise}")
+        return EXIT_OK
+    _, found = read_weights(options.name)
+    print(json.dumps({"sha256": found.sha256, **dataclasses.asdict(found.card)}, indent=2))
+    return EXIT_OK
+
+
+def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any: DenoiseConfig, imported late
+    from pipeline.cluster import ClusterConfig
+    from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
+    from pipeline.records import Layout
+
+    job = DenoiseJob(
+        source=options.source,
+        target=options.target,
+        weights=options.weights,
+        layout=Layout(options.layout),
+        limit=options.limit,
+        retry_failed=options.retry_failed,
+        max_rejected_fraction=options.max_rejected_fraction,
+        denoise=config,
+        cluster=ClusterConfig(address=options.cluster, workers=options.workers),
+    )
+    if options.dry_run:
+        counts = plan_denoise(job)
+        if options.json:
+            print(json.dumps(dataclasses.asdict(counts)))
+            return EXIT_OK
+        for status, photos in counts.photos.items():
+            print(f"{status:12} {photos:>10,} photos {counts.size_bytes[status] / 1e6:>12,.1f} MB")
+        print(f"{'to do':12} {counts.planned_photos:>10,} photos {counts.planned_bytes / 1e6:>12,.1f} MB")
+        return EXIT_OK
+    with _ProgressBar() as progress:
+        summary = run_denoise(job, progress)
+    print(json.dumps(dataclasses.asdict(summary)) if options.json else _summary_text(summary, options.target))
+    return EXIT_OK
+
+
+class _ProgressBar:
+    """Photos, images/s, megapixels/s and the time left, on standard error."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None  # Any: tqdm is untyped
+        self._start_s = 0.0
+
+    def __enter__(self) -> "_ProgressBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, progress: "Progress") -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            interval = 0.1 if sys.stderr.isatty() else 30.0
+            self._bar = tqdm(
+                total=progress.planned, unit="image", file=sys.stderr, dynamic_ncols=True, mininterval=interval
+            )
+        rejected = f", {progress.rejected} rejected" if progress.rejected else ""
+        elapsed = self._bar.format_dict["elapsed"]
+        speed = progress.megapixels / elapsed if elapsed else 0.0
+        self._bar.set_postfix_str(f"{speed:.2f} megapixels/s{rejected}", refresh=False)
+        self._bar.update(progress.done - self._bar.n)
+
+
+def _summary_text(summary: "Summary", target: str) -> str:
+    if not summary.denoised + summary.untouched + summary.rejected:
+        return f"nothing to do: {summary.up_to_date:,} photos are up to date in {target}"
+    lines = [
+        f"{summary.inputs:,} photos: {summary.denoised:,} denoised, {summary.untouched:,} untouched, "
+        f"{summary.rejected:,} rejected, {summary.up_to_date:,} up to date",
+        f"{summary.megapixels:,.1f} megapixels in {summary.seconds:,.1f} s: {summary.images_per_second:.2f} images/s, "
+        f"{summary.megapixels_per_second:.2f} megapixels/s",
+        f"index: {target.rstrip('/')}/{summary.index} (outcome and reason of every photo)",
+    ]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="degrain", description="Cleans whole photo archives.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = _command(commands, "denoise", denoise, "denoise a collection of photos, or one photo")
+    command.add_argument("source", metavar="SOURCE", help="folder, URL (s3://…), image set, or one photo; only read")
+    command.add_argument(
+        "target", metavar="TARGET", help="where the image set is made or goes on; a file for one photo"
+    )
+    _weights_option(command)
+    command.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="share of the noise to remove [1]")
+    command.add_argument(
+        "--layout", choices=["files", "packed"], default="files", help="the same names, or Parquet shards [files]"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="process at most N photos")
+    command.add_argument("--retry-failed", action="store_true", help="try photos again that were rejected before")
+    command.add_argument(
+        "--max-rejected-fraction", type=float, default=1.0, metavar="F", help="fail when more are rejected [1]"
+    )
+    command.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    command.add_argument("--workers", type=int, metavar="N", help="worker processes [one a GPU, or one a core]")
+    command.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")
+    command.add_argument("--json", action="store_true", help="one JSON object as the last line of standard output")
+
+    command = _command(commands, "demo", demo, "add camera noise to the photos that ship, and remove it")
+    command.add_argument("folder", metavar="FOLDER", help="where the photos and a before/after picture are written")
+    _weights_option(command)
+
+    command = _command(commands, "train", train, "train a network on clean photos")
+    command.add_argument("source", metavar="SET", help="folder or URL of clean photos")
+    command.add_argument(
+        "--run", required=True, metavar="NAME", help="folder or URL of the run; it goes on if it is there"
+    )
+    command.add_argument("--network", choices=["photo", "seed"], help="which architecture [photo]")
+    command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run [24000]")
+    command.add_argument("--batch-size", type=int, metavar="N", help="patches of a step [16]")
+    command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch [128]")
+    command.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise [0]")
+    command.add_argument("--validate", metavar="SET", help="score the weights on these photos at the end")
+    command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
+    command.add_argument("--licence", default="not stated", metavar="TEXT", help="what the card says of the terms")
+
+    command = _command(commands, "weights", weights, "list the weights that ship, or show a card")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="names, hashes and noise")
+    actions.add_parser("show", help="a card").add_argument("name", metavar="WEIGHTS", help="name, path or URL")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what was wrong with a call in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _say(f"{message} (see: {self.prog} --help)")
+        raise SystemExit(EXIT_CALL)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"degrain {version('degrain')}")
+        parser.exit()
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    # Any: argparse keeps the type of its subparsers to itself
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    command.set_defaults(command=run)
+    command.add_argument(
+        "--verbose", action="store_true", help="a line on standard error for each shard, and tracebacks"
+    )
+    return command
+
+
+def _weights_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--weights", default="photo", metavar="NAME", help="name, path or URL of weights [photo]")
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """A SIGTERM is an interrupt: everything that was started is stopped on the way out."""
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    print(f"degrain: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""The denoiser: photos in, clean photos out. Owns the device, the precision, the tiles and the fallback on memory.
+
+```python
+denoiser = Denoiser.load("photo")
+clean = denoiser(noisy)                                  # the same shape and dtype
+cleans = denoiser.denoise_many([first, second])          # tiles of several photos in one run of the network
+```
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.tiling import Rectangle, Tile, padded_px, plan_tiles
+from model.weights import Weights, load_weights
+
+logger = logging.getLogger(__name__)
+
+Pixels = TypeVar("Pixels", bound=np.generic)
+
+# What white is in each dtype. Floats are in 8-bit levels, as sigma is.
+PEAKS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 255.0}
+FILE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
+CPU_BATCH_PX = 256**2
+GPU_BATCH_PX = 2048**2
+SMALLEST_TILE_PX = 64  # below this the halo is nearly all of the work, and a smaller tile would hardly need less memory
+
+
+class Precision(StrEnum):
+    """The type in which the network computes the noise. It is subtracted in float32 in any case."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Denoiser:
+    """Removes the noise of photos with one set of weights on one device. Use it from one thread at a time.
+
+    Args:
+        weights: the network's tensors and their card.
+        device: as torch names it, such as "cpu" or "cuda:1"; "auto" is a GPU where there is one.
+        precision: "auto" takes 8-bit photos in the 16-bit type that the hardware is made for, if any, and all others
+            in float32, or it would add steps of its own to the finer ones of the photo.
+        tile_px: the largest side of what one tile is responsible for; its halo comes on top.
+        batch_px: how many pixels the network is given at once, where there are several tiles of one size; a single
+            tile may have more. By default what fills a GPU, or on a CPU what fits its caches: there, batches make
+            photos below 128 × 128 up to five times as fast, and are of no use to larger ones.
+
+    Raises:
+        ValueError: an unknown precision or device, sizes that are not positive, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        device: str = "auto",
+        precision: str = Precision.AUTO,
+        tile_px: int = 1024,
+        batch_px: int | None = None,
+    ) -> None:
+        if tile_px < 1 or (batch_px is not None and batch_px < 1):
+            raise ValueError(f"tile_px ({tile_px}) and batch_px ({batch_px}) must be at least 1")
+        if precision not in set(Precision):
+            raise ValueError(f"unknown precision {precision!r}: expected one of {', '.join(Precision)}")
+        self.weights = weights
+        self.device = _find_device(device)
+        self.precision = Precision(precision)
+        self._fastest = _fastest_precision(self.device)
+        self._network = weights.network().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
+        self._tile_px = tile_px
+        self._batch_px = batch_px or (CPU_BATCH_PX if self.device.type == "cpu" else GPU_BATCH_PX)
+
+    @classmethod
+    def load(cls, source: str | Path, *, device: str = "auto", precision: str = Precision.AUTO) -> "Denoiser":
+        """A denoiser with the shipped weights of that name, or with those in a file.
+
+        Raises:
+            ValueError: neither shipped weights nor a file of that name, or not a weights file.
+        """
+        return cls(load_weights(source), device=device, precision=precision)
+
+    def __call__(self, noisy: NDArray[Pixels], *, strength: float = 1.0) -> NDArray[Pixels]:
+        """The clean photo, of the same shape and dtype.
+
+        Args:
+            noisy: (H, W, 3) or (H, W) in sRGB, uint8 or uint16; any size. Gray stays gray.
+            strength: how much of the noise is removed, from 0 (the photo unchanged, exactly) to 1.
+
+        Raises:
+            ValueError: not such a photo, or such a strength.
+            FloatingPointError: the network returned something that is not a number.
+            MemoryError: there is not enough memory even for the smallest tile.
+        """
+        return self.denoise_many([noisy], [strength])[0]
+
+    def denoise_many(
+        self, photos: Sequence[NDArray[Pixels]], strengths: Sequence[float] | None = None
+    ) -> list[NDArray[Pixels]]:
+        """The clean photos, in their order; tiles of one size run together, up to `batch_px`.
+
+        Args and errors as for a single photo. Any error is about the whole call: nothing is returned in part.
+        """
+        strengths = [1.0] * len(photos) if strengths is None else strengths
+        if len(strengths) != len(photos):
+            raise ValueError(f"got {len(photos)} photos but {len(strengths)} strengths: expected one for each")
+        return self._denoise([_Request.of(*pair, FILE_DTYPES) for pair in zip(photos, strengths, strict=True)])
+
+    def denoise_float(self, noisy: NDArray[np.float32], *, strength: float = 1.0) -> NDArray[np.float32]:
+        """The clean photo of one that no file can hold, for measurements; neither clipped nor rounded.
+
+        Args:
+            noisy: (H, W, 3) or (H, W) float32 in 8-bit levels of sRGB, which may lie outside 0–255.
+            strength: as for a photo.
+        """
+        return self._denoise([_Request.of(noisy, strength, (np.dtype(np.float32),))])[0]
+
+    def _denoise(self, requests: "list[_Request]") -> list[NDArray[Any]]:
+        batches = self._plan([request for request in requests if request.strength > 0])
+        while batches:
+            batch = batches.pop()
+            try:
+                self._run(batch)
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if len(batch) == 1 and max(batch[0].core_shape) <= SMALLEST_TILE_PX:
+                    raise MemoryError(f"no memory on {self.device} for a tile of {SMALLEST_TILE_PX} pixels") from error
+            # Outside of the handler, where the traceback no longer keeps the tensors of the failed run alive.
+            batches.extend(self._cut_smaller(batch))
+        return [request.clean for request in requests]
+
+    def _plan(self, requests: "list[_Request]") -> "list[list[_Job]]":
+        """Jobs of one padded size, dtype and number of channels in batches of at most `batch_px`, the last first."""
+        jobs: dict[tuple[Any, ...], list[_Job]] = {}
+        for request in requests:
+            for job in self._cut(request):
+                kind = (self._padded_shape(job), request.noisy.ndim, request.noisy.dtype)
+                jobs.setdefault(kind, []).append(job)
+        batches = []
+        for (shape, *_), alike in jobs.items():
+            size = max(1, self._batch_px // math.prod(shape))
+            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+        return batches[::-1]
+
+    def _cut_smaller(self, batch: "list[_Job]") -> "list[list[_Job]]":
+        """Two batches of half the jobs, or of a single job its tile in smaller ones. Later photos start from there."""
+        if len(batch) > 1:
+            half = len(batch) // 2
+            self._batch_px = min(self._batch_px, (len(batch) - half) * math.prod(self._padded_shape(batch[0])))
+            logger.warning("out of memory on %s: batches now have at most %d pixels", self.device, self._batch_px)
+            return [batch[half:], batch[:half]]
+        (job,) = batch
+        self._tile_px = max(SMALLEST_TILE_PX, max(job.core_shape) // 2)
+        logger.warning("out of memory on %s: tiles now have a side of at most %d", self.device, self._tile_px)
+        return [[smaller] for smaller in reversed(self._cut(job.request, job.tile.core))]
+
+    def _cut(self, request: "_Request", area: Rectangle | None = None) -> "list[_Job]":
+        height_px, width_px = request.noisy.shape[:2]
+        tiles = plan_tiles(
+            height_px,
+            width_px,
+            tile_px=self._tile_px,
+            halo_px=self._network.halo_px,
+            multiple_px=self._network.multiple_px,
+            area=area,
+        )
+        return [_Job(request, tile) for tile in tiles]
+
+    def _padded_shape(self, job: "_Job") -> tuple[int, int]:
+        read, multiple_px = job.tile.read, self._network.multiple_px
+        return padded_px(read.height_px, multiple_px), padded_px(read.width_px, multiple_px)
+
+    @torch.inference_mode()
+    def _run(self, batch: "list[_Job]") -> None:
+        """Run jobs of one kind, and write their cores into the clean photos."""
+        first = batch[0].request.noisy
+        padded_BHWC = np.empty((len(batch), *self._padded_shape(batch[0]), *first.shape[2:]), first.dtype)
+        for job, padded_HWC in zip(batch, padded_BHWC, strict=True):
+            job.read_into(padded_HWC)
+        noisy_BHWC = torch.from_numpy(padded_BHWC).to(self.device).to(torch.float32).mul_(1 / PEAKS[first.dtype])
+        if first.ndim == 2:
+            noisy_BHWC = noisy_BHWC[..., None].repeat(1, 1, 1, 3)
+        # The permuted view is what torch calls channels_last: no pixel moves.
+        noisy_BCHW = noisy_BHWC.permute(0, 3, 1, 2)
+        clean_BCHW = self._run_network(noisy_BCHW, self._precision_of(first.dtype))
+        for job, noisy_CHW, clean_CHW in zip(batch, noisy_BCHW, clean_BCHW, strict=True):
+            job.write(noisy_CHW, clean_CHW)
+
+    def _run_network(self, noisy_BCHW: Tensor, precision: Precision) -> Tensor:
+        is_autocast = precision is not Precision.FLOAT32
+        lower = getattr(torch, precision.value) if is_autocast else None
+        with torch.autocast(self.device.type, dtype=lower, enabled=is_autocast):
+            clean_BCHW: Tensor = self._network(noisy_BCHW)
+        return clean_BCHW.float()
+
+    def _precision_of(self, dtype: np.dtype[Any]) -> Precision:
+        if self.precision is not Precision.AUTO:
+            return self.precision
+        return self._fastest if dtype == np.uint8 else Precision.FLOAT32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    """A photo, what is wanted of it, and the array that the result is written to."""
+
+    noisy: NDArray[Any]
+    strength: float
+    clean: NDArray[Any]
+
+    @classmethod
+    def of(cls, noisy: NDArray[Any], strength: float, dtypes: tuple[np.dtype[Any], ...]) -> "_Request":
+        is_photo = noisy.ndim == 2 or (noisy.ndim == 3 and noisy.shape[2] == 3)
+        if not is_photo or noisy.dtype not in dtypes or noisy.size == 0:
+            expected = " or ".join(str(dtype) for dtype in dtypes)
+            raise ValueError(
+                f"cannot denoise an array of shape {noisy.shape} and dtype {noisy.dtype}: expected (H, W, 3) or (H, W) "
+                f"of {expected}, at least one pixel"
+            )
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength is {strength}: expected 0 to 1")
+        return cls(noisy, strength, noisy.copy() if strength == 0 else np.empty_like(noisy))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """One tile of one request."""
+
+    request: _Request
+    tile: Tile
+
+    @property
+    def core_shape(self) -> tuple[int, int]:
+        return self.tile.core.height_px, self.tile.core.width_px
+
+    def read_into(self, padded_HWC: NDArray[Any]) -> None:
+        """Copy what the tile reads, and pad it at the bottom and the right."""
+        height_px, width_px = self.tile.read.height_px, self.tile.read.width_px
+        padded_HWC[:height_px, :width_px] = self.request.noisy[self.tile.read.slices]
+        _mirror(padded_HWC, height_px)
+        _mirror(padded_HWC.swapaxes(0, 1), width_px)
+
+    def write(self, noisy_CHW: Tensor, clean_CHW: Tensor) -> None:
+        """Blend the core by the photo's strength and write it into the clean photo, in the photo's levels."""
+        rows, columns = self.tile.core.within(self.tile.read)
+        clean_CHW, noisy_CHW = clean_CHW[:, rows, columns], noisy_CHW[:, rows, columns]
+        if not math.isfinite(float(clean_CHW.sum())):  # NaN and infinity survive a sum, which is the cheapest test
+            raise FloatingPointError(
+                f"the network made something that is not a number of a photo of shape {self.request.noisy.shape}, "
+                f"within {self.tile.core}: check the weights, or try precision float32"
+            )
+        if self.request.noisy.ndim == 2:
+            clean, noisy = (clean_CHW[0] + clean_CHW[1] + clean_CHW[2]) / 3, noisy_CHW[0]
+        else:
+            clean, noisy = clean_CHW.permute(1, 2, 0), noisy_CHW.permute(1, 2, 0)
+        blended = torch.lerp(noisy, clean, self.request.strength)
+        self.request.clean[self.tile.core.slices] = _to_levels(blended, self.request.noisy.dtype)
+
+
+def _mirror(padded: NDArray[Any], filled: int) -> None:
+    """Fill what follows the first `filled` rows by their reflection, or where they are too few by the last of them."""
+    missing = padded.shape[0] - filled
+    if missing < filled:
+        padded[filled:] = padded[filled - 1 - missing : filled - 1][::-1]
+    else:
+        padded[filled:] = padded[filled - 1]
+
+
+def _to_levels(photo: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """From [0, 1] to the levels of the dtype: rounded and clipped, unless that is a float. Changes its argument."""
+    levels = photo.mul_(PEAKS[dtype])
+    if dtype in FILE_DTYPES:
+        levels = levels.round_().clamp_(0, PEAKS[dtype]).to(torch.uint8 if dtype == np.uint8 else torch.uint16)
+    return levels.cpu().numpy()
+
+
+def _find_device(name: str) -> torch.device:
+    try:
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or the like") from error
+
+
+def _fastest_precision(device: torch.device) -> Precision:
+    """The type that the hardware computes fastest: bfloat16 is only worth it where it has instructions of its own."""
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Precision.BFLOAT16 if has_bfloat16 else Precision.FLOAT16
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    has_bfloat16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return Precision.BFLOAT16 if has_bfloat16 else Precision.FLOAT32
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch has a class for it on a GPU, and only a message on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))

@@ -1,0 +1,156 @@
+"""How noisy is this photo: the level of its noise, and how much of it is colour. Cheap, and without a network.
+
+Noise is measured where the photo shows nothing else, in its flattest blocks (as in Liu, Tanaka and Okutomi 2013), by
+the diagonal band of the Haar transform, which edges hardly enter (Donoho and Johnstone 1994). For white noise the
+bands are independent, so that blocks that are flat in the *other* bands are a fair sample of the noise in this one.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+BLOCK_PX = 16  # a multiple of 8, so that no block crosses those of a JPEG
+SAMPLE_PX = 2**20  # a larger photo is judged by blocks on a grid that have about as many pixels
+FLATTEST_SHARE = 0.05
+FEWEST_BLOCKS = 8
+CLIPPED_SHARE = 0.02  # with more clipped samples than this, a block's noise is no longer that of the sensor
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseEstimate:
+    """The noise of a photo, in 8-bit levels whatever its depth.
+
+    Luminance is (r + g + b) / √3, and two axes of chrominance complete it to an orthonormal basis: white noise is
+    equally strong on each, and 3 sigma² = luma_sigma² + 2 chroma_sigma². A gray photo has sigma = luma_sigma.
+
+    Attributes:
+        sigma: standard deviation in a channel; the quadratic mean over the channels.
+        luma_sigma: standard deviation of the luminance.
+        chroma_sigma: standard deviation on an axis of the chrominance; the quadratic mean of the two.
+        chroma_share: the part of the variance that is chrominance, 0 to 1: 2/3 for white noise, 0 for gray photos.
+    """
+
+    sigma: float
+    luma_sigma: float
+    chroma_sigma: float
+    chroma_share: float
+
+    def scaled(self, factor: float) -> "NoiseEstimate":
+        """Noise of the same colour, `factor` times as strong."""
+        return NoiseEstimate(
+            self.sigma * factor, self.luma_sigma * factor, self.chroma_sigma * factor, self.chroma_share
+        )
+
+
+def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16]) -> NoiseEstimate:
+    """Estimate the noise of an (H, W, 3) or (H, W) photo of any size.
+
+    Noise is measured at two scales, single pixels and cells of 2 × 2, and the stronger counts: demosaicing and JPEG
+    take the finest noise away and leave the coarser. White noise of 2–50 levels is met within 12 % or one level on
+    most photos; a photo that is texture all over reads as noisier than it is.
+
+    Raises:
+        ValueError: not such a photo.
+    """
+    is_photo = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[2] == 3)
+    if not is_photo or photo.dtype not in (np.uint8, np.uint16) or photo.size == 0:
+        raise ValueError(
+            f"cannot estimate the noise of an array of shape {photo.shape} and dtype {photo.dtype}: expected (H, W, 3) "
+            "or (H, W) of uint8 or uint16, at least one pixel"
+        )
+    blocks_NPC = _flattest(_sample_blocks(photo))
+    fine = _measure(blocks_NPC, level=1)
+    coarse = _measure(blocks_NPC, level=2).scaled(math.sqrt(_noise_likeness(blocks_NPC, level=2)))
+    return max(fine, coarse, key=lambda estimate: estimate.sigma)
+
+
+def _sample_blocks(photo: NDArray[Any]) -> NDArray[Any]:
+    """Blocks on a regular grid, (N, P, C) with the P pixels of each in rows, in the photo's dtype."""
+    photo_HWC = photo if photo.ndim == 3 else photo[..., None]
+    missing = [(0, max(0, BLOCK_PX - extent)) for extent in photo_HWC.shape[:2]]
+    if any(after for _, after in missing):  # repeated, because a mirrored photo would look smoother than it is
+        photo_HWC = np.pad(photo_HWC, [*missing, (0, 0)], mode="wrap")
+    rows, columns = (extent // BLOCK_PX for extent in photo_HWC.shape[:2])
+    step = math.ceil(math.sqrt(rows * columns * BLOCK_PX**2 / SAMPLE_PX))
+    whole_HWC = photo_HWC[: rows * BLOCK_PX, : columns * BLOCK_PX]
+    grid = whole_HWC.reshape(rows, BLOCK_PX, columns, BLOCK_PX, -1)[::step, :, ::step].swapaxes(1, 2)
+    return grid.reshape(-1, BLOCK_PX**2, photo_HWC.shape[2])
+
+
+def _flattest(blocks_NPC: NDArray[Any]) -> Floats:
+    """The flattest among the blocks that are hardly clipped, in 8-bit levels."""
+    peak = np.iinfo(blocks_NPC.dtype).max
+    clipped_N = ((blocks_NPC == 0) | (blocks_NPC == peak)).mean(axis=(1, 2))
+    usable = np.flatnonzero(clipped_N <= max(CLIPPED_SHARE, np.quantile(clipped_N, 0.2)))
+    luma_NP = blocks_NPC[usable].astype(np.float32) @ np.ones(blocks_NPC.shape[2], np.float32)
+    texture_NK = luma_NP @ _texture_basis()
+    texture_N = np.einsum("nk,nk->n", texture_NK, texture_NK)
+    count = max(FEWEST_BLOCKS, round(FLATTEST_SHARE * len(usable)))
+    flattest = usable[np.argsort(texture_N, kind="stable")[:count]]
+    return blocks_NPC[flattest].astype(np.float32) * np.float32(255 / peak)
+
+
+def _measure(blocks_NPC: Floats, level: int) -> NoiseEstimate:
+    """The noise in the diagonal band of one level of the transform: the median over the blocks."""
+    band_NCK = _transform(blocks_NPC, level, "diagonal")
+    channels, coefficients = band_NCK.shape[1:]
+    variance = float(np.median(_power(band_NCK)))
+    variance /= (1 - 2 / (9 * channels * coefficients)) ** 3  # chi-square: median over mean (Wilson and Hilferty 1931)
+    power = float(_power(band_NCK).sum())
+    luma_share = float(_power(band_NCK.mean(axis=1)).sum()) / power if power else 1.0
+    chroma_share = max(0.0, 1 - luma_share)
+    return NoiseEstimate(
+        sigma=math.sqrt(variance),
+        luma_sigma=math.sqrt(channels * variance * (1 - chroma_share)),
+        chroma_sigma=math.sqrt(channels * variance * chroma_share / 2),
+        chroma_share=chroma_share,
+    )
+
+
+def _noise_likeness(blocks_NPC: Floats, level: int) -> float:
+    """1 where the bands of a level are as strong as noise makes them, down to 0 where only texture explains them.
+
+    Noise has no direction: with white noise the row and column bands are as strong as the diagonal one, with JPEG's up
+    to 1.6 times, with bilinear demosaicing's about twice. In the flattest blocks of clean photos it is 2 to 6 times.
+    """
+    rows, columns, diagonal = (
+        float(np.median(_power(_transform(blocks_NPC, level, kind)))) for kind in ("rows", "columns", "diagonal")
+    )
+    return float(np.clip(3 - (rows + columns) / 2 / diagonal, 0, 1)) if diagonal else 0.0
+
+
+def _transform(blocks_NPC: Floats, level: int, kind: str) -> Floats:
+    band_NCK: Floats = blocks_NPC.swapaxes(1, 2) @ _band(level, kind)
+    return band_NCK
+
+
+def _power(band: Floats) -> Floats:
+    """The mean square of each block's coefficients: (N,)."""
+    power_N: Floats = (band**2).reshape(len(band), -1).mean(axis=1)
+    return power_N
+
+
+@functools.cache
+def _texture_basis() -> Floats:
+    """Vectors whose squared products with a block add up to its texture: (P, K). The measured bands are not in it."""
+    bands = [_band(level, kind) for level in (1, 2, 3) for kind in ("rows", "columns")]
+    bands.append(_band(3, "diagonal"))
+    return np.concatenate([band / np.float32(math.sqrt(band.shape[1])) for band in bands], axis=1)
+
+
+@functools.cache
+def _band(level: int, kind: str) -> Floats:
+    """One band of the orthonormal Haar transform of a block: (P, K), a vector of length 1 for each coefficient."""
+    cell = 2**level
+    smooth = np.ones(cell)
+    step = np.repeat([1.0, -1.0], cell // 2)
+    vertical, horizontal = {"rows": (step, smooth), "columns": (smooth, step), "diagonal": (step, step)}[kind]
+    places = np.eye(BLOCK_PX // cell)
+    vectors_PK: Floats = (np.kron(np.kron(places, vertical), np.kron(places, horizontal)).T / cell).astype(np.float32)
+    return vectors_PK

@@ -1,0 +1,60 @@
+"""What every container format shares: the header of a photo and its pixels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Samples = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16: NumPy's type parameter for the width has no union
+
+SIGNED = "the photo carries Content Credentials, which a change of its pixels would break"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What is known about a photo before any pixel is decoded.
+
+    Attributes:
+        format: "jpeg", "png", "tiff", "webp"; else another lower-case name such as "gif" or "heif"; "" when the content
+            is no known image format.
+        mode: "1", "L", "LA", "RGB", "RGBA", "P", "CMYK", "F" …: what the samples mean, whatever their bit depth.
+        orientation: the EXIF value, 1 to 8; 1 when absent or invalid.
+        untouched_reason: None when the photo can be denoised faithfully; else why it is copied as it is.
+    """
+
+    format: str
+    width_px: int | None = None
+    height_px: int | None = None
+    mode: str | None = None
+    bit_depth: int | None = None
+    orientation: int = 1
+    untouched_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The samples of a photo, as stored: the EXIF orientation is not applied.
+
+    Attributes:
+        colour: (H, W, 3) or (H, W), uint8 or uint16.
+        alpha: (H, W) of the same dtype, or None. It is carried over bit by bit.
+    """
+
+    colour: Samples
+    alpha: Samples | None = None
+
+    @classmethod
+    def split(cls, samples: Samples) -> "Pixels":
+        """Take (H, W), or (H, W, C) with C of 1 to 4, apart into views of colour and alpha."""
+        if samples.ndim == 2:
+            return cls(samples)
+        channels = samples.shape[2]
+        colour = samples[..., 0] if channels <= 2 else samples[..., :3]
+        return cls(colour, samples[..., -1] if channels in (2, 4) else None)
+
+    def joined(self) -> Samples:
+        """Colour and alpha as one contiguous array: (H, W) or (H, W, C) with C of 2 to 4."""
+        if self.alpha is None:
+            return np.ascontiguousarray(self.colour)
+        return np.dstack((self.colour, self.alpha))

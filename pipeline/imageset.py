@@ -1,0 +1,240 @@
+"""The image set at the target: plans, commits, the published index. The only module that knows where things lie in it.
+
+A shard is done if and only if its commit exists. Payload is written before the commit, the commit before the index,
+and the manifest last: a reader who follows the manifest never sees a row without its object.
+"""
+
+import dataclasses
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
+from pipeline.records import INDEX_SCHEMA, PACKED_SCHEMA, Layout, Outcome, PhotoRecord, index_table
+from pipeline.storage import Store
+
+MANIFEST = "manifest.json"
+FORMAT = "degrain image set"
+VERSION = 1
+PART_ROWS = 1_000_000  # of one published index part: some 100 MB
+PARALLEL_READS = 16  # of small objects, when an index is published
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an image set is, and which index is the published one.
+
+    Attributes:
+        source: where its photos came from.
+        layout: how it keeps them.
+        run: the run that published the index; empty before the first.
+        index: keys of the index's parts: together the newest row of every key.
+        counts: rows of the index by outcome.
+    """
+
+    source: str
+    layout: Layout
+    run: str = ""
+    index: tuple[str, ...] = ()
+    counts: dict[Outcome, int] = field(default_factory=dict)
+    published_at: str = ""
+
+
+class ImageSet:
+    """An image set in a store, there or yet to be made."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def read_manifest(self) -> Manifest | None:
+        """The manifest, or None where there is no image set yet.
+
+        Raises:
+            ImageSetError: there is something that this version cannot read.
+        """
+        try:
+            values = json.loads(self.store.read(MANIFEST))
+            found = values.pop("format", None), values.pop("version", None)
+            if found != (FORMAT, VERSION):
+                raise ImageSetError(f"{self.store.url} is {found}, and this degrain reads {(FORMAT, VERSION)}")
+            counts = {Outcome(name): count for name, count in values.pop("counts").items()}
+            return Manifest(
+                layout=Layout(values.pop("layout")), index=tuple(values.pop("index")), counts=counts, **values
+            )
+        except ObjectMissing:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ImageSetError(f"{self.store.url}/{MANIFEST} is damaged: {error}") from error
+
+    def open_for(self, source: str, layout: Layout) -> Manifest:
+        """The manifest of this set, which is started here where there is none.
+
+        Raises:
+            ValueError: the set was made from another source or has another layout, or the place is otherwise in use.
+        """
+        manifest = self.read_manifest()
+        if manifest is None:
+            occupant = next(iter(self.store.list()), None)
+            if occupant is not None:
+                raise ValueError(
+                    f"{self.store.url} is not empty (it holds {occupant.key}) and no image set: name a new place"
+                )
+            manifest = Manifest(source=source, layout=layout)
+            self._write_manifest(manifest)
+        if manifest.source != source:
+            raise ValueError(
+                f"{self.store.url} holds the photos of {manifest.source}, not of {source}: name another target "
+                f"(or, if the photos have moved, change 'source' in its {MANIFEST})"
+            )
+        if manifest.layout != layout:
+            raise ValueError(f"{self.store.url} has the layout '{manifest.layout}': it cannot become '{layout}'")
+        return manifest
+
+    def write_plan(self, run: str, plan: Path) -> None:
+        """Freeze a plan before any of its work starts."""
+        self.store.create(f"plans/{run}.parquet", plan.read_bytes())
+
+    def read_plan(self, run: str) -> bytes:
+        return self.store.read(f"plans/{run}.parquet")
+
+    def unfinished_runs(self) -> list[str]:
+        """Runs with a plan whose end was never recorded, oldest first."""
+        planned, ended = self._names("plans"), self._names("runs")
+        return sorted(planned - ended)
+
+    def committed_shards(self) -> set[str]:
+        """Every shard that is done."""
+        return self._names("commits")
+
+    def output_key(self, key: str) -> str:
+        """Where the layout `files` keeps the photo of a source key."""
+        return f"images/{key}"
+
+    def packed_key(self, shard: str) -> str:
+        """Where the layout `packed` keeps the photos of a shard."""
+        return f"shards/{shard}.parquet"
+
+    def write_packed(self, shard: str, records: Sequence[PhotoRecord], photos: Sequence[bytes]) -> None:
+        """Write a shard's photos and their rows as one Parquet object that opens in Hugging Face datasets."""
+        images = [{"bytes": photo, "path": record.key} for record, photo in zip(records, photos, strict=True)]
+        table = index_table(records).add_column(
+            0, PACKED_SCHEMA.field("image"), pa.array(images, PACKED_SCHEMA[0].type)
+        )
+        self.store.write(self.packed_key(shard), _parquet_bytes(table.cast(PACKED_SCHEMA)))
+
+    def commit(self, shard: str, records: Sequence[PhotoRecord]) -> None:
+        """Make a shard done, its payload being written. Of two workers with the same shard one wins; both may go on."""
+        with suppress(ObjectExists):
+            self.store.create(f"commits/{shard}.parquet", _parquet_bytes(index_table(records)))
+
+    def publish(self, run: str, shards: Iterable[str]) -> Manifest:
+        """Merge committed shards into the index, the newest row of each key winning, and point the manifest to it.
+
+        May run again after any interruption, and ends in the same objects.
+
+        Args:
+            run: names the new index parts.
+            shards: committed shards that the index may not hold yet.
+        """
+        manifest = self.read_manifest()
+        assert manifest is not None, "only an opened image set is published"
+        with tempfile.TemporaryDirectory(prefix="degrain-") as name, duckdb.connect() as database:
+            folder = Path(name)
+            committed = folder / "committed.parquet"
+            self._gather(shards, committed)
+            _create_merged_view(database, self._local_parts(manifest, folder), committed)
+            counted = database.sql("SELECT outcome, count(*) FROM merged GROUP BY outcome").fetchall()
+            rows = database.sql("SELECT * FROM merged ORDER BY key").to_arrow_reader(100_000)
+            index = tuple(self._write_parts(run, rows))
+        counts = {Outcome(outcome): count for outcome, count in sorted(counted)}
+        published = dataclasses.replace(
+            manifest, run=run, index=index, counts=counts, published_at=datetime.now(UTC).isoformat(timespec="seconds")
+        )
+        self._write_manifest(published)
+        for listed in list(self.store.list("index")):
+            if listed.key not in index:
+                self.store.delete(listed.key)
+        return published
+
+    def end_run(self, run: str, facts: dict[str, object]) -> None:
+        """Record the end of a run, once and for all; a second record of the same run changes nothing."""
+        with suppress(ObjectExists):
+            self.store.create(f"runs/{run}.json", _json_bytes(facts))
+
+    @contextmanager
+    def local_index(self) -> Iterator[list[Path]]:
+        """The published index as local files, for as long as the context lasts."""
+        manifest = self.read_manifest()
+        if manifest is None:
+            yield []
+            return
+        with tempfile.TemporaryDirectory(prefix="degrain-") as folder:
+            yield self._local_parts(manifest, Path(folder))
+
+    def _local_parts(self, manifest: Manifest, folder: Path) -> list[Path]:
+        parts = []
+        for number, key in enumerate(manifest.index):
+            part = folder / f"part-{number}.parquet"
+            part.write_bytes(self.store.read(key))
+            parts.append(part)
+        return parts
+
+    def _gather(self, shards: Iterable[str], path: Path) -> None:
+        """Write the rows of committed shards to one local file."""
+        with pq.ParquetWriter(path, INDEX_SCHEMA) as writer, ThreadPoolExecutor(PARALLEL_READS) as pool:
+            for data in pool.map(lambda shard: self.store.read(f"commits/{shard}.parquet"), shards):
+                writer.write_table(pq.read_table(io.BytesIO(data)).cast(INDEX_SCHEMA))
+
+    def _write_parts(self, run: str, rows: pa.RecordBatchReader) -> Iterator[str]:
+        """Write sorted rows as index parts of at most `PART_ROWS`, one in memory at a time; yields their keys."""
+        number, waiting, waiting_rows = 0, [], 0
+        for batch in rows:
+            waiting.append(batch)
+            waiting_rows += batch.num_rows
+            if waiting_rows >= PART_ROWS:
+                yield self._write_part(run, number, waiting)
+                number, waiting, waiting_rows = number + 1, [], 0
+        if waiting or number == 0:
+            yield self._write_part(run, number, waiting)
+
+    def _write_part(self, run: str, number: int, batches: list[pa.RecordBatch]) -> str:
+        key = f"index/part-{run}-{number:05}.parquet"
+        table = pa.Table.from_batches(batches).cast(INDEX_SCHEMA) if batches else INDEX_SCHEMA.empty_table()
+        self.store.write(key, _parquet_bytes(table))
+        return key
+
+    def _names(self, folder: str) -> set[str]:
+        return {listed.key.removeprefix(folder + "/").rsplit(".", 1)[0] for listed in self.store.list(folder)}
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        self.store.write(MANIFEST, _json_bytes({"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}))
+
+
+def _create_merged_view(database: duckdb.DuckDBPyConnection, parts: Sequence[Path], committed: Path) -> None:
+    """The newest row of each key: a committed row comes before the index's, a later one before an earlier."""
+    database.read_parquet(str(committed)).create_view("committed")
+    newest = "SELECT * FROM committed QUALIFY row_number() OVER (PARTITION BY key ORDER BY run DESC, attempts DESC) = 1"
+    if parts:
+        database.read_parquet([str(part) for part in parts]).create_view("published")
+        newest += " UNION ALL BY NAME SELECT * FROM published WHERE key NOT IN (SELECT key FROM committed)"
+    database.execute(f"CREATE TEMP VIEW merged AS {newest}")
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _json_bytes(value: dict[str, object]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()

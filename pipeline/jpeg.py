@@ -1,0 +1,402 @@
+"""JPEG: walk its segments, decode its scans, and put new scans between the source's own metadata."""
+
+import functools
+import io
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.container import SIGNED, Header, Pixels, Samples
+from pipeline.errors import PhotoRejected
+from pipeline.ifd import exif_orientation
+
+SIGNATURE = b"\xff\xd8\xff"
+START, END, SCAN, TABLES, HUFFMAN, RESTART_INTERVAL = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
+BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
+FRAMES = frozenset(range(0xC0, 0xD0)) - {HUFFMAN, 0xC8, 0xCC}
+# Markers of the coded picture. All other segments are metadata and survive byte for byte.
+CODING = FRAMES | {HUFFMAN, SCAN, END, TABLES, RESTART_INTERVAL, 0xC8, 0xCC, 0xDC}
+COLOUR_HEADERS = {0xE0, 0xEE}  # APP0 with JFIF and APP14 of Adobe tell YCbCr from RGB
+SUBSAMPLINGS: dict[tuple[tuple[int, int], ...], int] = {
+    ((1, 1), (1, 1), (1, 1)): 0,
+    ((2, 1), (1, 1), (1, 1)): 1,
+    ((2, 2), (1, 1), (1, 1)): 2,
+}
+PADDING = b"\x00\xff \r\n\x1a"
+
+# A run of fill bytes belongs to the marker behind it; looking behind keeps the search linear on hostile data.
+MARKER_IN_SCAN = re.compile(rb"(?<!\xff)\xff++[^\x00\xd0-\xd7]")
+RESTART_IN_SCAN = re.compile(rb"(?<!\xff)\xff++([\xd0-\xd7])")
+RESTARTS = bytes(range(0xD0, 0xD8))
+CANARY = bytes.fromhex("5a3c9971a6e2480d")  # entropy-coded data that no complete scan ever reads
+
+ZIGZAG = [
+    (row, diagonal - row)
+    for diagonal in range(15)
+    for row in (range(diagonal + 1) if diagonal % 2 else range(diagonal, -1, -1))
+    if row < 8 and diagonal - row < 8
+]
+ZIGZAG_OF_NATURAL = np.argsort([8 * row + column for row, column in ZIGZAG])
+
+CORRUPT = "the JPEG is corrupt: its segments do not line up"
+TRUNCATED = "the JPEG is cut off: its end is missing"
+INCOMPLETE = "the JPEG is damaged: a part of its picture is missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One marker with its payload; a scan's segment includes its entropy-coded data."""
+
+    marker: int
+    start: int  # of the marker's 0xFF
+    payload: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One component of the frame: its identifier, sampling factors and quantisation table."""
+
+    ident: int
+    factors: tuple[int, int]  # horizontal, vertical
+    table: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One scan: which components it codes, and where its entropy-coded data lies."""
+
+    idents: bytes
+    restart_interval: int  # in MCUs; 0 for none
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A JPEG taken apart. `end` is the offset behind its end marker."""
+
+    segments: tuple[Segment, ...]
+    scans: tuple[Scan, ...]
+    frame: int  # the marker of the frame: which kind of JPEG this is
+    bit_depth: int
+    height_px: int
+    width_px: int
+    components: tuple[Component, ...]
+    tables: dict[int, tuple[int, ...]]  # natural order, not zigzag
+    are_tables_redefined: bool
+    end: int
+
+
+def inspect(data: bytes) -> Header:
+    """Read the header.
+
+    Raises:
+        PhotoRejected: the JPEG is cut off or corrupt.
+    """
+    layout = _layout(data)
+    exif = next((data[s.payload + 6 : s.end] for s in layout.segments if _is_exif(data, s)), b"")
+    return Header(
+        format="jpeg",
+        width_px=layout.width_px,
+        height_px=layout.height_px,
+        mode={1: "L", 3: "RGB", 4: "CMYK"}.get(len(layout.components)),
+        bit_depth=layout.bit_depth,
+        orientation=exif_orientation(exif),
+        untouched_reason=_untouched_reason(data, layout),
+    )
+
+
+def decode(data: bytes) -> Pixels:
+    """Decode the picture.
+
+    libjpeg paints what is missing gray and says nothing. So the scans are decoded a second time with something else
+    behind them: a picture that changes was not complete.
+
+    Raises:
+        PhotoRejected: a part of the picture is missing or cannot be decoded.
+    """
+    layout = _layout(data)
+    _check_amount_of_data(data, layout)
+    samples = _decode(_stripped(data, layout))
+    if samples.shape[:2] != (layout.height_px, layout.width_px):
+        raise PhotoRejected(CORRUPT)
+    if _may_lack_data(layout, samples) and not np.array_equal(samples, _decode(_stripped(data, layout, CANARY))):
+        raise PhotoRejected(INCOMPLETE)
+    return Pixels(samples)
+
+
+def encode(pixels: Pixels, data: bytes) -> bytes:
+    """Write `pixels` with the tables, subsampling, scan kind, restarts and every other segment of the JPEG `data`.
+
+    Raises:
+        PhotoRejected: the pixels need far more bytes than the source had.
+    """
+    layout = _layout(data)
+    scans = _encode(pixels.colour, data, layout)
+    metadata = [data[s.start : s.end] for s in layout.segments if s.marker not in CODING]
+    new = _layout(scans)
+    coding = [scans[s.start : s.end] for s in new.segments if s.marker in CODING]
+    return b"".join([b"\xff\xd8", *metadata, *coding, data[layout.end :]])
+
+
+def _layout(data: bytes) -> Layout:
+    segments: list[Segment] = []
+    scans: list[Scan] = []
+    frame: Segment | None = None
+    tables: dict[int, tuple[int, ...]] = {}
+    are_tables_redefined = False
+    restart_interval = 0
+    for segment in _segments(data):
+        segments.append(segment)
+        payload = data[segment.payload : segment.end] if segment.marker != SCAN else b""
+        if segment.marker in FRAMES:
+            if frame is not None:
+                raise PhotoRejected(CORRUPT)
+            frame = segment
+        elif segment.marker == TABLES:
+            new = _tables(payload)
+            are_tables_redefined |= bool(scans) and any(tables.get(i, new[i]) != new[i] for i in new)
+            tables |= new
+        elif segment.marker == RESTART_INTERVAL:
+            restart_interval = int.from_bytes(payload[:2], "big")
+        elif segment.marker == SCAN:
+            scans.append(_scan(data, segment, restart_interval))
+    if frame is None or not scans:
+        raise PhotoRejected(CORRUPT)
+    bit_depth, height_px, width_px, components = _frame(data[frame.payload : frame.end])
+    return Layout(
+        segments=tuple(segments),
+        scans=tuple(scans),
+        frame=frame.marker,
+        bit_depth=bit_depth,
+        height_px=height_px,
+        width_px=width_px,
+        components=components,
+        tables=tables,
+        are_tables_redefined=are_tables_redefined,
+        end=segments[-1].end,
+    )
+
+
+def _segments(data: bytes) -> Iterator[Segment]:
+    """Every segment behind the start marker, the end marker included."""
+    position = 2
+    while True:
+        start = position
+        while data[position : position + 2] == b"\xff\xff":  # fill bytes
+            position += 1
+        if position + 2 > len(data):
+            raise PhotoRejected(TRUNCATED)
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker <= 0x01 or marker == START or 0xD0 <= marker <= 0xD7:
+            raise PhotoRejected(CORRUPT)
+        if marker == END:
+            yield Segment(END, start, position + 2, position + 2)
+            return
+        payload = position + 4
+        end = position + 2 + int.from_bytes(data[position + 2 : payload], "big")
+        if end > len(data):
+            raise PhotoRejected(TRUNCATED)
+        if end < payload:
+            raise PhotoRejected(CORRUPT)
+        if marker == SCAN:
+            found = MARKER_IN_SCAN.search(data, end)
+            if found is None:
+                raise PhotoRejected(TRUNCATED)
+            end = found.start()
+        yield Segment(marker, start, payload, end)
+        position = end
+
+
+def _scan(data: bytes, segment: Segment, restart_interval: int) -> Scan:
+    start = segment.payload - 2 + int.from_bytes(data[segment.payload - 2 : segment.payload], "big")
+    count = data[segment.payload] if start > segment.payload else 0
+    if not count or start != segment.payload + 2 * count + 4:
+        raise PhotoRejected(CORRUPT)
+    idents = data[segment.payload + 1 : segment.payload + 1 + 2 * count : 2]
+    return Scan(idents=idents, restart_interval=restart_interval, start=start, end=segment.end)
+
+
+def _frame(payload: bytes) -> tuple[int, int, int, tuple[Component, ...]]:
+    """Bit depth, height, width and components of a frame header."""
+    if len(payload) < 6 or len(payload) != 6 + 3 * payload[5]:
+        raise PhotoRejected(CORRUPT)
+    components = tuple(
+        Component(ident=payload[i], factors=(payload[i + 1] >> 4, payload[i + 1] & 15), table=payload[i + 2])
+        for i in range(6, len(payload), 3)
+    )
+    if not all(1 <= factor <= 4 for component in components for factor in component.factors):
+        raise PhotoRejected(CORRUPT)
+    return payload[0], int.from_bytes(payload[1:3], "big"), int.from_bytes(payload[3:5], "big"), components
+
+
+def _tables(payload: bytes) -> dict[int, tuple[int, ...]]:
+    """The quantisation tables of one segment, in natural order, by their destination."""
+    tables = {}
+    while payload:
+        is_wide, destination = payload[0] >> 4, payload[0] & 15
+        size = 128 if is_wide else 64
+        if is_wide > 1 or destination > 3 or len(payload) < 1 + size:
+            raise PhotoRejected(CORRUPT)
+        zigzag = np.frombuffer(payload, ">u2" if is_wide else "u1", count=64, offset=1)
+        tables[destination] = tuple(zigzag[ZIGZAG_OF_NATURAL].tolist())
+        payload = payload[1 + size :]
+    return tables
+
+
+def _untouched_reason(data: bytes, layout: Layout) -> str | None:
+    reasons = (
+        (layout.frame in (0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG is not denoised"),
+        (layout.frame in (0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG is not denoised"),
+        (layout.frame in (0xC9, 0xCA), "JPEG with arithmetic coding is not denoised"),
+        (layout.bit_depth != 8, f"JPEG of {layout.bit_depth} bits is not denoised"),
+        (len(layout.components) == 4, "CMYK is not denoised"),
+        (len(layout.components) not in (1, 3, 4), f"JPEG of {len(layout.components)} channels is not denoised"),
+        (_is_signed(data, layout), SIGNED),
+        (bool(data[layout.end :].strip(PADDING)), _trailer_reason(data, layout)),
+        (_subsampling(layout) is None, "JPEG with this chroma subsampling cannot be written back"),
+        (layout.are_tables_redefined, "JPEG that changes its quantisation tables midway cannot be written back"),
+        (max(map(max, layout.tables.values()), default=0) > 255, "JPEG of 12-bit quantisation cannot be written back"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
+
+
+def _trailer_reason(data: bytes, layout: Layout) -> str:
+    trailer = data[layout.end :].lstrip(PADDING)
+    if b"\xff\xd8\xff" in data[layout.end :]:
+        return "another picture lies behind the photo (a preview or a gain map), which a rewrite would break"
+    if trailer[4:8] == b"ftyp" or b"ftyp" in trailer:
+        return "a video lies behind the photo, which a rewrite would break"
+    return "other data lie behind the photo, which a rewrite would break"
+
+
+def _is_exif(data: bytes, segment: Segment) -> bool:
+    return segment.marker == 0xE1 and data[segment.payload : segment.end].startswith(b"Exif\0")
+
+
+def _is_signed(data: bytes, layout: Layout) -> bool:
+    return any(s.marker == 0xEB and b"c2pa" in data[s.payload : s.end] for s in layout.segments)
+
+
+def _is_coded_as_rgb(data: bytes, layout: Layout) -> bool:
+    """Decide as libjpeg does: JFIF means YCbCr, Adobe says it, and else the identifiers tell."""
+    if len(layout.components) != 3:
+        return False
+    headers = [(s.marker, data[s.payload : s.end]) for s in layout.segments if s.marker in COLOUR_HEADERS]
+    if any(marker == 0xE0 and payload.startswith(b"JFIF\0") and len(payload) >= 14 for marker, payload in headers):
+        return False
+    adobe = [
+        payload for marker, payload in headers if marker == 0xEE and payload[:5] == b"Adobe" and len(payload) >= 12
+    ]
+    if adobe:
+        return adobe[-1][11] == 0
+    return bytes(component.ident for component in layout.components) == b"RGB"
+
+
+def _subsampling(layout: Layout) -> int | None:
+    """Pillow's number of the chroma subsampling, None where it has none."""
+    if len(layout.components) == 1:
+        return 0  # sampling factors mean nothing for a single component
+    return SUBSAMPLINGS.get(tuple(component.factors for component in layout.components))
+
+
+def _stripped(data: bytes, layout: Layout, canary: bytes = b"") -> bytes:
+    """The JPEG without metadata, which a decoder has no need to parse, with `canary` behind all entropy-coded data."""
+    parts = [b"\xff\xd8"]
+    for segment in layout.segments:
+        if segment.marker in CODING or segment.marker in COLOUR_HEADERS:
+            parts.append(data[segment.start : segment.end])
+        if segment.marker == SCAN and canary:
+            parts[-1] = RESTART_IN_SCAN.sub(lambda restart: canary + restart[0], parts[-1]) + canary
+    return b"".join(parts)
+
+
+def _decode(jpeg: bytes) -> NDArray[np.uint8]:
+    try:
+        samples: NDArray[np.uint8] = imagecodecs.jpeg8_decode(jpeg)
+    except (RuntimeError, ValueError) as error:
+        raise PhotoRejected("the JPEG is damaged: its picture cannot be decoded") from error
+    return samples
+
+
+def _may_lack_data(layout: Layout, samples: NDArray[np.uint8]) -> bool:
+    """Whether a part may be missing. A single scan without restarts that ends early has a gray last corner."""
+    is_plain = len(layout.scans) == 1 and layout.scans[0].restart_interval == 0
+    return not is_plain or bool(np.all(samples[-1, -1] == 128))
+
+
+def _check_amount_of_data(data: bytes, layout: Layout) -> None:
+    """Reject scans that are too short, or whose restart markers are not in order: libjpeg would paint over the gap.
+
+    Raises:
+        PhotoRejected: data are missing between restart markers.
+    """
+    if 8 * (layout.scans[0].end - layout.scans[0].start) < _mcu_count(layout, layout.scans[0]):
+        raise PhotoRejected(INCOMPLETE)  # an MCU takes a bit at least: such a claim must not allocate
+    for scan in layout.scans:
+        numbers = b"".join(RESTART_IN_SCAN.findall(data, scan.start, scan.end))
+        expected = (_mcu_count(layout, scan) - 1) // scan.restart_interval if scan.restart_interval else 0
+        if len(numbers) < expected or numbers[:expected] != (RESTARTS * (expected // 8 + 1))[:expected]:
+            raise PhotoRejected(INCOMPLETE)
+
+
+def _mcu_count(layout: Layout, scan: Scan) -> int:
+    """How many MCUs a scan has: ITU-T T.81, A.2."""
+    widest = max(component.factors[0] for component in layout.components)
+    tallest = max(component.factors[1] for component in layout.components)
+    if len(scan.idents) > 1:
+        return math.ceil(layout.width_px / widest / 8) * math.ceil(layout.height_px / tallest / 8)
+    horizontal, vertical = next((c.factors for c in layout.components if c.ident == scan.idents[0]), (widest, tallest))
+    return math.ceil(layout.width_px * horizontal / widest / 8) * math.ceil(layout.height_px * vertical / tallest / 8)
+
+
+def _encode(colour: Samples, data: bytes, layout: Layout) -> bytes:
+    tables = [layout.tables[component.table] for component in layout.components]
+    interval = layout.scans[0].restart_interval
+    # Pillow gives libjpeg one buffer for a whole progressive or optimised picture, two bytes a pixel. Photos of the
+    # highest quality need more; comments, which the transplant drops, make it larger.
+    room_bytes = max(0, 4 * len(data) - 2 * colour.shape[0] * colour.shape[1])
+    jpeg = io.BytesIO()
+    try:
+        Image.fromarray(colour).save(
+            jpeg,
+            "JPEG",
+            qtables=tables,
+            subsampling=_subsampling(layout),
+            progressive=layout.frame == PROGRESSIVE,
+            optimize=not _huffman_tables(data, layout) <= _standard_huffman_tables(),
+            keep_rgb=_is_coded_as_rgb(data, layout),
+            restart_marker_blocks=interval,
+            extra=(b"\xff\xfe\xff\xff" + bytes(0xFFFD)) * (-(-room_bytes // 0xFFFF)),
+        )
+    except OSError as error:
+        raise PhotoRejected("the denoised photo does not fit into a JPEG like the source") from error
+    return jpeg.getvalue()
+
+
+def _huffman_tables(data: bytes, layout: Layout) -> set[bytes]:
+    """The Huffman tables as (class, destination, lengths, values); several may share a segment."""
+    found = set()
+    for segment in layout.segments:
+        if segment.marker != HUFFMAN:
+            continue
+        payload = data[segment.payload : segment.end]
+        while len(payload) >= 17:
+            size = 17 + sum(payload[1:17])
+            found.add(payload[:size])
+            payload = payload[size:]
+    return found
+
+
+@functools.cache
+def _standard_huffman_tables() -> set[bytes]:
+    jpeg = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
+    return _huffman_tables(jpeg.getvalue(), _layout(jpeg.getvalue()))

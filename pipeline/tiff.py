@@ -1,0 +1,428 @@
+"""TIFF: find the strips or tiles of the photo and rewrite them where they lie: all other bytes stay as they are.
+
+A preview or thumbnail in a further directory (marked as a reduced-resolution image) is left as it is, like the
+thumbnail in a JPEG's EXIF data.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import imagecodecs
+import numpy as np
+
+from pipeline.container import SIGNED, Header, Pixels, Samples
+from pipeline.errors import PhotoRejected
+from pipeline.ifd import CORRUPT, TRUNCATED, UNSIGNED, Directory, File, open_file, orientation, read_directory
+
+SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
+STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_SIZES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
+TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_SIZES, SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT = (
+    *range(322, 326),
+    330,
+    338,
+    339,
+)
+EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD = 34665, 34853, 40965
+PHOTOSHOP_LAYERS, DNG_VERSION, CONTENT_CREDENTIALS = 37724, 50706, 52545
+
+REDUCED, MASK = 1, 4  # bits of SUBFILE_TYPE
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, SENSOR_MOSAIC, LINEAR_RAW = 0, 1, 2, 3, 5, 32803, 34892
+MODES = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "YCbCr", 8: "LAB", 9: "LAB", 10: "LAB"}
+NONE, LZW, JPEG, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD = 1, 5, 7, 8, 32946, 32773, 34925, 50000
+WRITABLE = {NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD}
+HORIZONTAL = 2  # the predictor that stores differences between neighbours
+ASSOCIATED_ALPHA = 1
+LAYER_KEYS = (b"Layr", b"Lr16", b"Lr32", b"ryaL", b"61rL", b"23rL")
+
+LONG, LONG8 = 4, 16
+# libdeflate's levels, from fast to small: the next one is tried when the result does not fit into its old place.
+DEFLATE_LEVELS = (6, 9)
+ZSTD_LEVEL = 9
+MAX_DIRECTORIES = 64  # of one photo; more are hostile
+
+UNDECODABLE = "the TIFF is damaged: its picture cannot be decoded"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One strip or tile: the samples that it holds, and its bytes in the file."""
+
+    plane: int
+    top: int
+    left: int
+    rows: int
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the samples of the photo are laid out."""
+
+    file: File
+    directory: Directory
+    width_px: int
+    height_px: int
+    samples: int
+    dtype: np.dtype[np.unsignedinteger[Any]]  # in the file's byte order
+    photometric: int
+    compression: int
+    predictor: int
+    is_planar: bool
+    is_alpha_premultiplied: bool
+    segment_width_px: int
+    segment_height_px: int
+    offsets_tag: int
+    sizes_tag: int
+    segments: tuple[Segment, ...]
+
+
+def inspect(data: bytes) -> Header:
+    """Read the header.
+
+    Raises:
+        PhotoRejected: the TIFF is cut off or corrupt.
+    """
+    file = open_file(data)
+    pages, others = _directories(file)
+    photo = pages[0]
+    width_px, height_px = file.value(photo, WIDTH, 0), file.value(photo, HEIGHT, 0)
+    samples = file.value(photo, SAMPLES, 1)
+    bit_depth = file.value(photo, BITS, 1)
+    reason = _untouched_reason(file, pages, others)
+    if reason is None and width_px and height_px:
+        layout = _layout(file, photo)
+        if _overlap(layout, [*pages, *others]):
+            reason = "TIFF whose parts overlap cannot be written back"
+    else:
+        _check_segments_lie_inside(file, photo)
+    return Header(
+        format=_format(file, [*pages, *others]),
+        width_px=width_px,
+        height_px=height_px,
+        mode=_mode(file, photo, samples, bit_depth),
+        bit_depth=bit_depth,
+        orientation=orientation(file, photo),
+        untouched_reason=reason,
+    )
+
+
+def decode(data: bytes) -> Pixels:
+    """Decode the strips or tiles of the photo.
+
+    Raises:
+        PhotoRejected: one of them cannot be decoded.
+    """
+    layout = _read_layout(data)
+    samples = np.empty((layout.height_px, layout.width_px, layout.samples), layout.dtype.newbyteorder("="))
+    for segment in layout.segments:
+        block = _decode(layout, segment)
+        rows, columns, planes = _place(layout, segment)
+        samples[rows, columns, planes] = block[: rows.stop - rows.start, : columns.stop - columns.start]
+    pixels = Pixels.split(samples)
+    if layout.photometric == WHITE_IS_ZERO:
+        return Pixels(np.invert(pixels.colour), pixels.alpha)
+    return pixels
+
+
+def encode(pixels: Pixels, data: bytes) -> bytes:
+    """Write `pixels` over the strips or tiles of the TIFF `data`, with its compression and predictor.
+
+    What no longer fits into its old place goes to the end of the file. All other bytes stay, but for the offsets and
+    sizes of the strips or tiles.
+
+    Raises:
+        PhotoRejected: the file would outgrow the offsets of its kind of TIFF.
+    """
+    layout = _read_layout(data)
+    colour = np.invert(pixels.colour) if layout.photometric == WHITE_IS_ZERO else pixels.colour
+    if layout.is_alpha_premultiplied and pixels.alpha is not None:
+        limit = pixels.alpha if colour.ndim == 2 else pixels.alpha[..., None]
+        colour = np.minimum(colour, limit)  # more colour than coverage would glow
+    samples = Pixels(colour, pixels.alpha).joined().reshape(layout.height_px, layout.width_px, layout.samples)
+
+    out = bytearray(data)
+    offsets, sizes = [], []
+    for segment in layout.segments:
+        encoded = _encode(layout, segment, samples)
+        offset = segment.offset
+        if len(encoded) <= segment.size_bytes:
+            out[offset : offset + segment.size_bytes] = encoded.ljust(segment.size_bytes, b"\0")
+        else:
+            out += bytes(len(out) % 2)  # offsets must be even
+            offset = len(out)
+            out += encoded
+        offsets.append(offset)
+        sizes.append(len(encoded))
+    if layout.compression != NONE:
+        _patch(out, layout, layout.offsets_tag, offsets)
+        _patch(out, layout, layout.sizes_tag, sizes)
+    return bytes(out)
+
+
+def _directories(file: File) -> tuple[list[Directory], list[Directory]]:
+    """The main chain of directories, and those that hang below it: sub-images, EXIF, GPS."""
+    pages: list[Directory] = []
+    others: list[Directory] = []
+    seen: set[int] = set()
+    offset = file.first_offset
+    while offset and offset not in seen and len(seen) < MAX_DIRECTORIES:
+        seen.add(offset)
+        pages.append(read_directory(file, offset))
+        offset = pages[-1].next_offset
+    if not pages:
+        raise PhotoRejected(CORRUPT)
+    queue = list(pages)
+    while queue:
+        directory = queue.pop(0)
+        for tag in (SUB_IFDS, EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD):
+            for offset in file.values(directory, tag)[:MAX_DIRECTORIES]:
+                if offset and offset not in seen and len(seen) < MAX_DIRECTORIES:
+                    seen.add(offset)
+                    others.append(read_directory(file, offset))
+                    queue.append(others[-1])
+    return pages, others
+
+
+def _untouched_reason(file: File, pages: list[Directory], others: list[Directory]) -> str | None:
+    photo, *further = pages
+    value = file.value
+    photometric = value(photo, PHOTOMETRIC, -1)
+    samples = value(photo, SAMPLES, 1)
+    extra = samples - (3 if photometric == RGB else 1)
+    bits = set(file.values(photo, BITS, 1))
+    sub_images = [directory for directory in others if WIDTH in directory.entries]
+    is_raw = _format(file, [*pages, *others]) != "tiff"
+    reasons = (
+        (is_raw or value(photo, SUBFILE_TYPE, 0) & REDUCED, "camera raw is not denoised"),
+        (
+            any(not value(page, SUBFILE_TYPE, 0) & (REDUCED | MASK) for page in further),
+            "TIFF of several pages is not denoised",
+        ),
+        (
+            any(not value(sub, SUBFILE_TYPE, 0) & (REDUCED | MASK) for sub in sub_images),
+            "TIFF of several pictures is not denoised",
+        ),
+        (photometric == PALETTE, "a palette is not denoised"),
+        (photometric == CMYK, "CMYK is not denoised"),
+        (photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB), "TIFF in this colour space is not denoised"),
+        (set(file.values(photo, SAMPLE_FORMAT, 1)) != {1}, "TIFF of floating point or signed numbers is not denoised"),
+        (max(bits) < 8, f"a picture of {max(bits)} bits is not denoised"),
+        (len(bits) > 1 or not bits <= {8, 16}, f"TIFF of {max(bits)} bits is not denoised"),
+        (extra < 0 or extra > 1, "TIFF with further channels is not denoised"),
+        (value(photo, COMPRESSION, 1) == JPEG, "TIFF with JPEG inside cannot be written back"),
+        (value(photo, COMPRESSION, 1) not in WRITABLE, "TIFF of this compression cannot be written back"),
+        (value(photo, PREDICTOR, 1) not in (1, HORIZONTAL), "TIFF of this predictor cannot be written back"),
+        (value(photo, PLANAR, 1) not in (1, 2), "TIFF of this planar configuration cannot be written back"),
+        (value(photo, FILL_ORDER, 1) != 1, "TIFF of reversed bits cannot be written back"),
+        (_has_layers(file, photo), "TIFF with Photoshop layers is not denoised: its layers would not match"),
+        (CONTENT_CREDENTIALS in photo.entries, SIGNED),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
+
+
+def _has_layers(file: File, photo: Directory) -> bool:
+    entry = photo.entries.get(PHOTOSHOP_LAYERS)
+    return entry is not None and any(file.data.find(key, entry.offset, entry.end) >= 0 for key in LAYER_KEYS)
+
+
+def _format(file: File, directories: list[Directory]) -> str:
+    if any(DNG_VERSION in directory.entries for directory in directories):
+        return "dng"
+    photometrics = {file.value(directory, PHOTOMETRIC, -1) for directory in directories}
+    return "raw" if photometrics & {SENSOR_MOSAIC, LINEAR_RAW} else "tiff"
+
+
+def _mode(file: File, photo: Directory, samples: int, bit_depth: int) -> str | None:
+    mode = MODES.get(file.value(photo, PHOTOMETRIC, -1))
+    if mode == "L" and bit_depth == 1:
+        return "1"
+    if mode == "L" and file.value(photo, SAMPLE_FORMAT, 1) == 3:
+        return "F"
+    has_alpha = (mode == "L" and samples == 2) or (mode == "RGB" and samples == 4)
+    return f"{mode}A" if has_alpha else mode
+
+
+def _read_layout(data: bytes) -> Layout:
+    file = open_file(data)
+    return _layout(file, read_directory(file, file.first_offset))
+
+
+def _layout(file: File, photo: Directory) -> Layout:
+    value = file.value
+    width_px, height_px = value(photo, WIDTH, 0), value(photo, HEIGHT, 0)
+    samples, is_planar = value(photo, SAMPLES, 1), value(photo, PLANAR, 1) == 2
+    is_tiled = TILE_OFFSETS in photo.entries
+    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype(f"{file.order}u{value(photo, BITS, 8) // 8}")
+    offsets_tag, sizes_tag = (TILE_OFFSETS, TILE_SIZES) if is_tiled else (STRIP_OFFSETS, STRIP_SIZES)
+    segment_width_px = value(photo, TILE_WIDTH, 0) if is_tiled else width_px
+    segment_height_px = (
+        value(photo, TILE_HEIGHT, 0) if is_tiled else min(value(photo, ROWS_PER_STRIP, height_px), height_px)
+    )
+    offsets, sizes = file.values(photo, offsets_tag), file.values(photo, sizes_tag)
+    planes = samples if is_planar else 1
+    if not segment_width_px or not segment_height_px:
+        raise PhotoRejected(CORRUPT)
+    count = planes * -(-width_px // segment_width_px) * -(-height_px // segment_height_px)
+    compression = value(photo, COMPRESSION, NONE)
+    if not offsets or len(offsets) != count or len(sizes) != count:
+        raise PhotoRejected(CORRUPT)
+    layout = Layout(
+        file=file,
+        directory=photo,
+        width_px=width_px,
+        height_px=height_px,
+        samples=samples,
+        dtype=dtype,
+        photometric=value(photo, PHOTOMETRIC, BLACK_IS_ZERO),
+        compression=compression,
+        predictor=value(photo, PREDICTOR, 1),
+        is_planar=is_planar,
+        is_alpha_premultiplied=value(photo, EXTRA_SAMPLES, 0) == ASSOCIATED_ALPHA,
+        segment_width_px=segment_width_px,
+        segment_height_px=segment_height_px,
+        offsets_tag=offsets_tag,
+        sizes_tag=sizes_tag,
+        segments=(),
+    )
+    return replace(layout, segments=tuple(_segments(layout, offsets, sizes, is_tiled=is_tiled)))
+
+
+def _segments(layout: Layout, offsets: list[int], sizes: list[int], *, is_tiled: bool) -> Iterator[Segment]:
+    tops = range(0, layout.height_px, layout.segment_height_px)
+    lefts = range(0, layout.width_px, layout.segment_width_px)
+    planes = range(layout.samples if layout.is_planar else 1)
+    row_bytes = layout.segment_width_px * layout.dtype.itemsize * (1 if layout.is_planar else layout.samples)
+    for (plane, top, left), offset, size in zip(itertools.product(planes, tops, lefts), offsets, sizes, strict=True):
+        rows = layout.segment_height_px if is_tiled else min(layout.segment_height_px, layout.height_px - top)
+        size_bytes = size
+        if layout.compression == NONE:
+            size_bytes = rows * row_bytes  # some writers state too much here
+            if size < size_bytes:
+                raise PhotoRejected(TRUNCATED)
+        if offset + size_bytes > len(layout.file.data):
+            raise PhotoRejected(TRUNCATED)
+        yield Segment(plane, top, left, rows, offset, size_bytes)
+
+
+def _check_segments_lie_inside(file: File, photo: Directory) -> None:
+    for offsets_tag, sizes_tag in ((STRIP_OFFSETS, STRIP_SIZES), (TILE_OFFSETS, TILE_SIZES)):
+        offsets, sizes = file.values(photo, offsets_tag), file.values(photo, sizes_tag)
+        if any(offset + size > len(file.data) for offset, size in zip(offsets, sizes, strict=False)):
+            raise PhotoRejected(TRUNCATED)
+
+
+def _overlap(layout: Layout, directories: list[Directory]) -> bool:
+    """Whether a strip or tile of the photo shares bytes with anything else that is known of the file."""
+    spans = [(s.offset, s.offset + s.size_bytes, True) for s in layout.segments]
+    spans.append((0, layout.file.header_bytes, False))
+    for directory in directories:
+        spans.append((directory.start, directory.end, False))
+        spans += [(entry.offset, entry.end, False) for entry in directory.entries.values()]
+        if directory.start != layout.directory.start:
+            starts, sizes = layout.file.values(directory, STRIP_OFFSETS), layout.file.values(directory, STRIP_SIZES)
+            spans += [(start, start + size, False) for start, size in zip(starts, sizes, strict=False)]
+    end_of_any = end_of_segments = 0
+    for start, end, is_segment in sorted(spans):
+        if start < (end_of_any if is_segment else end_of_segments):
+            return True
+        end_of_any = max(end_of_any, end)
+        end_of_segments = max(end_of_segments, end) if is_segment else end_of_segments
+    return False
+
+
+def _place(layout: Layout, segment: Segment) -> tuple[slice, slice, slice]:
+    """Which rows, columns and planes of the photo a strip or tile holds."""
+    bottom = min(segment.top + segment.rows, layout.height_px)
+    right = min(segment.left + layout.segment_width_px, layout.width_px)
+    planes = slice(segment.plane, segment.plane + 1) if layout.is_planar else slice(0, layout.samples)
+    return slice(segment.top, bottom), slice(segment.left, right), planes
+
+
+def _decode(layout: Layout, segment: Segment) -> Samples:
+    """The samples of a strip or tile, padding included: (rows, columns, planes), in the file's byte order."""
+    shape = (segment.rows, layout.segment_width_px, 1 if layout.is_planar else layout.samples)
+    size_bytes = math.prod(shape) * layout.dtype.itemsize
+    full_bytes = size_bytes // segment.rows * layout.segment_height_px  # some writers fill up the last strip
+    data = layout.file.data[segment.offset : segment.offset + segment.size_bytes]
+    try:
+        raw = _decompress(layout.compression, data, full_bytes)
+    except (RuntimeError, ValueError) as error:
+        raise PhotoRejected(UNDECODABLE) from error
+    if len(raw) < size_bytes:
+        raise PhotoRejected(UNDECODABLE)
+    samples = np.frombuffer(raw, layout.dtype, count=math.prod(shape)).reshape(shape)
+    if layout.predictor == HORIZONTAL and layout.compression != NONE:
+        samples = imagecodecs.delta_decode(samples, axis=1)
+    return samples
+
+
+def _encode(layout: Layout, segment: Segment, samples: Samples) -> bytes | bytearray:
+    rows, columns, planes = _place(layout, segment)
+    block = samples[rows, columns, planes]
+    if block.shape[:2] != (segment.rows, layout.segment_width_px):
+        padded = _decode(layout, segment).copy()  # the padding of a tile at the edge survives too
+        padded[: block.shape[0], : block.shape[1]] = block
+        block = padded
+    if layout.predictor == HORIZONTAL and layout.compression != NONE:
+        block = imagecodecs.delta_encode(np.ascontiguousarray(block), axis=1)
+    return _compress(layout.compression, block.astype(layout.dtype).tobytes(), segment)
+
+
+def _decompress(compression: int, data: bytes, size_bytes: int) -> bytes | bytearray:
+    if compression == NONE:
+        return data
+    decoders = {
+        LZW: imagecodecs.lzw_decode,
+        PACKBITS: imagecodecs.packbits_decode,
+        LZMA: imagecodecs.lzma_decode,
+        ZSTD: imagecodecs.zstd_decode,
+    }
+    decode_segment = decoders.get(compression, imagecodecs.deflate_decode)
+    return decode_segment(data, out=size_bytes)
+
+
+def _compress(compression: int, raw: bytes, segment: Segment) -> bytes | bytearray:
+    if compression == NONE:
+        return raw
+    if compression == LZW:
+        return imagecodecs.lzw_encode(raw)
+    if compression == PACKBITS:
+        rows = np.frombuffer(raw, np.uint8).reshape(segment.rows, -1)
+        return imagecodecs.packbits_encode(rows, axis=-1)
+    if compression == LZMA:
+        return imagecodecs.lzma_encode(raw)
+    if compression == ZSTD:
+        return imagecodecs.zstd_encode(raw, level=ZSTD_LEVEL)
+    for level in DEFLATE_LEVELS:
+        encoded = imagecodecs.deflate_encode(raw, level=level)
+        if len(encoded) <= segment.size_bytes:
+            break
+    return encoded
+
+
+def _patch(out: bytearray, layout: Layout, tag: int, values: list[int]) -> None:
+    """Write the values of a tag over the old ones, or at the end in a wider type when they have outgrown theirs.
+
+    Raises:
+        PhotoRejected: the widest type of this kind of TIFF is too narrow.
+    """
+    file, entry = layout.file, layout.directory.entries[tag]
+    wide = LONG8 if file.is_big else LONG
+    if max(values) >= 256**file.pointer_bytes:
+        raise PhotoRejected("the denoised TIFF would be larger than the 4 GB that its kind can hold")
+    dtype = np.dtype(file.order + UNSIGNED[entry.kind])
+    if max(values) <= np.iinfo(dtype).max:
+        out[entry.offset : entry.end] = np.array(values, dtype).tobytes()
+        return
+    new = np.array(values, file.order + UNSIGNED[wide]).tobytes()
+    if len(new) > file.pointer_bytes:
+        out += bytes(len(out) % 2)
+        offset, out[len(out) :] = len(out), new
+        new = np.array([offset], file.order + file.pointer).tobytes()
+    out[entry.entry_offset + 2 : entry.entry_offset + 4] = np.array([wide], file.order + "u2").tobytes()
+    place = entry.entry_offset + 4 + file.pointer_bytes
+    out[place : place + file.pointer_bytes] = new

@@ -1,0 +1,146 @@
+"""Train a network on a collection of photos: a resumable run whose checkpoints, metrics and weights lie in a store."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.denoiser import Denoiser
+from model.metrics import gaussian_psnr_db
+from model.training import PatchSampler, StepMetrics, TrainConfig, TrainState, checkpoint_step, train_steps
+from model.weights import Card, dump_weights, parse_weights
+from pipeline.errors import ObjectMissing, PhotoRejected
+from pipeline.images import decode, inspect
+from pipeline.storage import Store, open_store
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHTS = "weights.safetensors"
+METRICS = "metrics.jsonl"
+SCORED_SIGMAS = (15, 25, 50)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """What `degrain train` is asked to do.
+
+    Attributes:
+        source: path or URL of the collection of clean photos.
+        run: path or URL of the run's folder; a run that is there goes on at its last checkpoint.
+        validation: collection that the weights are scored on at the end, white Gaussian noise in the protocol of
+            papers; the card holds the scores.
+        data, licence: what the card says of the photos, and under which terms the weights may be used.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps whose mean makes one line of the metrics.
+    """
+
+    source: str
+    run: str
+    validation: str | None = None
+    data: str = ""
+    licence: str = "not stated"
+    checkpoint_every: int = 500
+    log_every: int = 100
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+
+def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str, float]:
+    """Train to the last step, write the weights with their card, and return its scores.
+
+    Raises:
+        ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
+        StorageError: the photos cannot be read, or the run's folder cannot be written.
+    """
+    store = open_store(job.run)
+    photos = load_photos(job.source, min_side_px=job.config.patch_px)
+    sampler = PatchSampler(photos, job.config)
+    state = TrainState(job.config)
+    history = _resume(store, state)
+
+    losses: list[float] = []
+    start = time.monotonic()
+    for metrics in train_steps(state, job.config, sampler.batch):
+        losses.append(metrics.loss)
+        report(metrics)
+        if metrics.step % job.log_every == 0:
+            mean = dataclasses.replace(metrics, loss=float(np.mean(losses)))
+            history.append({**dataclasses.asdict(mean), "seconds": round(time.monotonic() - start, 1)})
+            losses.clear()
+        if metrics.step % job.checkpoint_every == 0 or metrics.step == job.config.steps:
+            store.write(METRICS, "".join(json.dumps(row) + "\n" for row in history).encode())
+            store.write(CHECKPOINT, state.dump(job.config))
+
+    card = Card(
+        network=job.config.network,
+        data=job.data or f"{len(photos)} photos of {job.source}",
+        licence=job.licence,
+        noise=f"blind; {job.config.noise}",
+        training=str(job.config),
+    )
+    weights = dump_weights(state.average, card)
+    if job.validation is not None:
+        card = dataclasses.replace(card, scores=score(weights, job.validation))
+        weights = dump_weights(state.average, card)
+    store.write(WEIGHTS, weights)
+    return card.scores
+
+
+def score(weights: bytes, collection: str) -> dict[str, float]:
+    """Mean PSNR in dB over the photos of a collection, for white Gaussian noise in the protocol of papers."""
+    photos = load_photos(collection)
+    denoiser = Denoiser(parse_weights(weights))
+    return {
+        f"psnr_db_sigma_{sigma}": round(
+            float(np.mean(gaussian_psnr_db(denoiser.denoise_float, photos, sigma=sigma))), 3
+        )
+        for sigma in SCORED_SIGMAS
+    }
+
+
+def load_photos(collection: str, *, min_side_px: int = 1) -> list[NDArray[np.uint8]]:
+    """The 8-bit colour photos of a collection in the order of their keys, as (H, W, 3); others are named in the log.
+
+    Raises:
+        ValueError: there are none.
+    """
+    store = open_store(collection)
+    photos = []
+    for key in sorted(listed.key for listed in store.list()):
+        try:
+            pixels = _decode_colour(store.read(key), key)
+        except PhotoRejected as error:
+            log.warning("left out %s: %s", key, error)
+            continue
+        if min(pixels.shape[:2]) >= min_side_px:
+            photos.append(pixels)
+    if not photos:
+        raise ValueError(f"there are no 8-bit colour photos of at least {min_side_px} pixels a side in {collection}")
+    return photos
+
+
+def _decode_colour(data: bytes, key: str) -> NDArray[np.uint8]:
+    header = inspect(data, name=key)
+    if header.untouched_reason is not None:
+        raise PhotoRejected(header.untouched_reason)
+    colour = decode(data, header).colour
+    if colour.ndim != 3 or colour.dtype != np.uint8:
+        raise PhotoRejected("not an 8-bit colour photo")
+    return colour
+
+
+def _resume(store: Store, state: TrainState) -> list[dict[str, float]]:
+    """Load the run's last checkpoint into `state`, if there is one; returns the metrics up to it."""
+    try:
+        checkpoint = store.read(CHECKPOINT)
+        history = [json.loads(line) for line in store.read(METRICS).splitlines()]
+    except ObjectMissing:
+        return []
+    state.load(checkpoint, checkpoint_step(checkpoint))
+    log.warning("going on at step %d", state.step)
+    return [row for row in history if row["step"] <= state.step]

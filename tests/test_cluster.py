@@ -1,0 +1,172 @@
+"""Shards over real Ray actors: bounded, retried, and searched for the photo that kills its worker."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipeline import cluster
+from pipeline.cluster import POISON_REASON, ClusterConfig, connected, map_shards
+from pipeline.errors import RunFailed, StorageError
+from pipeline.records import PlannedPhoto, Receipt, ShardPlan
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
+
+
+class NotingWorker:
+    """Notes every photo that it sees in a folder, and does what the photo's key says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
+        for photo in plan.photos:
+            if photo.key not in poisonous:
+                self.probe(photo)
+        (self.folder / f"done-{plan.shard}").write_text("\n".join(f"{key}: {why}" for key, why in poisonous.items()))
+        return receipt(plan, rejected=len(poisonous))
+
+    def probe(self, photo: PlannedPhoto) -> None:
+        with (self.folder / photo.key).open("a") as note:
+            note.write(f"{os.getpid()}\n")
+        if photo.key.startswith("poison"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if photo.key.startswith("once") and len((self.folder / photo.key).read_text().splitlines()) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if photo.key.startswith("full-disk"):
+            raise StorageError("cannot write: no space left on device")
+        if photo.key.startswith("endless"):
+            time.sleep(600)
+
+
+class WorkerFactory:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, threads: int) -> NotingWorker:
+        return NotingWorker(self.folder)
+
+
+def receipt(plan: ShardPlan, *, rejected: int = 0) -> Receipt:
+    return Receipt(
+        shard=plan.shard,
+        denoised=len(plan.photos) - rejected,
+        untouched=0,
+        rejected=rejected,
+        megapixels=0.0,
+        bytes_read=0,
+        bytes_written=0,
+        seconds=0.0,
+    )
+
+
+def shard(name: str, *keys: str) -> ShardPlan:
+    return ShardPlan(name, "run", tuple(PlannedPhoto(key, 1, "etag", 1) for key in keys))
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    with connected(ClusterConfig()):
+        yield
+
+
+@pytest.fixture
+def folder(ray_here: None, tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_every_shard_ends_once_whatever_the_number_of_workers(folder: Path) -> None:
+    plans = [shard(f"s{number}", f"a{number}", f"b{number}") for number in range(9)]
+
+    receipts = list(map_shards(plans, WorkerFactory(folder), ClusterConfig(workers=2)))
+
+    assert sorted(found.shard for found in receipts) == [f"s{number}" for number in range(9)]
+    assert sum(found.photos for found in receipts) == 18
+
+
+def test_plans_are_read_only_as_fast_as_they_are_worked_on(folder: Path) -> None:
+    read = []
+
+    def plans() -> Iterator[ShardPlan]:
+        for number in range(20):
+            read.append(number)
+            yield shard(f"s{number}", f"a{number}")
+
+    receipts = map_shards(plans(), WorkerFactory(folder), ClusterConfig(workers=1, shards_per_worker=2))
+    next(receipts)
+
+    assert len(read) <= 4
+    receipts.close()
+
+
+def test_a_worker_that_dies_once_costs_a_retry_and_nothing_else(folder: Path) -> None:
+    plans = [shard("s0", "a", "once", "b"), shard("s1", "c")]
+
+    receipts = list(map_shards(plans, WorkerFactory(folder), ClusterConfig(workers=1)))
+
+    assert {found.shard: found.rejected for found in receipts} == {"s0": 0, "s1": 0}
+
+
+def test_the_photo_that_kills_its_worker_each_time_is_found_and_the_rest_of_its_shard_is_done(folder: Path) -> None:
+    plans = [shard("s0", "a", "poison", "b"), *(shard(f"s{number}", f"k{number}") for number in range(1, 6))]
+
+    receipts = list(map_shards(plans, WorkerFactory(folder), ClusterConfig(workers=2)))
+
+    assert {found.shard: found.rejected for found in receipts} == {"s0": 1, **{f"s{n}": 0 for n in range(1, 6)}}
+    assert (folder / "done-s0").read_text() == f"poison: {POISON_REASON}"
+    assert (folder / "done-s1").read_text() == ""
+
+
+def test_two_poisonous_photos_in_one_shard_are_both_found(folder: Path) -> None:
+    plans = [shard("s0", "poison1", "a", "poison2")]
+
+    receipts = list(map_shards(plans, WorkerFactory(folder), ClusterConfig(workers=1)))
+
+    assert [found.rejected for found in receipts] == [2]
+
+
+def test_what_a_worker_raises_reaches_the_caller_as_it_was(folder: Path) -> None:
+    with pytest.raises(StorageError, match=r"^cannot write: no space left on device$"):
+        list(map_shards([shard("s0", "full-disk")], WorkerFactory(folder), ClusterConfig(workers=1)))
+
+
+def test_a_worker_that_cannot_be_made_is_an_error_and_not_a_death(folder: Path) -> None:
+    def broken(threads: int) -> NotingWorker:
+        raise RuntimeError("no such weights")
+
+    with pytest.raises(RunFailed, match="no such weights"):
+        list(map_shards([shard("s0", "a")], broken, ClusterConfig(workers=1)))
+
+
+def test_a_shard_that_never_ends_is_named(folder: Path) -> None:
+    config = ClusterConfig(workers=1, stall_s=3.0)
+
+    with pytest.raises(RunFailed, match=r"nothing moved for 3 s; in flight: s0"):
+        list(map_shards([shard("s0", "endless")], WorkerFactory(folder), config))
+
+
+def test_a_cluster_that_is_not_there_is_one_clear_line() -> None:
+    if ray.is_initialized():
+        pytest.skip("a cluster is connected: this process cannot look for another")
+    with (
+        pytest.raises(RunFailed, match=r"^no Ray cluster at 127\.0\.0\.1:1: .*"),
+        connected(ClusterConfig(address="127.0.0.1:1")),
+    ):
+        pass
+
+
+def test_an_impossible_number_of_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match="workers is 0"):
+        ClusterConfig(workers=0)
+
+
+def test_deaths_that_no_photo_explains_end_the_run() -> None:
+    case = cluster._Case(shard("s0", "a"), deaths=cluster.DEATHS_BEFORE_FAILURE - 1)
+
+    with pytest.raises(RunFailed, match="no single photo of it is to blame"):
+        cluster._after(cluster._Task(case), died=True)
