@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from model.training import StepMetrics
     from pipeline.jobs import Progress, Summary
 
 EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -86,13 +87,15 @@ def train(options: argparse.Namespace) -> int:
         licence=options.licence,
         config=config,
     )
-    with tqdm(total=config.steps, unit="step", file=sys.stderr, mininterval=1 if sys.stderr.isatty() else 60) as bar:
+    bar = tqdm(total=config.steps, unit="step", file=sys.stderr, mininterval=_bar_interval_s(), delay=0.1)
 
-        def report(metrics: Any) -> None:  # Any: StepMetrics, whose import would bring torch
-            bar.n = metrics.step
-            bar.set_postfix_str(f"loss {metrics.loss:.4f}", refresh=False)
-            bar.update(0)
+    def report(metrics: "StepMetrics") -> None:
+        if bar.n == 0:  # a run that goes on starts in the middle
+            bar.n = bar.initial = metrics.step - 1
+        bar.set_postfix_str(f"loss {metrics.loss:.4f}", refresh=False)
+        bar.update()
 
+    with bar:
         scores = run_train(job, report)
     print(json.dumps({"run": options.run, **scores}))
     return EXIT_OK
@@ -162,15 +165,23 @@ class _ProgressBar:
         from tqdm import tqdm
 
         if self._bar is None:
-            interval = 0.1 if sys.stderr.isatty() else 30.0
             self._bar = tqdm(
-                total=progress.planned, unit="image", file=sys.stderr, dynamic_ncols=True, mininterval=interval
+                total=progress.planned,
+                unit="image",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                mininterval=_bar_interval_s(),
             )
         rejected = f", {progress.rejected} rejected" if progress.rejected else ""
         elapsed = self._bar.format_dict["elapsed"]
         speed = progress.megapixels / elapsed if elapsed else 0.0
         self._bar.set_postfix_str(f"{speed:.2f} megapixels/s{rejected}", refresh=False)
         self._bar.update(progress.done - self._bar.n)
+
+
+def _bar_interval_s() -> float:
+    """A terminal is drawn anew; a log gets a line now and then."""
+    return 0.1 if sys.stderr.isatty() else 30.0
 
 
 def _summary_text(summary: "Summary", target: str) -> str:

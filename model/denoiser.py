@@ -57,6 +57,9 @@ class Denoiser:
             tile may have more. By default what fills a GPU, or on a CPU what fits its caches: there, batches make
             photos below 128 × 128 up to five times as fast, and are of no use to larger ones.
 
+    Attributes:
+        weights, device, precision: what was given, with the device found.
+
     Raises:
         ValueError: an unknown precision or device, sizes that are not positive, or weights that do not fit.
     """
@@ -157,12 +160,14 @@ class Denoiser:
 
     def _cut_smaller(self, batch: "list[_Job]") -> "list[list[_Job]]":
         """Two batches of half the jobs, or of a single job its tile in smaller ones. Later photos start from there."""
+        failed_px = len(batch) * math.prod(self._padded_shape(batch[0]))
         if len(batch) > 1:
-            half = len(batch) // 2
-            self._batch_px = min(self._batch_px, (len(batch) - half) * math.prod(self._padded_shape(batch[0])))
+            self._batch_px = min(self._batch_px, failed_px // 2)
             logger.warning("out of memory on %s: batches now have at most %d pixels", self.device, self._batch_px)
+            half = len(batch) // 2
             return [batch[half:], batch[:half]]
         (job,) = batch
+        self._batch_px = min(self._batch_px, failed_px // 4)
         self._tile_px = max(SMALLEST_TILE_PX, max(job.core_shape) // 2)
         logger.warning("out of memory on %s: tiles now have a side of at most %d", self.device, self._tile_px)
         return [[smaller] for smaller in reversed(self._cut(job.request, job.tile.core))]
@@ -287,10 +292,14 @@ def _to_levels(photo: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _find_device(name: str) -> torch.device:
+    has_gpu = torch.cuda.is_available()
     try:
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(("cuda" if has_gpu else "cpu") if name == "auto" else name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or the like") from error
+    if device.type == "cuda" and not has_gpu:
+        raise ValueError(f"device is {name!r}, but torch finds no GPU here: install its CUDA build, or use cpu")
+    return device
 
 
 def _fastest_precision(device: torch.device) -> Precision:

@@ -17,8 +17,10 @@ PEAK = 255.0
 # Brooks et al. 2019, "Unprocessing Images for Learned Raw Denoising", section 3.1: the shot noise of real cameras is
 # log-uniform in this range, and the variance of their read noise follows it on a line in log space, normally spread.
 LOG_SHOT_RANGE = (math.log(1e-4), math.log(1.2e-2))
-JPEG_QUALITY_RANGE = (75.0, 98.0)  # what cameras and phones write
 READ_SLOPE, READ_INTERCEPT, READ_SPREAD = 2.18, 1.20, 0.26
+
+JPEG_QUALITY_RANGE = (75.0, 98.0)  # what cameras and phones write
+JPEG_420_SHARE = 2 / 3  # phones halve the chroma, and so do most cameras
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +30,9 @@ class NoiseConfig:
     Attributes:
         sigma_min, sigma_max: range of the uniform Gaussian level, in 8-bit levels.
         float_share: white Gaussian noise, neither clipped nor rounded (the protocol of papers).
-        file_share: white Gaussian noise, clipped and rounded to 8 bits (what a file can hold).
-        camera_share: signal-dependent sensor noise in linear light, half of it behind a Bayer mosaic, as a file.
-        jpeg_share: share of the camera photos that were saved as JPEG, half of those with halved chroma (4:2:0), at a
-            quality of 75–98.
+        file_share: white Gaussian noise in a file, which clips it and rounds it to 8 bits.
+        camera_share: signal-dependent sensor noise in linear light, half of it behind a Bayer mosaic, in a file.
+        jpeg_share: share of those files that are JPEGs, at a quality of 75–98, two in three with halved chroma (4:2:0).
     """
 
     sigma_min: float = 0.0
@@ -58,23 +59,21 @@ def sample_noisy(clean_BCHW: Tensor, config: NoiseConfig, generator: Generator) 
     sigma_B = torch.empty(batch).uniform_(config.sigma_min, config.sigma_max, generator=generator)
     noisy_BCHW = add_gaussian(clean_BCHW, sigma_B, generator)
 
-    is_file_B = kind_B >= config.float_share
-    noisy_BCHW[is_file_B] = to_8bit(noisy_BCHW[is_file_B])
-
     is_camera_B = kind_B >= config.float_share + config.file_share
     if is_camera_B.any():
         count = int(is_camera_B.sum())
-        log_shot_B = torch.empty(count).uniform_(*LOG_SHOT_RANGE, generator=generator)
+        shot_B = torch.empty(count).uniform_(*LOG_SHOT_RANGE, generator=generator).exp()
         has_mosaic_B = torch.rand(count, generator=generator) < 0.5
-        camera_BCHW = add_camera_noise(clean_BCHW[is_camera_B], log_shot_B.exp(), has_mosaic_B, generator)
-        quality_B = torch.empty(count).uniform_(*JPEG_QUALITY_RANGE, generator=generator).round()
-        is_420_B = torch.rand(count, generator=generator) < 0.5
-        is_jpeg_B = torch.rand(count, generator=generator) < config.jpeg_share
-        if is_jpeg_B.any():
-            camera_BCHW[is_jpeg_B] = pass_through_jpeg(
-                camera_BCHW[is_jpeg_B], quality_B[is_jpeg_B], is_420_B[is_jpeg_B]
-            )
-        noisy_BCHW[is_camera_B] = camera_BCHW
+        noisy_BCHW[is_camera_B] = add_camera_noise(clean_BCHW[is_camera_B], shot_B, has_mosaic_B, generator)
+
+    is_file_B = kind_B >= config.float_share
+    noisy_BCHW[is_file_B] = to_8bit(noisy_BCHW[is_file_B])
+
+    quality_B = torch.empty(batch).uniform_(*JPEG_QUALITY_RANGE, generator=generator).round()
+    is_420_B = torch.rand(batch, generator=generator) < JPEG_420_SHARE
+    is_jpeg_B = is_file_B & (torch.rand(batch, generator=generator) < config.jpeg_share)
+    if is_jpeg_B.any():
+        noisy_BCHW[is_jpeg_B] = pass_through_jpeg(noisy_BCHW[is_jpeg_B], quality_B[is_jpeg_B], is_420_B[is_jpeg_B])
     return noisy_BCHW
 
 

@@ -182,7 +182,8 @@ class _Pool:
     def __init__(self, make_worker: Callable[[int], ShardWorker], config: ClusterConfig) -> None:
         self._config = config
         self._factory = ray.put(make_worker)
-        cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
         count = config.workers or gpus or max(1, cores // config.cores_per_worker)
         self._threads = max(1, min(config.cores_per_worker, cores) if config.workers is None else cores // count)
         options = {"num_cpus": min(self._threads, cores / count), "num_gpus": 1 if gpus >= count else 0}

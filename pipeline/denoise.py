@@ -46,7 +46,7 @@ class DenoiseConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
+        if not 0 <= self.strength <= 1:  # also refuses NaN
             raise ValueError(f"strength is {self.strength}: expected a number from 0 to 1")
 
     @property

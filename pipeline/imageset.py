@@ -5,6 +5,7 @@ and the manifest last: a reader who follows the manifest never sees a row withou
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import tempfile
@@ -13,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -67,14 +70,12 @@ class ImageSet:
             found = values.pop("format", None), values.pop("version", None)
             if found != (FORMAT, VERSION):
                 raise ImageSetError(f"{self.store.url} is {found}, and this degrain reads {(FORMAT, VERSION)}")
-            counts = {Outcome(name): count for name, count in values.pop("counts").items()}
-            return Manifest(
-                layout=Layout(values.pop("layout")), index=tuple(values.pop("index")), counts=counts, **values
-            )
+            return _parse_manifest(values)
         except ObjectMissing:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ImageSetError(f"{self.store.url}/{MANIFEST} is damaged: {error}") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ImageSetError(f"{self.store.url}/{MANIFEST} is damaged ({reason}): put a sound copy back") from error
 
     def open_for(self, source: str, layout: Layout) -> Manifest:
         """The manifest of this set, which is started here where there is none.
@@ -148,7 +149,10 @@ class ImageSet:
         """
         manifest = self.read_manifest()
         assert manifest is not None, "only an opened image set is published"
-        with tempfile.TemporaryDirectory(prefix="degrain-") as name, duckdb.connect() as database:
+        with (
+            tempfile.TemporaryDirectory(prefix="degrain-") as name,
+            duckdb.connect(config={"temp_directory": name}) as database,
+        ):
             folder = Path(name)
             committed = folder / "committed.parquet"
             self._gather(shards, committed)
@@ -192,25 +196,32 @@ class ImageSet:
     def _gather(self, shards: Iterable[str], path: Path) -> None:
         """Write the rows of committed shards to one local file."""
         with pq.ParquetWriter(path, INDEX_SCHEMA) as writer, ThreadPoolExecutor(PARALLEL_READS) as pool:
-            for data in pool.map(lambda shard: self.store.read(f"commits/{shard}.parquet"), shards):
-                writer.write_table(pq.read_table(io.BytesIO(data)).cast(INDEX_SCHEMA))
+            keys = (f"commits/{shard}.parquet" for shard in shards)
+            while some := list(islice(keys, PARALLEL_READS)):  # a `map` over all would hold what is not yet written
+                for data in pool.map(self.store.read, some):
+                    writer.write_table(pq.read_table(io.BytesIO(data)).cast(INDEX_SCHEMA))
 
     def _write_parts(self, run: str, rows: pa.RecordBatchReader) -> Iterator[str]:
         """Write sorted rows as index parts of at most `PART_ROWS`, one in memory at a time; yields their keys."""
-        number, waiting, waiting_rows = 0, [], 0
+        waiting: list[pa.RecordBatch] = []
+        number, room = 0, PART_ROWS
         for batch in rows:
-            waiting.append(batch)
-            waiting_rows += batch.num_rows
-            if waiting_rows >= PART_ROWS:
-                yield self._write_part(run, number, waiting)
-                number, waiting, waiting_rows = number + 1, [], 0
-        if waiting or number == 0:
+            rest = batch
+            while rest.num_rows >= room:
+                yield self._write_part(run, number, [*waiting, rest.slice(0, room)])
+                rest = rest.slice(room)
+                number, waiting, room = number + 1, [], PART_ROWS
+            waiting.append(rest)
+            room -= rest.num_rows
+        if number == 0 or room < PART_ROWS:
             yield self._write_part(run, number, waiting)
 
     def _write_part(self, run: str, number: int, batches: list[pa.RecordBatch]) -> str:
-        key = f"index/part-{run}-{number:05}.parquet"
+        """Its name holds a hash of its content: what the manifest points to is never overwritten by something else."""
         table = pa.Table.from_batches(batches).cast(INDEX_SCHEMA) if batches else INDEX_SCHEMA.empty_table()
-        self.store.write(key, _parquet_bytes(table))
+        data = _parquet_bytes(table.combine_chunks())
+        key = f"index/part-{run}-{number:05}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+        self.store.write(key, data)
         return key
 
     def _names(self, folder: str) -> set[str]:
@@ -218,6 +229,18 @@ class ImageSet:
 
     def _write_manifest(self, manifest: Manifest) -> None:
         self.store.write(MANIFEST, _json_bytes({"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}))
+
+
+def _parse_manifest(values: dict[str, Any]) -> Manifest:  # Any: JSON that a person may have edited
+    counts = {Outcome(name): count for name, count in values.pop("counts").items()}
+    layout, index = Layout(values.pop("layout")), values.pop("index")
+    manifest = Manifest(layout=layout, index=tuple(index), counts=counts, **values)
+    texts = [manifest.source, manifest.run, manifest.published_at, *index]
+    if not (isinstance(index, list) and all(isinstance(text, str) for text in texts)):
+        raise TypeError("'index' must be a list of texts, and 'source', 'run' and 'published_at' each a text")
+    if not all(type(count) is int for count in counts.values()):
+        raise TypeError("'counts' must be whole numbers")
+    return manifest
 
 
 def _create_merged_view(database: duckdb.DuckDBPyConnection, parts: Sequence[Path], committed: Path) -> None:

@@ -28,11 +28,12 @@ SUBSAMPLINGS: dict[tuple[tuple[int, int], ...], int] = {
     ((2, 1), (1, 1), (1, 1)): 1,
     ((2, 2), (1, 1), (1, 1)): 2,
 }
+MAX_SEGMENTS, MAX_SCANS = 1 << 16, 100  # real photos have a few dozen, and up to about ten
 PADDING = b"\x00\xff \r\n\x1a"
 
-# A run of fill bytes belongs to the marker behind it; looking behind keeps the search linear on hostile data.
-MARKER_IN_SCAN = re.compile(rb"(?<!\xff)\xff++[^\x00\xd0-\xd7]")
-RESTART_IN_SCAN = re.compile(rb"(?<!\xff)\xff++([\xd0-\xd7])")
+# Both start with a literal, which makes the search fast, and look a bounded way ahead, which keeps it linear.
+MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+RESTART_IN_SCAN = re.compile(rb"\xff\xff{0,8}+([\xd0-\xd7])")  # fill bytes may stand before a marker
 RESTARTS = bytes(range(0xD0, 0xD8))
 CANARY = bytes.fromhex("5a3c9971a6e2480d")  # entropy-coded data that no complete scan ever reads
 
@@ -139,10 +140,9 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
         PhotoRejected: the pixels need far more bytes than the source had.
     """
     layout = _layout(data)
-    scans = _encode(pixels.colour, data, layout)
     metadata = [data[s.start : s.end] for s in layout.segments if s.marker not in CODING]
-    new = _layout(scans)
-    coding = [scans[s.start : s.end] for s in new.segments if s.marker in CODING]
+    new = _encode(pixels.colour, data, layout)
+    coding = [new[s.start : s.end] for s in _segments(new) if s.marker in CODING]
     return b"".join([b"\xff\xd8", *metadata, *coding, data[layout.end :]])
 
 
@@ -155,6 +155,8 @@ def _layout(data: bytes) -> Layout:
     restart_interval = 0
     for segment in _segments(data):
         segments.append(segment)
+        if len(segments) > MAX_SEGMENTS or len(scans) > MAX_SCANS:
+            raise PhotoRejected(CORRUPT)
         payload = data[segment.payload : segment.end] if segment.marker != SCAN else b""
         if segment.marker in FRAMES:
             if frame is not None:
@@ -211,6 +213,8 @@ def _segments(data: bytes) -> Iterator[Segment]:
             if found is None:
                 raise PhotoRejected(TRUNCATED)
             end = found.start()
+            while data[end - 1] == 0xFF:
+                end -= 1
         yield Segment(marker, start, payload, end)
         position = end
 
@@ -263,7 +267,7 @@ def _untouched_reason(data: bytes, layout: Layout) -> str | None:
         (bool(data[layout.end :].strip(PADDING)), _trailer_reason(data, layout)),
         (_subsampling(layout) is None, "JPEG with this chroma subsampling cannot be written back"),
         (layout.are_tables_redefined, "JPEG that changes its quantisation tables midway cannot be written back"),
-        (max(map(max, layout.tables.values()), default=0) > 255, "JPEG of 12-bit quantisation cannot be written back"),
+        (max(map(max, layout.tables.values()), default=0) > 255, "JPEG with 16-bit quantisation tables cannot be written back"),
     )
     return next((reason for applies, reason in reasons if applies), None)
 
@@ -314,7 +318,7 @@ def _stripped(data: bytes, layout: Layout, canary: bytes = b"") -> bytes:
         if segment.marker in CODING or segment.marker in COLOUR_HEADERS:
             parts.append(data[segment.start : segment.end])
         if segment.marker == SCAN and canary:
-            parts[-1] = RESTART_IN_SCAN.sub(lambda restart: canary + restart[0], parts[-1]) + canary
+            parts[-1] = RESTART_IN_SCAN.sub(canary + rb"\g<0>", parts[-1]) + canary
     return b"".join(parts)
 
 

@@ -6,7 +6,7 @@ The joins run in DuckDB, which spills to disk: no archive is ever held in Python
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import duckdb
@@ -25,7 +25,7 @@ class ShardSize:
 
     Attributes:
         max_photos: a shard's most photos: what a crash may cost, against one commit object for each shard.
-        max_bytes: a shard's most source bytes.
+        max_bytes: a shard's most source bytes, unless it is one larger photo.
         min_shards: as many shards at least, where there are as many photos.
     """
 
@@ -100,16 +100,19 @@ def write_plan(
     its row (and, where `retry_failed`, if it was rejected). The same inputs give the same plan.
 
     Args:
-        listing: a file that `write_listing` wrote.
+        listing: a file that `write_listing` wrote. Of a key that is in it twice, one row counts.
         done: index files: the newest row of each key that the target holds.
-        pending: plan files with the same weights and parameters that are still to be finished; what they hold counts
-            as done.
+        pending: plan files with the same weights and parameters that are still to be finished, oldest first; what
+            they hold counts as done, the newest of them coming first.
         plan: where to write; sorted by key, columns as `PLAN_SCHEMA`.
         options: what makes a finished photo stale, and how large shards are.
     """
-    with duckdb.connect() as database:
+    with duckdb.connect(config={"temp_directory": str(plan.parent)}) as database:
         database.execute("SET preserve_insertion_order = false")
-        database.execute(f"CREATE VIEW listing AS SELECT * FROM read_parquet({_quoted([listing])})")  # noqa: S608
+        database.execute(
+            f"CREATE VIEW listing AS SELECT * FROM read_parquet({_quoted([listing])}) "
+            "QUALIFY row_number() OVER (PARTITION BY key ORDER BY etag DESC, size_bytes DESC) = 1"
+        )
         _create_done_view(database, done, pending, options)
         database.execute(
             """
@@ -139,7 +142,7 @@ def write_plan(
         columns = ", ".join(f"CAST({field.name} AS {_sql_type(field)}) AS {field.name}" for field in PLAN_SCHEMA)
         header = json.dumps({"source": options.source, "weights": options.weights, "parameters": options.parameters})
         database.execute(
-            f"COPY (SELECT {columns} FROM sharded ORDER BY key) TO {_quoted([plan])} "  # noqa: S608
+            f"COPY (SELECT {columns} FROM sharded ORDER BY key) TO {_quoted([plan])} "
             f"(FORMAT parquet, KV_METADATA {{{PLAN_HEADER}: {_literal(header)}}})"
         )
     return PlanCounts(
@@ -148,6 +151,21 @@ def write_plan(
         planned_photos=planned_photos,
         planned_bytes=planned_bytes,
     )
+
+
+def shard_starts(sizes_bytes: Iterable[int], *, max_photos: int, max_bytes: int) -> Iterator[int]:
+    """The positions at which neighbours are cut into shards, each as full as the limits let it be.
+
+    A photo that is larger than `max_bytes` is a shard of its own.
+    """
+    shard_photos = shard_bytes = 0
+    for position, size_bytes in enumerate(sizes_bytes):
+        is_full = shard_photos == max_photos or shard_bytes + size_bytes > max_bytes
+        if position == 0 or is_full:
+            yield position
+            shard_photos = shard_bytes = 0
+        shard_photos += 1
+        shard_bytes += size_bytes
 
 
 def read_header(plan: Path) -> PlanHeader:
@@ -166,21 +184,24 @@ def read_shards(plan: Path, run: str) -> Iterator[ShardPlan]:
 def _create_done_view(
     database: duckdb.DuckDBPyConnection, done: Sequence[Path], pending: Sequence[Path], options: PlanOptions
 ) -> None:
-    """What the target holds or is about to hold: a pending plan's photos come before the index's rows."""
-    empty = (
-        "SELECT NULL::VARCHAR key, NULL::VARCHAR etag, 0::BIGINT size_bytes, '' outcome, '' weights, '' parameters, "
+    """What the target holds or is about to hold: the newest pending plan that holds a key comes before the index."""
+    indexed = pended = (
+        "SELECT '' AS key, '' AS etag, 0::BIGINT AS size_bytes, '' AS outcome, '' AS weights, '' AS parameters, "
+        "0 AS attempts WHERE false"
     )
-    indexed = pended = empty + "0 attempts WHERE false"
     if done:
         indexed = (
             "SELECT key, source_etag AS etag, source_size_bytes AS size_bytes, outcome, weights, parameters, attempts "
             f"FROM read_parquet({_quoted(done)})"
         )
     if pending:
+        plans = " UNION ALL ".join(
+            f"SELECT *, {age} AS age FROM read_parquet({_quoted([plan])})" for age, plan in enumerate(reversed(pending))
+        )
         pended = (
             "SELECT key, etag, size_bytes, 'pending' AS outcome, getvariable('weights') AS weights, "
             "getvariable('parameters') AS parameters, attempt AS attempts "
-            f"FROM read_parquet({_quoted(pending)})"
+            f"FROM ({plans}) QUALIFY row_number() OVER (PARTITION BY key ORDER BY age) = 1"
         )
     database.execute("SET VARIABLE weights = $weights", {"weights": options.weights})
     database.execute("SET VARIABLE parameters = $parameters", {"parameters": options.parameters})
@@ -189,7 +210,7 @@ def _create_done_view(
         f"""
         CREATE TEMP VIEW done AS
         SELECT * FROM pending UNION ALL SELECT * FROM ({indexed}) WHERE key NOT IN (SELECT key FROM pending)
-        """  # noqa: S608
+        """
     )
 
 
@@ -197,24 +218,29 @@ def _cut_into_shards(database: duckdb.DuckDBPyConnection, options: PlanOptions) 
     """Cut neighbours in key order into shards, and name each by a hash of its work. Returns photos and bytes."""
     size = options.shard_size
     photos, size_bytes = database.execute("SELECT count(*), coalesce(sum(size_bytes), 0) FROM todo").fetchall()[0]
-    max_photos = max(1, min(size.max_photos, -(-photos // size.min_shards)))
+    max_photos = max(1, min(size.max_photos, photos // size.min_shards))
+    batches = database.sql("SELECT size_bytes FROM todo ORDER BY key").to_arrow_reader(LISTING_BATCH)
+    sizes = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+    starts = pa.array(shard_starts(sizes, max_photos=max_photos, max_bytes=size.max_bytes), pa.int64())
+    database.register("starts", pa.table({"start": starts}))
     database.execute(
         """
         CREATE TEMP TABLE grouped AS
-        SELECT *, (row_number() OVER (ORDER BY key) - 1) // $max_photos AS by_count,
-               (sum(size_bytes) OVER (ORDER BY key ROWS UNBOUNDED PRECEDING)) // $max_bytes AS by_size
-        FROM todo
-        """,
-        {"max_photos": max_photos, "max_bytes": size.max_bytes},
+        SELECT numbered.*, starts.start
+        FROM (SELECT *, row_number() OVER (ORDER BY key) - 1 AS position FROM todo) AS numbered
+        ASOF JOIN starts ON numbered.position >= starts.start
+        """
     )
+    # Lengths stand before what a stranger may choose, so that no two lists of photos read the same.
     database.execute(
         """
         CREATE TEMP TABLE sharded AS
         SELECT grouped.*, named.shard FROM grouped JOIN (
-            SELECT by_count, by_size, left(sha256(concat_ws(chr(1), $weights, $parameters,
-                string_agg(concat_ws(chr(0), key, size_bytes, etag, attempt), chr(1) ORDER BY key))), 32) AS shard
-            FROM grouped GROUP BY by_count, by_size
-        ) AS named USING (by_count, by_size)
+            SELECT start, left(sha256(concat_ws(' ', $weights, $parameters, string_agg(
+                concat_ws(' ', strlen(key), key, size_bytes, strlen(etag), etag, attempt), ' ' ORDER BY key
+            ))), 32) AS shard
+            FROM grouped GROUP BY start
+        ) AS named USING (start)
         """,
         {"weights": options.weights, "parameters": options.parameters},
     )

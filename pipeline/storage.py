@@ -43,8 +43,9 @@ class Store(Protocol):
         """The whole object.
 
         Raises:
-            ObjectMissing: there is none.
+            ObjectMissing: there is none; a root that does not exist (a target yet to be made) holds none either.
             ObjectRefused: there is one, but this one cannot be read.
+            StorageError: the store cannot be read.
         """
 
     def write(self, key: str, data: bytes) -> None:

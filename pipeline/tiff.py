@@ -38,9 +38,10 @@ ASSOCIATED_ALPHA = 1
 LAYER_KEYS = (b"Layr", b"Lr16", b"Lr32", b"ryaL", b"61rL", b"23rL")
 
 LONG, LONG8 = 4, 16
-# libdeflate's levels, from fast to small: the next one is tried when the result does not fit into its old place.
-DEFLATE_LEVELS = (6, 9)
-ZSTD_LEVEL = 9
+# From fast to small: the next level is tried when the result does not fit into its old place. What fits saves nothing
+# by being smaller, since the place stays.
+DEFLATE_LEVELS = (1, 6, 9)
+ZSTD_LEVELS = (1, 9)
 MAX_DIRECTORIES = 64  # of one photo; more are hostile
 
 UNDECODABLE = "the TIFF is damaged: its picture cannot be decoded"
@@ -197,7 +198,8 @@ def _untouched_reason(file: File, pages: list[Directory], others: list[Directory
     sub_images = [directory for directory in others if WIDTH in directory.entries]
     is_raw = _format(file, [*pages, *others]) != "tiff"
     reasons = (
-        (is_raw or value(photo, SUBFILE_TYPE, 0) & REDUCED, "camera raw is not denoised"),
+        (is_raw, "camera raw is not denoised"),
+        (value(photo, SUBFILE_TYPE, 0) & REDUCED, "TIFF that begins with a preview is not denoised"),
         (
             any(not value(page, SUBFILE_TYPE, 0) & (REDUCED | MASK) for page in further),
             "TIFF of several pages is not denoised",
@@ -395,10 +397,11 @@ def _compress(compression: int, raw: bytes, segment: Segment) -> bytes | bytearr
         return imagecodecs.packbits_encode(rows, axis=-1)
     if compression == LZMA:
         return imagecodecs.lzma_encode(raw)
-    if compression == ZSTD:
-        return imagecodecs.zstd_encode(raw, level=ZSTD_LEVEL)
-    for level in DEFLATE_LEVELS:
-        encoded = imagecodecs.deflate_encode(raw, level=level)
+    levels, encode_at = (
+        (ZSTD_LEVELS, imagecodecs.zstd_encode) if compression == ZSTD else (DEFLATE_LEVELS, imagecodecs.deflate_encode)
+    )
+    for level in levels:
+        encoded = encode_at(raw, level=level)
         if len(encoded) <= segment.size_bytes:
             break
     return encoded

@@ -88,6 +88,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
         card = dataclasses.replace(card, scores=score(weights, job.validation))
         weights = dump_weights(state.average, card)
     store.write(WEIGHTS, weights)
+    store.close()
     return card.scores
 
 

@@ -15,6 +15,7 @@ START_CODE = b"\x9d\x01\x2a"
 LOSSLESS_SIGNATURE = 0x2F
 ALPHA_HINT = 0x10  # in byte 4 of VP8L
 ANIMATION_FLAG, ALPHA_FLAG = 0x02, 0x10  # in byte 0 of VP8X
+MAX_CHUNKS = 1 << 16
 LOSSY_METHOD = 4
 LOSSLESS_METHOD, LOSSLESS_EFFORT = 2, 20
 
@@ -133,13 +134,15 @@ def _layout(data: bytes) -> Layout:
 
 
 def _chunks(data: bytes, end: int) -> tuple[Chunk, ...]:
-    chunks = []
+    chunks: list[Chunk] = []
     start = 12
     while start + 8 <= end:
         payload = start + 8
         payload_end = payload + int.from_bytes(data[start + 4 : payload], "little")
         if payload_end > end:
             raise PhotoRejected(TRUNCATED)
+        if len(chunks) == MAX_CHUNKS:
+            raise PhotoRejected(CORRUPT)
         next_start = payload_end + payload_end % 2
         chunks.append(Chunk(data[start : start + 4], start, payload, payload_end, min(next_start, end)))
         start = next_start

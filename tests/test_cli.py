@@ -1,0 +1,177 @@
+"""The command line without a cluster: single photos, weights, and every wrong call as one line and an exit code."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photos import saved, scene
+
+from flows.cli import main
+from pipeline.images import decode, inspect
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    path.write_bytes(saved(scene(side_px=64), "PNG"))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handlers() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_one_photo_is_denoised_in_the_process(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = photo.with_name("clean.png")
+
+    code, out, _ = run(capsys, "denoise", photo, target, "--json")
+
+    assert code == 0
+    assert json.loads(out)["outcome"] == "denoised"
+    clean = decode(target.read_bytes(), inspect(target.read_bytes())).colour
+    assert (
+        np.abs(np.diff(clean.astype(int), axis=0)).mean()
+        < 0.3 * np.abs(np.diff(scene(side_px=64).astype(int), axis=0)).mean()
+    )
+    assert sorted(path.name for path in photo.parent.iterdir()) == ["clean.png", "photo.png"]
+
+
+def test_a_folder_as_target_takes_the_photo_under_its_name(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photo.parent / "there").mkdir()
+
+    assert run(capsys, "denoise", photo, photo.parent / "there")[0] == 0
+    assert run(capsys, "denoise", photo, f"{photo.parent}/new/")[0] == 0
+
+    assert (photo.parent / "there/photo.png").read_bytes() == (photo.parent / "new/photo.png").read_bytes()
+
+
+def test_an_untouched_photo_is_copied_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.gif").write_bytes(saved(scene(), "GIF"))
+
+    code, out, _ = run(capsys, "denoise", tmp_path / "a.gif", tmp_path / "b.gif", "--json")
+
+    assert (code, json.loads(out)["outcome"]) == (0, "untouched")
+    assert json.loads(out)["reason"] == "GIF is not denoised"
+    assert (tmp_path / "b.gif").read_bytes() == (tmp_path / "a.gif").read_bytes()
+
+
+def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+
+    code, out, err = run(capsys, "denoise", tmp_path / "a.jpg", tmp_path / "b.jpg")
+
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert err.endswith("a.jpg: the file is empty\n")
+    assert not (tmp_path / "b.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["denoise", "nowhere", "{tmp}/t"], 2, "there are no photos in .*nowhere"),
+        (["denoise", "{tmp}/empty", "{tmp}/t"], 2, "there are no photos in "),
+        (["denoise", "{tmp}", "{tmp}"], 2, "source and target are both "),
+        (["denoise", "{tmp}/empty", "{tmp}"], 2, "lies in the target"),
+        (["denoise", "{tmp}", "{tmp}/t", "--weights", "best"], 2, "unknown weights 'best': expected photo"),
+        (["denoise", "{tmp}", "{tmp}/t", "--weights", "{tmp}/no.safetensors"], 2, "there are no weights at "),
+        (["denoise", "{tmp}", "{tmp}/t", "--weights", "{photo}"], 2, "not a safetensors file"),
+        (["denoise", "{tmp}", "{tmp}/t", "--strength", "2"], 2, "strength is 2.0: expected a number from 0 to 1"),
+        (["denoise", "{tmp}", "{tmp}/t", "--strength", "much"], 2, "invalid float value"),
+        (["denoise", "{tmp}", "{tmp}/t", "--workers", "0"], 2, "workers is 0"),
+        (["denoise", "{tmp}", "{tmp}/t", "--limit", "0"], 2, "limit is 0"),
+        (["denoise", "{tmp}", "{tmp}/t", "--max-rejected-fraction", "7"], 2, "max_rejected_fraction is 7.0"),
+        (["denoise", "{tmp}", "{tmp}/t", "--layout", "zip"], 2, "invalid choice: 'zip'"),
+        (["denoise", "{tmp}", "{tmp}/t", "--misspelt"], 2, "unrecognized arguments: --misspelt"),
+        (["denoise", "{tmp}", "nosuch://place"], 2, "cannot open nosuch://place"),
+        (["denoise", "{tmp}", "{tmp}/full"], 2, "is not empty .* and no image set"),
+        (["denoise", "{tmp}", "{photo}/t"], 1, "cannot list .*: not a directory"),
+        (["denoise", "{photo}", "{tmp}/t.jpg"], 2, "degrain keeps the format of a photo"),
+        (["denoise", "{photo}", "{photo}"], 2, "source and target are both "),
+        (["denoise", "{photo}", "{photo}/t.png"], 1, "cannot write t.png to "),
+        (["demo", "{tmp}/full"], 2, "full"),
+        (["train", "{tmp}/empty", "--run", "{tmp}/run"], 2, "there are no 8-bit colour photos"),
+        (["train", "{tmp}", "--run", "{tmp}/run", "--patch-px", "100"], 2, "need a multiple of 16"),
+        (["weights", "show", "best"], 2, "unknown weights 'best'"),
+        (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
+        ([], 2, "required"),
+    ],
+)
+def test_a_wrong_call_is_one_clear_line(
+    photo: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    (photo.parent / "empty").mkdir()
+    (photo.parent / "full").mkdir()
+    (photo.parent / "full/diary.txt").write_text("mine")
+    before = sorted(path for path in photo.parent.rglob("*") if path.is_file())
+
+    found_code, out, err = run(capsys, *(text.format(tmp=photo.parent, photo=photo) for text in arguments))
+
+    assert (found_code, out) == (code, "")
+    assert len(err.splitlines()) == 1
+    assert re.search(message, err)
+    assert err.startswith("degrain: ")
+    assert sorted(path for path in photo.parent.rglob("*") if path.is_file()) == before
+
+
+def test_a_dry_run_counts_and_writes_nothing(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "denoise", photo.parent, photo.parent / "target", "--dry-run")
+
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()] == [["new", "1", "photos"], ["to", "do", "1"]]
+    assert not (photo.parent / "target").exists()
+
+
+def test_the_shipped_weights_are_listed_and_name_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "photo" in run(capsys, "weights", "list")[1]
+
+    card = json.loads(run(capsys, "weights", "show", "photo")[1])
+
+    assert card["network"] == "photo"
+    assert "CC BY-SA" in card["data"]
+    assert card["scores"]["psnr_db_sigma_25"] >= 30.7
+
+
+def test_training_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(saved(scene(sigma=0), "PNG"))
+    common = ["train", tmp_path / "photos", "--run", tmp_path / "run", "--patch-px", 16, "--batch-size", 2]
+
+    assert run(capsys, *common, "--steps", 2)[0] == 0
+    code, out, _ = run(capsys, *common, "--steps", 4, "--validate", tmp_path / "photos")
+
+    assert code == 0
+    assert json.loads(out)["psnr_db_sigma_25"] > 15
+    assert (
+        run(
+            capsys,
+            "denoise",
+            tmp_path / "photos/a.png",
+            tmp_path / "b.png",
+            "--weights",
+            tmp_path / "run/weights.safetensors",
+        )[0]
+        == 0
+    )
+
+
+def test_help_names_every_command() -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert all(name in out for name in ("denoise", "demo", "train", "weights"))

@@ -1,0 +1,122 @@
+"""The estimate finds the level of the noise and its colour, whatever the photo shows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.estimate import estimate_noise
+
+PHOTOS = sorted((Path(__file__).parents[1] / "pipeline" / "demo_photos").glob("*.jpg"))
+
+
+def _scene(side: int = 256) -> np.ndarray:
+    """A photo without noise: a sky that fades, and below it a texture of strong detail. Float64, in 8-bit levels."""
+    draw = np.random.default_rng(5)
+    sky = np.linspace(90, 150, side // 2)[:, None, None] + np.array([0, 10, 40]) + np.zeros((1, side, 1))
+    leaves = np.kron(draw.integers(40, 200, (side // 8, side // 4, 3)), np.ones((4, 4, 1)))
+    return np.concatenate([sky, leaves])
+
+
+def _with_noise(clean: np.ndarray, sigma: float) -> np.ndarray:
+    noisy = clean + np.random.default_rng(1).normal(0, sigma, clean.shape)
+    return noisy.round().clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("sigma", [2, 5, 10, 25, 50])
+def test_white_noise_is_met_within_12_percent_or_one_level(sigma):
+    assert estimate_noise(_with_noise(_scene(), sigma)).sigma == pytest.approx(sigma, rel=0.12, abs=1)
+
+
+@pytest.mark.parametrize("sigma", [2, 5, 10, 25, 50])
+def test_the_noise_of_a_gray_photo_is_all_luminance(sigma):
+    estimate = estimate_noise(_with_noise(_scene()[..., 1], sigma))
+    assert estimate.sigma == estimate.luma_sigma == pytest.approx(sigma, rel=0.12, abs=1)
+    assert estimate.chroma_sigma == estimate.chroma_share == 0
+
+
+def test_a_clean_photo_has_hardly_any_noise():
+    assert estimate_noise(_with_noise(_scene(), 0)).sigma < 0.5
+
+
+def test_a_photo_of_one_colour_has_none():
+    estimate = estimate_noise(np.full((40, 40, 3), 77, np.uint8))
+    assert estimate.sigma == estimate.chroma_share == 0
+
+
+def test_white_noise_is_two_thirds_chrominance():
+    estimate = estimate_noise(_with_noise(_scene(), 10))
+    assert estimate.chroma_share == pytest.approx(2 / 3, abs=0.04)
+    assert estimate.luma_sigma == pytest.approx(estimate.chroma_sigma, rel=0.1)
+
+
+def test_noise_that_all_channels_share_is_luminance():
+    clean = _scene()
+    noise = np.random.default_rng(2).normal(0, 10, clean.shape[:2])[..., None]
+    estimate = estimate_noise((clean + noise).round().clip(0, 255).astype(np.uint8))
+    assert estimate.chroma_share < 0.02
+    assert estimate.luma_sigma == pytest.approx(10 * 3**0.5, rel=0.12)
+
+
+def test_noise_that_adds_up_to_nothing_is_chrominance():
+    noise = np.random.default_rng(2).normal(0, 10, (256, 256))
+    photo = np.stack([128 + noise, np.full_like(noise, 128), 128 - noise], axis=2).round().astype(np.uint8)
+    assert estimate_noise(photo).chroma_share > 0.98
+
+
+def test_the_variances_along_the_axes_add_up():
+    estimate = estimate_noise(_with_noise(_scene(), 10))
+    assert 3 * estimate.sigma**2 == pytest.approx(estimate.luma_sigma**2 + 2 * estimate.chroma_sigma**2)
+
+
+def test_16_bit_photos_are_measured_in_8_bit_levels():
+    photo = _with_noise(_scene(), 10)
+    assert estimate_noise(photo.astype(np.uint16) * 257).sigma == pytest.approx(estimate_noise(photo).sigma)
+
+
+def test_noise_finer_than_an_8_bit_level_is_seen_in_16_bits():
+    noisy = 257 * (_scene() + np.random.default_rng(1).normal(0, 0.2, (256, 256, 3)))
+    assert estimate_noise(noisy.round().astype(np.uint16)).sigma == pytest.approx(0.2, rel=0.2)
+
+
+def test_an_overexposed_sky_does_not_hide_the_noise_of_the_rest():
+    clean = _scene()
+    clean[:128] = 300
+    clean[128:192] = 100
+    assert estimate_noise(_with_noise(clean, 10)).sigma == pytest.approx(10, rel=0.12)
+
+
+def test_noise_that_demosaicing_has_smoothed_is_not_overlooked():
+    noise = np.random.default_rng(3).normal(0, 20, (257, 257, 3))
+    smoothed = (noise[1:, 1:] + noise[:-1, 1:] + noise[1:, :-1] + noise[:-1, :-1]) / 4
+    estimate = estimate_noise((128 + smoothed).round().astype(np.uint8))
+    assert estimate.sigma == pytest.approx(smoothed.std(), rel=0.35)
+
+
+def test_a_large_photo_is_judged_by_a_part_of_it():
+    photo = np.tile(_with_noise(_scene(), 10), (8, 9, 1))
+    assert estimate_noise(photo).sigma == pytest.approx(10, rel=0.12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (1, 40, 3), (15, 17), (16, 16, 3), (33, 20, 3)])
+def test_a_photo_of_any_size_has_an_estimate(shape):
+    assert 0 <= estimate_noise(np.random.default_rng(0).integers(90, 110, shape, dtype=np.uint8)).sigma < 20
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8), np.float32), np.zeros((0, 8), np.uint8), np.zeros(8, np.uint8)],
+)
+def test_what_is_not_a_photo_is_refused(photo):
+    with pytest.raises(ValueError, match="cannot estimate the noise"):
+        estimate_noise(photo)
+
+
+@pytest.mark.skipif(not PHOTOS, reason="the demonstration photos are not installed")
+@pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("sigma", [5, 15, 40])
+def test_white_noise_is_met_on_real_photos(path, sigma):
+    with Image.open(path) as image:
+        clean = np.asarray(image.convert("RGB"), dtype=np.float64)
+    assert estimate_noise(_with_noise(clean, sigma)).sigma == pytest.approx(sigma, rel=0.15, abs=1)

@@ -1,0 +1,77 @@
+"""The photo network is small, free of biases, and sees no further than it says."""
+
+import pytest
+import torch
+from torch import nn
+
+from model.photo import PhotoNetwork
+
+
+def test_it_has_about_two_million_parameters_and_no_bias():
+    named = dict(PhotoNetwork().named_parameters())
+    assert sum(parameter.numel() for parameter in named.values()) == 1_936_512
+    assert not [name for name in named if name.endswith("bias")]
+
+
+def test_it_takes_at_most_75_thousand_multiplications_a_pixel():
+    network = PhotoNetwork().eval()
+    multiplications = []
+
+    def count(conv: nn.Conv2d, _inputs: object, output_BCHW: torch.Tensor) -> None:
+        multiplications.append(output_BCHW[0, 0].numel() * conv.weight.numel())
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, 64, 64))
+    assert 60_000 < sum(multiplications) / 64**2 <= 75_000
+
+
+@pytest.mark.parametrize("factor", [0.1, 4.0])
+def test_its_output_scales_with_its_input(factor):
+    torch.manual_seed(0)
+    network, noisy_BCHW = PhotoNetwork().eval(), torch.rand(1, 3, 32, 40)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(factor * noisy_BCHW), factor * network(noisy_BCHW), rtol=1e-4, atol=1e-5)
+
+
+def test_it_leaves_its_input_as_it_was():
+    torch.manual_seed(0)
+    noisy_BCHW = torch.rand(1, 3, 32, 32)
+    before_BCHW = noisy_BCHW.clone()
+    with torch.inference_mode():
+        PhotoNetwork()(noisy_BCHW)
+    assert torch.equal(noisy_BCHW, before_BCHW)
+
+
+def test_it_subtracts_in_float32_what_it_computes_in_bfloat16():
+    network = PhotoNetwork().eval()
+    nn.init.zeros_(network.head[0].weight)
+    noisy_BCHW = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network(noisy_BCHW), noisy_BCHW)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_what_lies_beyond_its_halo_does_not_change_a_cell(side):
+    assert not _changes_a_cell(distance_px=PhotoNetwork.halo_px + 1, side=side)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_what_lies_just_within_its_halo_changes_a_cell(side):
+    assert _changes_a_cell(distance_px=PhotoNetwork.halo_px - 2, side=side)
+
+
+def _changes_a_cell(*, distance_px: int, side: int) -> bool:
+    """Whether a column of pixels at that distance changes any of a cell; the weights let everything pass."""
+    network = PhotoNetwork().eval().double()
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.01)
+    cell_px, first = network.multiple_px, 12 * network.multiple_px
+    black_BCHW = torch.zeros(1, 3, cell_px, 25 * cell_px, dtype=torch.float64)
+    lit_BCHW = black_BCHW.clone()
+    lit_BCHW[..., first - distance_px if side < 0 else first + cell_px - 1 + distance_px] = 1
+    with torch.inference_mode():
+        change_BCHW = network(lit_BCHW) - network(black_BCHW)
+    return bool((change_BCHW[..., first : first + cell_px] != 0).any())

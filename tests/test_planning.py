@@ -1,0 +1,469 @@
+"""Plans against a simple model of the rule: what is processed again, how it is cut, and what a shard is called."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import planning
+from pipeline.planning import (
+    PlanCounts,
+    PlanHeader,
+    PlanOptions,
+    ShardSize,
+    read_header,
+    read_shards,
+    shard_starts,
+    write_listing,
+    write_plan,
+)
+from pipeline.records import (
+    LISTING_SCHEMA,
+    PLAN_SCHEMA,
+    Outcome,
+    PhotoRecord,
+    PlannedPhoto,
+    ShardPlan,
+    SourceObject,
+    Status,
+    index_table,
+)
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+OPTIONS = PlanOptions(source="s3://photos", weights="w1", parameters="p1")
+ODD_KEYS = [
+    "it's.jpg",
+    '"quoted".jpg',
+    "a\nb.jpg",
+    "写真/ünï.png",
+    "👩‍👩‍👧.jpg",
+    "a\x01b",
+    "a\x00b",
+    "%s;--",
+    " ",
+    "$key",
+]
+SOURCES = ["s3://photos", '/home/o\'brien/ünï "x"', "a\nb{};--", "/no-text-\udcff"]
+
+
+def photo(key: str, *, size_bytes: int = 1000, etag: str = "e1") -> SourceObject:
+    return SourceObject(key, size_bytes, etag)
+
+
+def row(key: str, *, etag: str = "e1", size_bytes: int = 1000, attempts: int = 1, **columns: object) -> PhotoRecord:
+    """The index's row of a photo that is done, unless `columns` say otherwise."""
+    values: dict[str, object] = {"outcome": Outcome.DENOISED, "weights": "w1", "parameters": "p1", **columns}
+    return PhotoRecord(
+        key=key,
+        source_etag=etag,
+        source_size_bytes=size_bytes,
+        attempts=attempts,
+        run="earlier",
+        shard="s",
+        finished_at=NOW,
+        **values,
+    )
+
+
+@dataclass
+class Planner:
+    """Files in a folder, so that a test speaks of photos alone."""
+
+    folder: Path
+    written: int = 0
+
+    def __call__(
+        self,
+        listing: Iterable[SourceObject],
+        done: Iterable[PhotoRecord] = (),
+        pending: Iterable[Path] = (),
+        options: PlanOptions = OPTIONS,
+    ) -> tuple[PlanCounts, list[ShardPlan]]:
+        done = list(done)
+        write_listing(listing, self._new("listing"))
+        index = []
+        for part in (done[::2], done[1::2]):
+            if part:
+                pq.write_table(index_table(part), self._new("index"))
+                index.append(self.newest)
+        counts = write_plan(self.folder / "listing.parquet", index, list(pending), self._new("plan"), options)
+        return counts, list(read_shards(self.newest, "run"))
+
+    @property
+    def newest(self) -> Path:
+        return self._newest
+
+    def _new(self, name: str) -> Path:
+        self.written += 1
+        path = self.folder / ("listing.parquet" if name == "listing" else f"{name}-{self.written}.parquet")
+        self._newest = path
+        return path
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Planner:
+    return Planner(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_plan() -> Iterator[Planner]:
+    """For properties: their examples share one folder."""
+    with TemporaryDirectory() as folder:
+        yield Planner(Path(folder))
+
+
+def planned(shards: Iterable[ShardPlan]) -> list[PlannedPhoto]:
+    return [photo for shard in shards for photo in shard.photos]
+
+
+def planned_keys(shards: Iterable[ShardPlan]) -> list[str]:
+    return [photo.key for photo in planned(shards)]
+
+
+# What is processed
+
+
+def test_a_photo_that_the_index_does_not_hold_is_new(plan: Planner) -> None:
+    counts, shards = plan([photo("a.jpg")])
+
+    assert counts.photos == {Status.NEW: 1}
+    assert planned(shards) == [PlannedPhoto("a.jpg", 1000, "e1", attempt=1)]
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_a_photo_that_is_as_its_row_says_is_left_alone(plan: Planner, outcome: Outcome) -> None:
+    counts, shards = plan([photo("a.jpg")], [row("a.jpg", outcome=outcome)])
+
+    assert shards == []
+    assert counts.planned_photos == counts.planned_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("done", "status", "attempt"),
+    [
+        (row("a.jpg", etag="e0", attempts=4), Status.CHANGED, 1),
+        (row("a.jpg", size_bytes=999, attempts=4), Status.CHANGED, 1),
+        (row("a.jpg", weights="w0", attempts=4), Status.STALE, 5),
+        (row("a.jpg", parameters="p0", attempts=4), Status.STALE, 5),
+        (row("a.jpg", etag="e0", weights="w0", attempts=4), Status.CHANGED, 1),
+        (row("a.jpg", outcome=Outcome.REJECTED, etag="e0"), Status.CHANGED, 1),
+        (row("a.jpg", outcome=Outcome.REJECTED, weights="w0"), Status.STALE, 2),
+    ],
+)
+def test_a_photo_is_processed_again_when_it_or_its_settings_changed(
+    plan: Planner, done: PhotoRecord, status: Status, attempt: int
+) -> None:
+    counts, shards = plan([photo("a.jpg")], [done])
+
+    assert counts.photos == {status: 1}
+    assert [photo.attempt for photo in planned(shards)] == [attempt]
+
+
+def test_a_rejected_photo_waits_until_it_is_asked_for(plan: Planner) -> None:
+    done = [row("a.jpg", outcome=Outcome.REJECTED, attempts=2)]
+
+    counts, shards = plan([photo("a.jpg")], done)
+    _, retried = plan([photo("a.jpg")], done, options=replace(OPTIONS, retry_failed=True))
+
+    assert (counts.photos, shards) == ({Status.FAILED: 1}, [])
+    assert [photo.attempt for photo in planned(retried)] == [3]
+
+
+def test_what_a_pending_plan_holds_counts_as_done(plan: Planner) -> None:
+    plan([photo("a.jpg"), photo("changed.jpg", etag="e0")])
+
+    counts, shards = plan([photo("a.jpg"), photo("b.jpg"), photo("changed.jpg")], pending=[plan.newest])
+
+    assert counts.photos == {Status.UP_TO_DATE: 1, Status.NEW: 1, Status.CHANGED: 1}
+    assert planned_keys(shards) == ["b.jpg", "changed.jpg"]
+
+
+def test_a_pending_plan_comes_before_the_index(plan: Planner) -> None:
+    done = [row("a.jpg", outcome=Outcome.REJECTED)]
+    retry = replace(OPTIONS, retry_failed=True)
+    plan([photo("a.jpg")], done, options=retry)
+
+    counts, _ = plan([photo("a.jpg")], done, [plan.newest], retry)
+
+    assert counts.photos == {Status.UP_TO_DATE: 1}
+
+
+def test_of_two_pending_plans_the_newer_one_counts(plan: Planner) -> None:
+    pending = []
+    for etag in ("e0", "e1"):
+        plan([photo("a.jpg", etag=etag)])
+        pending.append(plan.newest)
+
+    counts, shards = plan([photo("a.jpg", etag="e1")], pending=pending)
+
+    assert (counts.photos, shards) == ({Status.UP_TO_DATE: 1}, [])
+
+
+def test_what_the_source_no_longer_holds_is_not_planned(plan: Planner) -> None:
+    counts, shards = plan([photo("a.jpg")], [row("a.jpg"), row("gone.jpg", weights="w0")])
+
+    assert (counts.listed_photos, shards) == (1, [])
+
+
+def test_a_key_that_is_listed_twice_is_processed_once(plan: Planner) -> None:
+    listing = [photo("a.jpg"), photo("b.jpg"), photo("a.jpg"), photo("a.jpg", etag="e2")]
+
+    counts, shards = plan(listing)
+
+    assert planned_keys(shards) == ["a.jpg", "b.jpg"]
+    assert counts.listed_photos == counts.planned_photos == 2
+    assert plan(reversed(listing))[1] == shards
+
+
+def test_nothing_listed_is_a_plan_without_shards(plan: Planner) -> None:
+    counts, shards = plan([], [row("a.jpg")])
+
+    assert shards == []
+    assert counts == PlanCounts(photos={}, size_bytes={}, planned_photos=0, planned_bytes=0)
+    assert read_header(plan.newest) == PlanHeader(source="s3://photos", weights="w1", parameters="p1")
+
+
+def test_a_limit_takes_the_first_keys(plan: Planner) -> None:
+    counts, shards = plan([photo(key) for key in "dbca"], [row("a")], options=replace(OPTIONS, limit=2))
+
+    assert planned_keys(shards) == ["b", "c"]
+    assert (counts.photos[Status.NEW], counts.planned_photos, counts.planned_bytes) == (3, 2, 2000)
+
+
+@pytest.mark.parametrize("key", ODD_KEYS, ids=ascii)
+def test_an_odd_key_survives(plan: Planner, key: str) -> None:
+    listing = [photo(key, etag=key), photo("other.jpg")]
+
+    _, shards = plan(listing)
+    counts, _ = plan(listing, [row(key, etag=key)])
+
+    assert PlannedPhoto(key, 1000, key, 1) in planned(shards)
+    assert counts.photos == {Status.UP_TO_DATE: 1, Status.NEW: 1}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=ascii)
+def test_a_header_comes_back_as_it_was(plan: Planner, source: str) -> None:
+    plan([photo("a.jpg")], options=replace(OPTIONS, source=source))
+
+    assert read_header(plan.newest) == PlanHeader(source=source, weights="w1", parameters="p1")
+
+
+def test_a_listing_streams_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "LISTING_BATCH", 3)
+    objects = [photo(str(number)) for number in range(8)]
+
+    assert write_listing(iter(objects), tmp_path / "listing.parquet") == 8
+    file = pq.ParquetFile(tmp_path / "listing.parquet")
+    assert [file.metadata.row_group(group).num_rows for group in range(3)] == [3, 3, 2]
+    assert [SourceObject(**found) for found in file.read().to_pylist()] == objects
+    assert file.schema_arrow.equals(LISTING_SCHEMA)
+
+
+def test_a_plan_holds_sorted_rows_with_their_status(plan: Planner) -> None:
+    plan([photo(key) for key in "cab"], [row("a", weights="w0"), row("b")])
+
+    table = pq.read_table(plan.newest)
+
+    assert table.column("key").to_pylist() == ["a", "c"]
+    assert table.column("status").to_pylist() == [Status.STALE, Status.NEW]
+    assert (table.schema.names, table.schema.types) == (PLAN_SCHEMA.names, PLAN_SCHEMA.types)
+
+
+def test_two_hundred_thousand_photos_are_planned(plan: Planner) -> None:
+    listing = (photo(f"{number % 97}/{number}.jpg", size_bytes=number) for number in range(200_000))
+
+    counts, shards = plan(listing, options=replace(OPTIONS, limit=150_000))
+
+    assert counts.planned_photos == len(set(planned_keys(shards))) == 150_000
+    assert max(len(shard.photos) for shard in shards) <= ShardSize().max_photos
+
+
+# The rule, against a model
+
+letters = st.sampled_from("ab")
+small = st.integers(0, 2)
+listed_photos = st.builds(SourceObject, st.sampled_from("abcdefgh'é"), small, letters)
+listings = st.lists(listed_photos, unique_by=lambda listed: listed.key)
+rows = st.builds(
+    row,
+    st.sampled_from("abcdefgh'é"),
+    etag=letters,
+    size_bytes=small,
+    attempts=st.integers(1, 3),
+    outcome=st.sampled_from(Outcome),
+    weights=st.sampled_from(["w1", "w0"]),
+    parameters=st.sampled_from(["p1", "p0"]),
+)
+indexes = st.lists(rows, unique_by=lambda done: done.key)
+
+
+def status_by_the_rule(listed: SourceObject, done: PhotoRecord | None) -> Status:
+    if done is None:
+        return Status.NEW
+    if (done.source_etag, done.source_size_bytes) != (listed.etag, listed.size_bytes):
+        return Status.CHANGED
+    if (done.weights, done.parameters) != ("w1", "p1"):
+        return Status.STALE
+    return Status.FAILED if done.outcome == Outcome.REJECTED else Status.UP_TO_DATE
+
+
+def plan_by_the_rule(
+    listing: list[SourceObject], index: list[PhotoRecord], pending: list[SourceObject], options: PlanOptions
+) -> list[PlannedPhoto]:
+    done = {found.key: found for found in index}
+    done |= {found.key: row(found.key, etag=found.etag, size_bytes=found.size_bytes) for found in pending}
+    wanted = {Status.NEW, Status.CHANGED, Status.STALE} | ({Status.FAILED} if options.retry_failed else set())
+    found = []
+    for listed in sorted(listing, key=lambda listed: listed.key):
+        status = status_by_the_rule(listed, done.get(listed.key))
+        if status in wanted:
+            before = 0 if status in (Status.NEW, Status.CHANGED) else done[listed.key].attempts
+            found.append(PlannedPhoto(listed.key, listed.size_bytes, listed.etag, before + 1))
+    return found[: options.limit]
+
+
+@settings(max_examples=40)
+@given(listings, indexes, listings, st.booleans(), st.none() | st.integers(1, 5))
+def test_a_plan_holds_what_the_rule_says(
+    shared_plan: Planner,
+    listing: list[SourceObject],
+    index: list[PhotoRecord],
+    pending: list[SourceObject],
+    retry_failed: bool,
+    limit: int | None,
+) -> None:
+    options = replace(OPTIONS, retry_failed=retry_failed, limit=limit)
+    shared_plan(pending)
+
+    counts, shards = shared_plan(listing, index, [shared_plan.newest], options)
+
+    assert planned(shards) == plan_by_the_rule(listing, index, pending, options)
+    assert counts.planned_bytes == sum(photo.size_bytes for photo in planned(shards))
+    assert counts.listed_photos == len(listing)
+
+
+@settings(max_examples=30)
+@given(listings, indexes)
+def test_counts_say_how_each_listed_photo_stands(
+    shared_plan: Planner, listing: list[SourceObject], index: list[PhotoRecord]
+) -> None:
+    done = {found.key: found for found in index}
+
+    counts, _ = shared_plan(listing, index)
+
+    statuses = [(status_by_the_rule(listed, done.get(listed.key)), listed.size_bytes) for listed in listing]
+    assert counts.photos == Counter(status for status, _ in statuses)
+    assert counts.size_bytes == {of: sum(size for status, size in statuses if status == of) for of, _ in statuses}
+
+
+# Shards
+
+
+@given(st.lists(st.integers(0, 20)), st.integers(1, 5), st.integers(1, 30))
+def test_a_shard_is_as_full_as_its_limits_let_it_be(sizes: list[int], max_photos: int, max_bytes: int) -> None:
+    starts = [*shard_starts(sizes, max_photos=max_photos, max_bytes=max_bytes), len(sizes)]
+    shards = [sizes[start:stop] for start, stop in pairwise(starts)]
+
+    assert [size for shard in shards for size in shard] == sizes
+    assert all(shards)
+    for shard in shards:
+        assert len(shard) == 1 or (len(shard) <= max_photos and sum(shard) <= max_bytes)
+    for shard, following in pairwise(shards):
+        assert len(shard) == max_photos or sum(shard) + following[0] > max_bytes
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.tuples(st.text("abc/é", min_size=1, max_size=4), st.integers(0, 20)), unique_by=lambda item: item[0]),
+    st.integers(1, 6),
+    st.integers(1, 30),
+)
+def test_every_planned_photo_is_in_one_shard_of_neighbours(
+    shared_plan: Planner, sizes: list[tuple[str, int]], max_photos: int, max_bytes: int
+) -> None:
+    size = ShardSize(max_photos=max_photos, max_bytes=max_bytes, min_shards=1)
+
+    _, shards = shared_plan(
+        [photo(key, size_bytes=size_bytes) for key, size_bytes in sizes], options=replace(OPTIONS, shard_size=size)
+    )
+
+    assert planned_keys(shards) == sorted(key for key, _ in sizes)
+    assert len({shard.shard for shard in shards}) == len(shards)
+    for shard in shards:
+        shard_bytes = sum(photo.size_bytes for photo in shard.photos)
+        assert len(shard.photos) == 1 or (len(shard.photos) <= max_photos and shard_bytes <= max_bytes)
+
+
+@pytest.mark.parametrize(
+    ("photos", "size", "expected"),
+    [
+        (1, ShardSize(min_shards=32), [1]),
+        (5, ShardSize(min_shards=32), [1] * 5),
+        (33, ShardSize(min_shards=32), [1] * 33),
+        (64, ShardSize(min_shards=32), [2] * 32),
+        (90, ShardSize(max_photos=40, min_shards=2), [40, 40, 10]),
+        (5, ShardSize(max_bytes=2500, min_shards=1), [2, 2, 1]),
+        (3, ShardSize(max_bytes=10, min_shards=1), [1, 1, 1]),
+    ],
+)
+def test_cuts_small_and_large_archives(plan: Planner, photos: int, size: ShardSize, expected: list[int]) -> None:
+    _, shards = plan([photo(f"{number:02}") for number in range(photos)], options=replace(OPTIONS, shard_size=size))
+
+    assert [len(shard.photos) for shard in shards] == expected
+
+
+def test_the_same_work_has_the_same_name_in_any_order_of_listing(plan: Planner) -> None:
+    listing = [photo(f"{number}.jpg", size_bytes=number) for number in range(50)]
+    index = [row(f"{number}.jpg", weights="w0") for number in range(0, 50, 3)]
+
+    _, first = plan(listing, index)
+    _, second = plan(reversed(listing), reversed(index))
+
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("listed", "done", "options"),
+    [
+        (photo("b.jpg"), [], OPTIONS),
+        (photo("a.jpg", etag="e2"), [], OPTIONS),
+        (photo("a.jpg", size_bytes=1001), [], OPTIONS),
+        (photo("a.jpg"), [], replace(OPTIONS, weights="w2")),
+        (photo("a.jpg"), [], replace(OPTIONS, parameters="p2")),
+        (photo("a.jpg"), [row("a.jpg", weights="w0")], OPTIONS),
+    ],
+    ids=["key", "etag", "size", "weights", "parameters", "attempt"],
+)
+def test_other_work_has_another_name(
+    plan: Planner, listed: SourceObject, done: list[PhotoRecord], options: PlanOptions
+) -> None:
+    _, (first,) = plan([photo("a.jpg")])
+    _, (other,) = plan([listed], done, options=options)
+
+    assert first.shard != other.shard
+
+
+def test_a_name_does_not_depend_on_where_the_photos_lie_or_on_the_run(plan: Planner) -> None:
+    _, (first,) = plan([photo("a.jpg")])
+    _, (moved,) = plan([photo("a.jpg")], options=replace(OPTIONS, source="/mnt/photos"))
+
+    assert first.shard == moved.shard
+    assert [shard.shard for shard in read_shards(plan.newest, "another run")] == [first.shard]
+
+
+@pytest.mark.parametrize("forged", ["a 1000 2 e1 1 1 b", "a\x001000\x00e1\x001\x01b"], ids=ascii)
+def test_a_key_that_spells_the_rows_of_others_is_not_named_like_them(plan: Planner, forged: str) -> None:
+    whole = replace(OPTIONS, shard_size=ShardSize(min_shards=1))
+
+    _, (two,) = plan([photo("a"), photo("b")], options=whole)
+    _, (one,) = plan([photo(forged)], options=whole)
+
+    assert two.shard != one.shard

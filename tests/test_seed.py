@@ -1,0 +1,52 @@
+"""The seed network keeps the shape that its weights were made for."""
+
+import pytest
+import torch
+
+from model.seed import SeedNetwork
+
+
+def test_it_has_13361747_parameters():
+    assert sum(parameter.numel() for parameter in SeedNetwork().parameters()) == 13_361_747
+
+
+def test_its_bottleneck_is_16_by_16_by_512_for_the_size_it_was_designed_for():
+    network = SeedNetwork().eval()
+    shapes = []
+    network.bottleneck.register_forward_hook(lambda _module, _inputs, features: shapes.append(features.shape))
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, 512, 512))
+    assert shapes == [(1, 512, 16, 16)]
+
+
+def test_its_output_has_the_shape_of_its_input_and_lies_between_0_and_1():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        clean_BCHW = SeedNetwork().eval()(100 * torch.randn(2, 3, 64, 96))
+    assert clean_BCHW.shape == (2, 3, 64, 96)
+    assert clean_BCHW.min() >= 0
+    assert clean_BCHW.max() <= 1
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_what_lies_beyond_its_halo_does_not_change_a_cell(side):
+    assert not _changes_a_cell(distance_px=SeedNetwork.halo_px + 1, side=side)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_what_lies_just_within_its_halo_changes_a_cell(side):
+    assert _changes_a_cell(distance_px=SeedNetwork.halo_px - 2, side=side)
+
+
+def _changes_a_cell(*, distance_px: int, side: int) -> bool:
+    """Whether a column of pixels at that distance changes any of a cell; the weights let everything pass."""
+    network = SeedNetwork().eval().double()
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, 0.01 if parameter.ndim > 1 else 0.0)
+    cell_px, first = network.multiple_px, 12 * network.multiple_px
+    black_BCHW = torch.zeros(1, 3, cell_px, 25 * cell_px, dtype=torch.float64)
+    lit_BCHW = black_BCHW.clone()
+    lit_BCHW[..., first - distance_px if side < 0 else first + cell_px - 1 + distance_px] = 1
+    with torch.inference_mode():
+        change_BCHW = network(lit_BCHW) - network(black_BCHW)
+    return bool((change_BCHW[..., first : first + cell_px] != 0).any())

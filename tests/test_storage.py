@@ -1,0 +1,614 @@
+"""Stores: one contract that every store keeps, and what only a folder or only an object store can go through."""
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import fsspec
+import pytest
+import s3fs
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
+from pipeline.storage import TEMPORARY, LocalStore, ObjectStore, Store, open_store, split_url, unsafe_reason
+
+UNSAFE_KEYS = [
+    "",
+    "/etc/passwd",
+    "../out.jpg",
+    "a/../../out.jpg",
+    "./a.jpg",
+    "a//b.jpg",
+    "a/",
+    "a\\b.jpg",
+    "a\x00.jpg",
+    "a\nb.jpg",
+    "a\u2028b.jpg",
+    "\udcff.jpg",
+    f"{TEMPORARY}/a",
+    "x" * 256,
+    "é" * 128,
+    "a.jpg?versionId=1",
+]
+ODD_KEYS = ["ünï/çödé 写真.jpg", "with space/and 'quotes' \".jpg", "100%/a+b#c?.jpg", "[a]*{b}.jpg", "👩‍👩‍👧.png", "-r"]
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Each store in turn, empty."""
+    if request.param == "local":
+        (tmp_path / "root").mkdir()
+        return open_store(str(tmp_path / "root"))
+    return open_store(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalStore:
+    root = tmp_path / "root"
+    root.mkdir()
+    return LocalStore(root)
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    return sorted(found.key for found in store.list(prefix))
+
+
+def etag(store: Store, key: str) -> str:
+    return next(found.etag for found in store.list() if found.key == key)
+
+
+# The contract
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00\xff", bytes(range(256)) * 4096], ids=["empty", "small", "megabyte"])
+def test_reads_back_what_was_written(store: Store, data: bytes) -> None:
+    store.write("a.jpg", data)
+
+    assert store.read("a.jpg") == data
+
+
+@pytest.mark.parametrize("key", ["a", "2019/07/14/IMG_0042.JPG", *ODD_KEYS])
+def test_keeps_an_object_under_any_safe_key(store: Store, key: str) -> None:
+    store.write(key, key.encode())
+
+    assert store.read(key) == key.encode()
+    assert store.exists(key)
+    assert keys(store) == [key]
+
+
+def test_a_second_write_replaces_the_whole_object(store: Store) -> None:
+    store.write("a.jpg", b"a long first version")
+    store.write("a.jpg", b"second")
+
+    assert store.read("a.jpg") == b"second"
+    assert [found.size_bytes for found in store.list()] == [len(b"second")]
+
+
+def test_create_refuses_the_second_and_keeps_the_first(store: Store) -> None:
+    store.create("commits/a", b"first")
+
+    with pytest.raises(ObjectExists, match=r"^commits/a is already in "):
+        store.create("commits/a", b"second")
+
+    assert store.read("commits/a") == b"first"
+
+
+@pytest.mark.parametrize("store", ["local", "s3"], indirect=True)  # memory belongs to one process: it only looks first
+def test_of_eight_racing_creators_one_wins(store: Store) -> None:
+    barrier = Barrier(8)
+
+    def create(number: int) -> int | None:
+        barrier.wait()
+        try:
+            store.create("commit", b"%d" % number)
+        except ObjectExists:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [number for number in pool.map(create, range(8)) if number is not None]
+
+    assert [b"%d" % number for number in winners] == [store.read("commit")]
+
+
+def test_an_object_that_is_not_there_is_missing(store: Store) -> None:
+    store.write("there", b"")
+
+    with pytest.raises(ObjectMissing, match=r"^cannot read 2019/no\.jpg in "):
+        store.read("2019/no.jpg")
+    assert not store.exists("2019/no.jpg")
+
+
+def test_lists_every_object_with_its_size(store: Store) -> None:
+    sizes = {f"{folder}/{number}.jpg": number for folder in ("a", "a/b", "c/d/e") for number in range(3)}
+    for key, size_bytes in sizes.items():
+        store.write(key, bytes(size_bytes))
+
+    listed = list(store.list())
+
+    assert sorted((found.key, found.size_bytes) for found in listed) == sorted(sizes.items())
+
+
+def test_lists_a_folder_without_the_sibling_whose_name_begins_like_it(store: Store) -> None:
+    for key in ("index/part-0", "index/old/part-1", "index2/part-0", "index.json", "other/index/part-0"):
+        store.write(key, b"1")
+
+    assert keys(store, "index") == ["index/old/part-1", "index/part-0"]
+    assert keys(store, "other/index") == ["other/index/part-0"]
+
+
+def test_lists_nothing_where_nothing_is(store: Store) -> None:
+    assert keys(store) == []
+    assert keys(store, "index") == []
+
+
+def test_the_etag_changes_with_the_content_and_not_without(store: Store) -> None:
+    store.write("a.jpg", b"first")
+    first = etag(store, "a.jpg")
+    store.write("b.jpg", b"another object")
+
+    assert etag(store, "a.jpg") == first
+    store.write("a.jpg", b"second version")
+    assert etag(store, "a.jpg") != first
+
+
+def test_a_deleted_object_is_gone_and_may_be_deleted_again(store: Store) -> None:
+    store.write("a/b.jpg", b"1")
+
+    for key in ("a/b.jpg", "a/b.jpg", "never/there", "a/b.jpg/below"):
+        store.delete(key)
+
+    assert keys(store) == []
+
+
+def test_a_folder_is_no_object(store: Store) -> None:
+    store.write("2019/a.jpg", b"1")
+
+    assert not store.exists("2019")
+    with pytest.raises(ObjectRefused):
+        store.read("2019")
+
+
+@pytest.mark.parametrize("key", UNSAFE_KEYS, ids=ascii)
+def test_refuses_an_unsafe_key_in_every_verb(store: Store, key: str) -> None:
+    verbs = [
+        store.read,
+        store.exists,
+        store.delete,
+        lambda key: store.write(key, b""),
+        lambda key: store.create(key, b""),
+    ]
+
+    for verb in verbs:
+        with pytest.raises(ObjectRefused, match="is not used as a name: "):
+            verb(key)
+    assert keys(store) == []
+
+
+def test_cleaning_and_closing_keep_every_object(store: Store) -> None:
+    store.write("a.jpg", b"1")
+
+    store.clean()
+    store.close()
+
+    assert keys(store) == ["a.jpg"]
+
+
+# Names
+
+
+@given(st.text(st.characters(), max_size=40) | st.from_regex(r"[./a~\\-]{1,12}", fullmatch=True))
+@example("a/..")
+@example("..")
+def test_a_safe_key_stays_below_the_root(key: str) -> None:
+    if unsafe_reason(key) is None:
+        joined = os.path.normpath(os.path.join("/root/target", key))  # noqa: PTH118
+
+        assert joined == f"/root/target/{key}"
+
+
+@pytest.mark.parametrize("key", UNSAFE_KEYS, ids=ascii)
+def test_says_in_one_line_why_a_key_is_unsafe(key: str) -> None:
+    reason = unsafe_reason(key)
+
+    assert reason is not None
+    assert reason.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("url", "root", "name"),
+    [
+        ("s3://photos/2019/a.jpg", "s3://photos/2019", "a.jpg"),
+        ("/photos/a.jpg", "/photos", "a.jpg"),
+        ("a.jpg", ".", "a.jpg"),
+    ],
+)
+def test_splits_where_one_photo_lies(url: str, root: str, name: str) -> None:
+    assert split_url(url) == (root, name)
+
+
+def test_opens_a_file_url_as_a_folder(tmp_path: Path) -> None:
+    assert open_store(f"file://{tmp_path}").url == open_store(str(tmp_path)).url == str(tmp_path)
+
+
+def test_an_unknown_scheme_is_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match=r"^cannot open gopher://photos: .*gopher"):
+        open_store("gopher://user:secret@photos")
+
+
+# Only a folder
+
+
+def fail_with(number: int) -> Any:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("verb", ["write", "create"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT], ids=errno.errorcode.get)
+def test_an_interrupted_write_leaves_nothing(
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch, verb: str, number: int
+) -> None:
+    monkeypatch.setattr(storage.os, "fsync", fail_with(number))
+
+    with pytest.raises(StorageError, match=rf"^cannot write a\.jpg to \S+: {os.strerror(number).lower()}$") as caught:
+        getattr(local, verb)("a.jpg", b"12345")
+
+    assert not isinstance(caught.value, ObjectRefused)
+    assert [path for path in local.root.rglob("*") if path.is_file()] == []
+
+
+def test_an_interrupted_write_keeps_the_old_object(local: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.write("a.jpg", b"old")
+    monkeypatch.setattr(storage.os, "fsync", fail_with(errno.ENOSPC))
+
+    with pytest.raises(StorageError):
+        local.write("a.jpg", b"new")
+
+    assert local.read("a.jpg") == b"old"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or umount is None:
+        pytest.skip("there is no command to mount a file system")
+    mounted = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run([umount, folder], check=True)
+
+
+def test_a_full_disk_leaves_neither_half_an_object_nor_a_temporary_file(small_disk: Path) -> None:
+    store = LocalStore(small_disk)
+    store.write("small.jpg", bytes(1000))
+
+    with pytest.raises(StorageError, match="no space left on device"):
+        store.write("large.jpg", bytes(200_000))
+
+    assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["small.jpg"]
+    store.write("next.jpg", bytes(20_000))
+
+
+def test_a_read_only_disk_is_one_clear_line(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+
+    with pytest.raises(StorageError, match=r"^cannot write a\.jpg to \S+: read-only file system$") as caught:
+        LocalStore(small_disk).write("a.jpg", b"1")
+
+    assert not isinstance(caught.value, ObjectRefused)
+
+
+def test_a_write_that_stops_half_way_leaves_nothing(local: LocalStore) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StorageError, match="file too large"):
+            local.write("a.jpg", bytes(50_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert [path for path in local.root.rglob("*") if path.is_file()] == []
+
+
+def test_a_killed_writer_leaves_a_file_that_is_never_listed_and_that_clean_removes(local: LocalStore) -> None:
+    script = (
+        "import os, signal, sys, pathlib, pipeline.storage as storage\n"
+        "storage.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "storage.LocalStore(pathlib.Path(sys.argv[1])).write('a.jpg', b'12345')\n"
+    )
+    subprocess.run([sys.executable, "-c", script, local.root], check=False)
+    left = [path for path in local.root.rglob("*") if path.is_file()]
+
+    assert [path.parent.name for path in left] == [TEMPORARY]
+    assert keys(local) == []
+    local.clean()
+    assert list(local.root.iterdir()) == []
+
+
+def test_closing_leaves_only_objects_and_the_store_goes_on(local: LocalStore) -> None:
+    local.write("a.jpg", b"1")
+    local.close()
+    assert [path.name for path in local.root.iterdir()] == ["a.jpg"]
+
+    local.write("b.jpg", b"2")
+    assert keys(local) == ["a.jpg", "b.jpg"]
+
+
+def test_a_folder_that_nobody_may_write_is_one_clear_line(local: LocalStore) -> None:
+    local.root.chmod(0o500)
+    try:
+        if os.access(local.root, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        with pytest.raises(StorageError, match=r"^cannot write a\.jpg to \S+: permission denied$"):
+            local.write("a.jpg", b"1")
+    finally:
+        local.root.chmod(0o700)
+
+
+def test_a_root_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+
+    with pytest.raises(StorageError, match=r"^cannot write a\.jpg to \S+: (not a directory|file exists)$"):
+        LocalStore(tmp_path / "file").write("a.jpg", b"1")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE], ids=errno.errorcode.get)
+def test_an_ill_disk_is_no_refused_object(local: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    local.write("a.jpg", b"1")
+    monkeypatch.setattr(Path, "read_bytes", fail_with(number))
+
+    with pytest.raises(StorageError) as caught:
+        local.read("a.jpg")
+
+    assert not isinstance(caught.value, ObjectRefused)
+
+
+def test_a_link_that_leads_out_of_the_root_is_listed_and_refused(local: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (local.root / "out.jpg").symlink_to("../secret")
+
+    assert keys(local) == ["out.jpg"]
+    with pytest.raises(ObjectRefused, match=r"^out\.jpg is a link that leads out of "):
+        local.read("out.jpg")
+
+
+def test_a_link_within_the_root_is_read_and_has_the_files_size(local: LocalStore) -> None:
+    local.write("2019/a.jpg", b"12345")
+    (local.root / "best.jpg").symlink_to("2019/a.jpg")
+
+    assert local.read("best.jpg") == b"12345"
+    assert {found.size_bytes for found in local.list()} == {5}
+    assert etag(local, "best.jpg") == etag(local, "2019/a.jpg")
+
+
+def test_a_broken_link_is_listed_and_missing(local: LocalStore) -> None:
+    (local.root / "gone.jpg").symlink_to("nowhere.jpg")
+
+    assert keys(local) == ["gone.jpg"]
+    with pytest.raises(ObjectMissing):
+        local.read("gone.jpg")
+
+
+def test_a_link_to_itself_is_listed_and_refused(local: LocalStore) -> None:
+    (local.root / "loop.jpg").symlink_to("loop.jpg")
+
+    assert keys(local) == ["loop.jpg"]
+    with pytest.raises(ObjectRefused, match="symbolic links"):
+        local.read("loop.jpg")
+
+
+def test_a_link_to_a_folder_is_listed_once_and_refused(local: LocalStore) -> None:
+    local.write("2019/a.jpg", b"1")
+    (local.root / "all").symlink_to(".")
+
+    assert keys(local) == ["2019/a.jpg", "all"]
+    with pytest.raises(ObjectRefused, match="it is no file"):
+        local.read("all")
+
+
+def test_a_pipe_is_not_listed_and_a_link_to_it_is_refused(local: LocalStore) -> None:
+    os.mkfifo(local.root / "pipe")
+    (local.root / "link.jpg").symlink_to("pipe")
+
+    assert keys(local) == ["link.jpg"]
+    for key in ("pipe", "link.jpg"):
+        with pytest.raises(ObjectRefused, match="it is no file"):
+            local.read(key)
+
+
+def test_a_name_that_is_no_text_is_listed_under_an_unsafe_key(local: LocalStore) -> None:
+    (local.root / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"1")
+
+    (found,) = local.list()
+
+    assert found.key.encode() == rb"caf\udce9.jpg"
+    assert unsafe_reason(found.key) is not None
+
+
+def test_a_file_that_goes_during_a_listing_costs_only_itself(
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        local.write(name, b"1")
+    scandir = os.scandir
+
+    class Vanishing:
+        """A folder in which each file but the last one is gone by the time that it is looked at."""
+
+        def __init__(self, folder: Path) -> None:
+            self._entries = list(scandir(folder))
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            files = [entry for entry in self._entries if entry.name != TEMPORARY]
+            for entry in files[:-1]:
+                os.unlink(entry.path)  # noqa: PTH108
+            return iter(files)
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(storage.os, "scandir", Vanishing)
+
+    assert len(list(local.list())) == 1
+
+
+def test_a_touched_file_has_another_etag(local: LocalStore) -> None:
+    local.write("a.jpg", b"1")
+    first = etag(local, "a.jpg")
+
+    os.utime(local.root / "a.jpg", ns=(0, 1))
+
+    assert etag(local, "a.jpg") != first
+
+
+@pytest.mark.parametrize("verb", ["write", "create"])
+def test_a_file_in_place_of_a_folder_is_refused(local: LocalStore, verb: str) -> None:
+    local.write("a", b"1")
+
+    with pytest.raises(ObjectRefused, match=r"^cannot write a/b\.jpg to "):
+        getattr(local, verb)("a/b.jpg", b"2")
+    assert keys(local) == ["a"]
+
+
+def test_a_folder_in_place_of_a_file_is_refused(local: LocalStore) -> None:
+    local.write("a/b.jpg", b"1")
+
+    with pytest.raises(ObjectRefused, match=r"^cannot write a to .*: is a directory$"):
+        local.write("a", b"2")
+
+
+def test_a_name_too_long_for_the_file_system_is_refused(local: LocalStore) -> None:
+    key = "/".join(["x" * 200] * 25)
+
+    for verb in (local.read, lambda key: local.write(key, b"")):
+        with pytest.raises(ObjectRefused, match=r"file name too long$"):
+            verb(key)
+    assert unsafe_reason(key) is None
+
+
+# Only an object store
+
+
+def test_a_listing_is_read_a_page_at_a_time(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "S3_PAGE", 2)
+    store = open_store(s3_url)
+    for number in range(5):
+        store.write(f"{number}", b"1")
+
+    listing = store.list()
+    first = next(listing)
+    store.delete("4")
+
+    assert [first.key, *(found.key for found in listing)] == ["0", "1", "2", "3"]
+
+
+def test_a_folder_that_the_web_console_made_is_no_object(s3_url: str) -> None:
+    store = open_store(s3_url)
+    folder = f"{s3_url.partition('://')[2].partition('/')[2]}/2019/"
+    s3fs.S3FileSystem().call_s3("put_object", Bucket="photos", Key=folder, Body=b"")
+    store.write("2019/a.jpg", b"1")
+
+    assert keys(store) == ["2019/a.jpg"]
+
+
+def test_an_archived_object_is_refused_and_the_store_works_on(s3_url: str) -> None:
+    store = open_store(s3_url)
+    key = f"{s3_url.partition('://')[2].partition('/')[2]}/cold.jpg"
+    s3fs.S3FileSystem().call_s3("put_object", Bucket="photos", Key=key, Body=b"1", StorageClass="GLACIER")
+
+    with pytest.raises(ObjectRefused, match=r"^cannot read cold\.jpg in s3://\S+: it lies in an archive class"):
+        store.read("cold.jpg")
+
+
+def test_a_bucket_that_is_not_there_is_no_missing_object(s3_bucket: str) -> None:
+    store = open_store("s3://no-such-bucket/photos")
+
+    for verb in (store.read, store.exists, lambda key: store.write(key, b""), lambda _: list(store.list())):
+        with pytest.raises(StorageError, match=r"bucket does not exist$") as caught:
+            verb("a.jpg")
+        assert not isinstance(caught.value, ObjectRefused)
+
+
+def test_a_server_that_does_not_answer_is_one_line_without_credentials(s3_bucket: str) -> None:
+    quick = {"retries": {"max_attempts": 0}}
+    filesystem = s3fs.S3FileSystem(
+        endpoint_url="http://127.0.0.1:9", key="user", secret="a-secret", config_kwargs=quick, skip_instance_cache=True
+    )
+    filesystem.retries = 1
+    store = ObjectStore("s3://user:a-secret@photos", filesystem, "photos")
+
+    with pytest.raises(StorageError, match=r"^cannot read a\.jpg in s3://photos: EndpointConnectionError: ") as caught:
+        store.read("a.jpg")
+
+    assert str(caught.value).isprintable()
+    assert "secret" not in str(caught.value)
+
+
+class Unwilling(fsspec.AbstractFileSystem):
+    """A file system that answers every request with one error."""
+
+    cachable = False
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def cat_file(self, *_: object, **__: object) -> bytes:
+        raise self.error
+
+    pipe_file = info = find = rm_file = cat_file
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EBUSY, "slow\ndown " * 999), RuntimeError("slow\ndown " * 999)])
+def test_a_long_answer_becomes_one_short_line(error: Exception) -> None:
+    store = ObjectStore("s3://photos", Unwilling(error), "photos")
+
+    for verb in (store.read, store.exists, store.delete, lambda key: store.write(key, b""), lambda _: [*store.list()]):
+        with pytest.raises(StorageError) as caught:
+            verb("a.jpg")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
+def test_a_key_too_long_for_the_server_is_refused() -> None:
+    store = ObjectStore("s3://photos", Unwilling(OSError(errno.ENAMETOOLONG, "KeyTooLongError")), "photos")
+
+    with pytest.raises(ObjectRefused, match=r"its name is too long$"):
+        store.write("a.jpg", b"")
+
+
+@pytest.mark.parametrize("error", [PermissionError("Access Denied"), PermissionError("The token has expired")])
+def test_a_forbidden_store_is_no_refused_object(error: PermissionError) -> None:
+    store = ObjectStore("s3://photos", Unwilling(error), "photos")
+
+    with pytest.raises(StorageError, match=str(error)) as caught:
+        store.read("a.jpg")
+
+    assert not isinstance(caught.value, ObjectRefused)
+
+
+def test_a_lost_create_that_is_answered_with_invalid_argument_says_that_the_object_exists() -> None:
+    filesystem = Unwilling(OSError(errno.EINVAL, "Invalid argument"))
+    filesystem.exists = lambda _: True
+    store = ObjectStore("s3://photos", filesystem, "photos")
+
+    with pytest.raises(ObjectExists):
+        store.create("commit", b"")

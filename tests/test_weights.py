@@ -1,0 +1,117 @@
+"""Weights survive their file, and a file that is not one is refused without being run."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from model import weights
+from model.photo import PhotoNetwork
+from model.seed import SeedNetwork
+from model.weights import Card, dump_weights, load_weights, parse_weights
+
+
+def _card(**changes: object) -> Card:
+    return Card(**({"network": "photo", "data": "d", "licence": "MIT", "noise": "gaussian"} | changes))
+
+
+@pytest.fixture(scope="module")
+def network() -> PhotoNetwork:
+    torch.manual_seed(0)
+    return PhotoNetwork()
+
+
+def test_a_network_and_its_card_survive_the_file(network):
+    card = _card(training="steps=1", scores={"CBSD68 sigma 25": 30.5})
+    read = parse_weights(dump_weights(network, card))
+    assert read.card == card
+    for name, tensor in read.network().state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[name])
+
+
+def test_the_same_network_gives_the_same_bytes_and_another_does_not(network):
+    data = dump_weights(network, _card())
+    assert dump_weights(network, _card()) == data
+    assert parse_weights(data).sha256 == parse_weights(dump_weights(network, _card())).sha256
+    assert parse_weights(dump_weights(network, _card(noise="none"))).sha256 != parse_weights(data).sha256
+
+
+def test_a_network_that_is_read_is_ready_for_use(network):
+    assert not parse_weights(dump_weights(network, _card())).network().training
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{}extra"])
+def test_garbage_is_refused(data):
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        parse_weights(data)
+
+
+def test_a_truncated_file_is_refused(network):
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        parse_weights(dump_weights(network, _card())[:-1])
+
+
+def test_a_pickle_is_refused_and_never_executed(tmp_path):
+    class Crafted:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return Path.touch, (tmp_path / "executed",)
+
+    for data in (pickle.dumps(Crafted()), _torch_file(tmp_path / "weights.pt", Crafted())):
+        with pytest.raises(ValueError, match="not a safetensors file"):
+            parse_weights(data)
+    assert not (tmp_path / "executed").exists()
+
+
+def _torch_file(path: Path, value: object) -> bytes:
+    torch.save(value, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {"card": "not json"},
+        {"card": "[]"},
+        {"card": json.dumps({"network": "photo"})},
+        {"card": json.dumps({"network": "resnet", "data": "", "licence": "", "noise": ""})},
+        {"card": json.dumps({"network": "photo", "data": "", "licence": "", "noise": "", "from_the_future": 1})},
+    ],
+)
+def test_weights_without_a_card_that_is_understood_are_refused(metadata):
+    data = safetensors.torch.save({"weight": torch.zeros(1)}, metadata)
+    with pytest.raises(ValueError, match="no card that this version of degrain understands"):
+        parse_weights(data)
+
+
+def test_tensors_of_another_network_are_refused(network):
+    read = parse_weights(dump_weights(network, _card(network="seed")))
+    with pytest.raises(ValueError, match="do not fit the network 'seed'"):
+        read.network()
+
+
+def test_both_networks_can_be_named_on_a_card():
+    assert isinstance(parse_weights(dump_weights(SeedNetwork(), _card(network="seed"))).network(), SeedNetwork)
+
+
+def test_weights_are_loaded_from_a_path(tmp_path, network):
+    path = tmp_path / "own.safetensors"
+    path.write_bytes(dump_weights(network, _card()))
+    assert load_weights(path).sha256 == load_weights(str(path)).sha256
+
+
+def test_weights_are_loaded_by_the_name_they_ship_under(tmp_path, monkeypatch, network):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    (tmp_path / "small.safetensors").write_bytes(dump_weights(network, _card(data="the shipped ones")))
+    assert weights.shipped_names() == ["small"]
+    assert load_weights("small").card.data == "the shipped ones"
+
+
+def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_those_that_are(tmp_path, monkeypatch, network):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    (tmp_path / "small.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="no weights 'smal': expected a file or one of small"):
+        load_weights("smal")
