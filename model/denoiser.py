@@ -50,8 +50,9 @@ class Denoiser:
     Args:
         weights: the network's tensors and their card.
         device: as torch names it, such as "cpu" or "cuda:1"; "auto" is a GPU where there is one.
-        precision: "auto" takes 8-bit photos in the 16-bit type that the hardware is made for, if any, and all others
-            in float32, or it would add steps of its own to the finer ones of the photo.
+        precision: "auto" computes 8-bit photos in the 16-bit type that the hardware is made for, if any: more than
+            twice as fast, for 0.01 dB (bfloat16, sigma 5; 0.02 dB on clean photos). All others are computed in
+            float32, or it would add steps of its own to the finer ones of the photo.
         tile_px: the largest side of what one tile is responsible for; its halo comes on top.
         batch_px: how many pixels the network is given at once, where there are several tiles of one size; a single
             tile may have more. By default what fills a GPU, or on a CPU what fits its caches: there, batches make
@@ -289,6 +290,11 @@ def _to_levels(photo: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
     if dtype in FILE_DTYPES:
         levels = levels.round_().clamp_(0, PEAKS[dtype]).to(torch.uint8 if dtype == np.uint8 else torch.uint16)
     return levels.cpu().numpy()
+
+
+def use_threads(count: int) -> None:
+    """How many threads torch may use on the CPU for what the calling thread asks of it."""
+    torch.set_num_threads(count)
 
 
 def _find_device(name: str) -> torch.device:

@@ -6,8 +6,10 @@ Sigma is in 8-bit levels (0–255) everywhere; pixels are sRGB floats in [0, 1] 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from model.jpeg import pass_through_jpeg
@@ -108,6 +110,18 @@ def add_camera_noise(clean_BCHW: Tensor, shot_B: Tensor, has_mosaic_B: Tensor, g
     if has_mosaic_B.any():
         noisy_BCHW[has_mosaic_B] = demosaic(noisy_BCHW[has_mosaic_B])
     return to_8bit(linear_to_srgb(noisy_BCHW))
+
+
+def photograph(clean_HWC: NDArray[np.uint8], *, shot: float, seed: int) -> NDArray[np.uint8]:
+    """The (H, W, 3) sRGB photo as a camera with that much shot noise takes it, behind a mosaic. Equal seeds, equal noise.
+
+    Args:
+        shot: as for `add_camera_noise`.
+    """
+    clean_BCHW = torch.from_numpy(clean_HWC.astype(np.float32) / PEAK).permute(2, 0, 1)[None]
+    generator = Generator().manual_seed(seed)
+    noisy_BCHW = add_camera_noise(clean_BCHW, torch.tensor([shot]), torch.tensor([True]), generator)
+    return (noisy_BCHW[0].permute(1, 2, 0) * PEAK).round().to(torch.uint8).contiguous().numpy()
 
 
 def demosaic(linear_BCHW: Tensor) -> Tensor:

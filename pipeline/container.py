@@ -1,5 +1,6 @@
 """What every container format shares: the header of a photo and its pixels."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Samples = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16: NumPy's type parameter for the width has no union
+
+# imagecodecs logs what libpng remarks on damaged files. Those end with a reason of our own, or decode all the same.
+logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)
 
 SIGNED = "the photo carries Content Credentials, which a change of its pixels would break"
 
@@ -55,6 +59,5 @@ class Pixels:
 
     def joined(self) -> Samples:
         """Colour and alpha as one contiguous array: (H, W) or (H, W, C) with C of 2 to 4."""
-        if self.alpha is None:
-            return np.ascontiguousarray(self.colour)
-        return np.dstack((self.colour, self.alpha))
+        joined = self.colour if self.alpha is None else np.dstack((self.colour, self.alpha))
+        return np.ascontiguousarray(joined)

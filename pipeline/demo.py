@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from model.metrics import psnr_db
-from model.noise import add_camera_noise
+from model.noise import photograph
 from pipeline.errors import RunFailed
 from pipeline.images import Pixels, decode, encode, inspect
 
@@ -98,20 +97,11 @@ def write_noisy(folder: Path) -> list[DemoPhoto]:
     for photo in DEMO_PHOTOS:
         clean = (PHOTOS / photo.name).read_bytes()
         header = inspect(clean, name=photo.name)
-        noisy = encode(Pixels(add_noise(decode(clean, header).colour, photo.iso)), clean, header)
+        noisy = encode(Pixels(photograph(decode(clean, header).colour, shot=photo.iso * SHOT_PER_ISO, seed=photo.iso)), clean, header)
         path = folder / photo.name
         if not path.exists() or path.read_bytes() != noisy:
             path.write_bytes(noisy)
     return list(DEMO_PHOTOS)
-
-
-def add_noise(clean_HWC: NDArray[np.generic], iso: int) -> NDArray[np.uint8]:
-    """Noise of a camera at this ISO, behind a Bayer mosaic. Takes and returns (H, W, 3) uint8, sRGB."""
-    clean_BCHW = torch.from_numpy(clean_HWC.astype(np.float32) / 255).permute(2, 0, 1)[None]
-    generator = torch.Generator().manual_seed(iso)
-    noisy_BCHW = add_camera_noise(clean_BCHW, torch.tensor([iso * SHOT_PER_ISO]), torch.tensor([True]), generator)
-    noisy_HWC: NDArray[np.uint8] = (noisy_BCHW[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    return np.ascontiguousarray(noisy_HWC)
 
 
 def score(noisy: Path, denoised: Path) -> list[DemoScore]:

@@ -14,11 +14,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import torch
 from model.estimate import estimate_noise
 from numpy.typing import NDArray
 
-from model.denoiser import Denoiser
+from model.denoiser import Denoiser, use_threads
 from model.metrics import psnr_db
 from model.weights import parse_weights
 from pipeline.errors import ObjectRefused, PhotoRejected, StorageError
@@ -128,7 +127,7 @@ class ShardDenoiser:
         self._layout = layout
         self._denoiser = denoiser
         self._config = config
-        self._model_thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (threads,))
+        self._model_thread = ThreadPoolExecutor(1, "model", use_threads, (threads,))
 
     def run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
         """Process and commit a shard.

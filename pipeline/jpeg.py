@@ -4,13 +4,15 @@ import functools
 import io
 import math
 import re
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pipeline.container import SIGNED, Header, Pixels, Samples
 from pipeline.errors import PhotoRejected
@@ -44,6 +46,9 @@ ZIGZAG = [
     if row < 8 and diagonal - row < 8
 ]
 ZIGZAG_OF_NATURAL = np.argsort([8 * row + column for row, column in ZIGZAG])
+
+PILLOW_BUFFER = 2  # bytes a pixel
+BUFFER_LOCK = threading.Lock()
 
 CORRUPT = "the JPEG is corrupt: its segments do not line up"
 TRUNCATED = "the JPEG is cut off: its end is missing"
@@ -212,8 +217,8 @@ def _segments(data: bytes) -> Iterator[Segment]:
             found = MARKER_IN_SCAN.search(data, end)
             if found is None:
                 raise PhotoRejected(TRUNCATED)
-            end = found.start()
-            while data[end - 1] == 0xFF:
+            start_of_data, end = end, found.start()
+            while end > start_of_data and data[end - 1] == 0xFF:
                 end -= 1
         yield Segment(marker, start, payload, end)
         position = end
@@ -256,27 +261,33 @@ def _tables(payload: bytes) -> dict[int, tuple[int, ...]]:
 
 
 def _untouched_reason(data: bytes, layout: Layout) -> str | None:
+    trailer_reason = _trailer_reason(data[layout.end :])
     reasons = (
         (layout.frame in (0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG is not denoised"),
         (layout.frame in (0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG is not denoised"),
         (layout.frame in (0xC9, 0xCA), "JPEG with arithmetic coding is not denoised"),
-        (layout.bit_depth != 8, f"JPEG of {layout.bit_depth} bits is not denoised"),
+        (layout.bit_depth != 8, f"{layout.bit_depth}-bit JPEG is not denoised"),
         (len(layout.components) == 4, "CMYK is not denoised"),
         (len(layout.components) not in (1, 3, 4), f"JPEG of {len(layout.components)} channels is not denoised"),
         (_is_signed(data, layout), SIGNED),
-        (bool(data[layout.end :].strip(PADDING)), _trailer_reason(data, layout)),
+        (trailer_reason is not None, trailer_reason),
         (_subsampling(layout) is None, "JPEG with this chroma subsampling cannot be written back"),
         (layout.are_tables_redefined, "JPEG that changes its quantisation tables midway cannot be written back"),
-        (max(map(max, layout.tables.values()), default=0) > 255, "JPEG with 16-bit quantisation tables cannot be written back"),
+        (
+            max(map(max, layout.tables.values()), default=0) > 255,
+            "JPEG with 16-bit quantisation tables cannot be written back",
+        ),
     )
     return next((reason for applies, reason in reasons if applies), None)
 
 
-def _trailer_reason(data: bytes, layout: Layout) -> str:
-    trailer = data[layout.end :].lstrip(PADDING)
-    if b"\xff\xd8\xff" in data[layout.end :]:
+def _trailer_reason(trailer: bytes) -> str | None:
+    """What lies behind the end of the photo. Offsets and sizes elsewhere point to it and would go wrong."""
+    if not trailer.strip(PADDING):
+        return None
+    if SIGNATURE in trailer:
         return "another picture lies behind the photo (a preview or a gain map), which a rewrite would break"
-    if trailer[4:8] == b"ftyp" or b"ftyp" in trailer:
+    if b"ftyp" in trailer.lstrip(PADDING)[:16]:
         return "a video lies behind the photo, which a rewrite would break"
     return "other data lie behind the photo, which a rewrite would break"
 
@@ -296,11 +307,9 @@ def _is_coded_as_rgb(data: bytes, layout: Layout) -> bool:
     headers = [(s.marker, data[s.payload : s.end]) for s in layout.segments if s.marker in COLOUR_HEADERS]
     if any(marker == 0xE0 and payload.startswith(b"JFIF\0") and len(payload) >= 14 for marker, payload in headers):
         return False
-    adobe = [
-        payload for marker, payload in headers if marker == 0xEE and payload[:5] == b"Adobe" and len(payload) >= 12
-    ]
-    if adobe:
-        return adobe[-1][11] == 0
+    transforms = [p[11] for marker, p in headers if marker == 0xEE and p[:5] == b"Adobe" and len(p) >= 12]
+    if transforms:
+        return transforms[-1] == 0
     return bytes(component.ident for component in layout.components) == b"RGB"
 
 
@@ -362,27 +371,45 @@ def _mcu_count(layout: Layout, scan: Scan) -> int:
 
 
 def _encode(colour: Samples, data: bytes, layout: Layout) -> bytes:
-    tables = [layout.tables[component.table] for component in layout.components]
-    interval = layout.scans[0].restart_interval
-    # Pillow gives libjpeg one buffer for a whole progressive or optimised picture, two bytes a pixel. Photos of the
-    # highest quality need more; comments, which the transplant drops, make it larger.
-    room_bytes = max(0, 4 * len(data) - 2 * colour.shape[0] * colour.shape[1])
+    # Pillow gives component i table i, and the last table to all behind: tables shared at the end are stated once.
+    chosen = [component.table for component in layout.components]
+    while len(chosen) > 1 and chosen[-1] == chosen[-2]:
+        chosen.pop()
+    is_optimised = not _huffman_tables(data, layout) <= _standard_huffman_tables()
+    is_progressive = layout.frame == PROGRESSIVE
+    is_roomy = 2 * len(data) <= PILLOW_BUFFER * colour.shape[0] * colour.shape[1]
     jpeg = io.BytesIO()
     try:
-        Image.fromarray(colour).save(
-            jpeg,
-            "JPEG",
-            qtables=tables,
-            subsampling=_subsampling(layout),
-            progressive=layout.frame == PROGRESSIVE,
-            optimize=not _huffman_tables(data, layout) <= _standard_huffman_tables(),
-            keep_rgb=_is_coded_as_rgb(data, layout),
-            restart_marker_blocks=interval,
-            extra=(b"\xff\xfe\xff\xff" + bytes(0xFFFD)) * (-(-room_bytes // 0xFFFF)),
-        )
+        with _buffer_of(2 * len(data)) if (is_progressive or is_optimised) and not is_roomy else nullcontext():
+            Image.fromarray(colour).save(
+                jpeg,
+                "JPEG",
+                qtables=[layout.tables[table] for table in chosen],
+                subsampling=_subsampling(layout),
+                progressive=is_progressive,
+                optimize=is_optimised,
+                keep_rgb=_is_coded_as_rgb(data, layout),
+                restart_marker_blocks=layout.scans[0].restart_interval,
+            )
     except OSError as error:
         raise PhotoRejected("the denoised photo does not fit into a JPEG like the source") from error
     return jpeg.getvalue()
+
+
+@contextmanager
+def _buffer_of(size_bytes: int) -> Iterator[None]:
+    """Let Pillow give libjpeg a buffer of at least this size.
+
+    A progressive or optimised JPEG must fit into it as a whole. Pillow's guess is too small for photos of the highest
+    quality, and it can only be changed by a variable of its module. A larger value harms no other thread.
+    """
+    with BUFFER_LOCK:
+        before = ImageFile.MAXBLOCK
+        ImageFile.MAXBLOCK = max(before, size_bytes)
+        try:
+            yield
+        finally:
+            ImageFile.MAXBLOCK = before
 
 
 def _huffman_tables(data: bytes, layout: Layout) -> set[bytes]:

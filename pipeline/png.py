@@ -5,7 +5,6 @@ import zlib
 from dataclasses import dataclass
 
 import imagecodecs
-import numpy as np
 
 from pipeline.container import SIGNED, Header, Pixels, Samples
 from pipeline.errors import PhotoRejected
@@ -104,7 +103,7 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
     rows = []
     for left, top, across, down in ADAM7 if layout.is_interlaced else ONE_PASS:
         if (part := samples[top::down, left::across]).size:
-            rows.append(_filtered(np.ascontiguousarray(part)))
+            rows.append(_filtered(part))
     packed = memoryview(imagecodecs.deflate_encode(b"".join(rows), level=DEFLATE_LEVEL))
     image = [_chunk(b"IDAT", packed[start : start + CHUNK_BYTES]) for start in range(0, len(packed), CHUNK_BYTES)]
 
@@ -165,7 +164,7 @@ def _untouched_reason(layout: Layout) -> str | None:
     reasons = (
         (b"acTL" in kinds, "an animation is not denoised"),
         (layout.colour_type == PALETTE, "a palette is not denoised"),
-        (layout.bit_depth < 8, f"a picture of {layout.bit_depth} bits is not denoised"),
+        (layout.bit_depth < 8, f"a {layout.bit_depth}-bit picture is not denoised"),
         (b"tRNS" in kinds, "PNG with a transparent colour is not denoised: that colour would change"),
         (b"CgBI" in kinds, "Apple's private kind of PNG is not denoised"),
         (bool(unknown), f"PNG with unknown critical parts ({', '.join(unknown)}) is not denoised"),
@@ -176,6 +175,7 @@ def _untouched_reason(layout: Layout) -> str | None:
 
 def _filtered(samples: Samples) -> bytes | bytearray:
     """The rows, Paeth-filtered, each behind its filter byte: libpng filters, and at level 0 stores the result."""
+    samples = samples.ravel().reshape(samples.shape)  # C order, and no odd strides on axes of length 1
     png = bytes(imagecodecs.png_encode(samples, level=0, filter=imagecodecs.PNG.FILTER.PAETH))
     stored = b"".join(png[c.start + 8 : c.end - 4] for c in _chunks(png) if c.kind == b"IDAT")
     return imagecodecs.deflate_decode(stored, out=samples.nbytes + len(samples))

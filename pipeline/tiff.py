@@ -42,6 +42,9 @@ LONG, LONG8 = 4, 16
 # by being smaller, since the place stays.
 DEFLATE_LEVELS = (1, 6, 9)
 ZSTD_LEVELS = (1, 9)
+# How far these can shrink a strip at best; the others have no bound.
+MAX_RATIOS = {LZW: 2731, DEFLATE: 1032, OLD_DEFLATE: 1032, PACKBITS: 64}
+MAX_TILE_PX = 1 << 24  # of a tile that is larger than its photo
 MAX_DIRECTORIES = 64  # of one photo; more are hostile
 
 UNDECODABLE = "the TIFF is damaged: its picture cannot be decoded"
@@ -98,6 +101,8 @@ def inspect(data: bytes) -> Header:
         layout = _layout(file, photo)
         if _overlap(layout, [*pages, *others]):
             reason = "TIFF whose parts overlap cannot be written back"
+        elif _is_of_reversed_lzw(layout):
+            reason = "TIFF of the old kind of LZW cannot be written back"
     else:
         _check_segments_lie_inside(file, photo)
     return Header(
@@ -118,6 +123,9 @@ def decode(data: bytes) -> Pixels:
         PhotoRejected: one of them cannot be decoded.
     """
     layout = _read_layout(data)
+    ratio = MAX_RATIOS.get(layout.compression)
+    if ratio and any(_size_bytes(layout, s) > ratio * s.size_bytes for s in layout.segments):
+        raise PhotoRejected(UNDECODABLE)  # such a claim must not allocate
     samples = np.empty((layout.height_px, layout.width_px, layout.samples), layout.dtype.newbyteorder("="))
     for segment in layout.segments:
         block = _decode(layout, segment)
@@ -212,8 +220,8 @@ def _untouched_reason(file: File, pages: list[Directory], others: list[Directory
         (photometric == CMYK, "CMYK is not denoised"),
         (photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB), "TIFF in this colour space is not denoised"),
         (set(file.values(photo, SAMPLE_FORMAT, 1)) != {1}, "TIFF of floating point or signed numbers is not denoised"),
-        (max(bits) < 8, f"a picture of {max(bits)} bits is not denoised"),
-        (len(bits) > 1 or not bits <= {8, 16}, f"TIFF of {max(bits)} bits is not denoised"),
+        (max(bits) < 8, f"a {max(bits)}-bit picture is not denoised"),
+        (len(bits) > 1 or not bits <= {8, 16}, f"{max(bits)}-bit TIFF is not denoised"),
         (extra < 0 or extra > 1, "TIFF with further channels is not denoised"),
         (value(photo, COMPRESSION, 1) == JPEG, "TIFF with JPEG inside cannot be written back"),
         (value(photo, COMPRESSION, 1) not in WRITABLE, "TIFF of this compression cannot be written back"),
@@ -221,6 +229,7 @@ def _untouched_reason(file: File, pages: list[Directory], others: list[Directory
         (value(photo, PLANAR, 1) not in (1, 2), "TIFF of this planar configuration cannot be written back"),
         (value(photo, FILL_ORDER, 1) != 1, "TIFF of reversed bits cannot be written back"),
         (_has_layers(file, photo), "TIFF with Photoshop layers is not denoised: its layers would not match"),
+        (b"GDAL_STRUCTURAL_METADATA" in file.data[:64], "cloud-optimised GeoTIFF cannot be written back"),
         (CONTENT_CREDENTIALS in photo.entries, SIGNED),
     )
     return next((reason for applies, reason in reasons if applies), None)
@@ -266,10 +275,12 @@ def _layout(file: File, photo: Directory) -> Layout:
     )
     offsets, sizes = file.values(photo, offsets_tag), file.values(photo, sizes_tag)
     planes = samples if is_planar else 1
-    if not segment_width_px or not segment_height_px:
+    if not 0 < segment_width_px * segment_height_px <= width_px * height_px + MAX_TILE_PX:
         raise PhotoRejected(CORRUPT)
     count = planes * -(-width_px // segment_width_px) * -(-height_px // segment_height_px)
     compression = value(photo, COMPRESSION, NONE)
+    if not sizes and compression == NONE:
+        sizes = [len(file.data)] * len(offsets)  # old writers leave out what can be computed
     if not offsets or len(offsets) != count or len(sizes) != count:
         raise PhotoRejected(CORRUPT)
     layout = Layout(
@@ -297,17 +308,14 @@ def _segments(layout: Layout, offsets: list[int], sizes: list[int], *, is_tiled:
     tops = range(0, layout.height_px, layout.segment_height_px)
     lefts = range(0, layout.width_px, layout.segment_width_px)
     planes = range(layout.samples if layout.is_planar else 1)
-    row_bytes = layout.segment_width_px * layout.dtype.itemsize * (1 if layout.is_planar else layout.samples)
     for (plane, top, left), offset, size in zip(itertools.product(planes, tops, lefts), offsets, sizes, strict=True):
         rows = layout.segment_height_px if is_tiled else min(layout.segment_height_px, layout.height_px - top)
-        size_bytes = size
+        segment = Segment(plane, top, left, rows, offset, size)
         if layout.compression == NONE:
-            size_bytes = rows * row_bytes  # some writers state too much here
-            if size < size_bytes:
-                raise PhotoRejected(TRUNCATED)
-        if offset + size_bytes > len(layout.file.data):
+            segment = replace(segment, size_bytes=_size_bytes(layout, segment))  # some writers state too many
+        if segment.size_bytes > size or offset + segment.size_bytes > len(layout.file.data):
             raise PhotoRejected(TRUNCATED)
-        yield Segment(plane, top, left, rows, offset, size_bytes)
+        yield segment
 
 
 def _check_segments_lie_inside(file: File, photo: Directory) -> None:
@@ -336,6 +344,17 @@ def _overlap(layout: Layout, directories: list[Directory]) -> bool:
     return False
 
 
+def _is_of_reversed_lzw(layout: Layout) -> bool:
+    """Whether the codes start at the lowest bit, as before TIFF 6.0: the first one, 256, looks like this then."""
+    starts = [layout.file.data[s.offset : s.offset + 2] for s in layout.segments]
+    return layout.compression == LZW and any(len(start) == 2 and start[0] == 0 and start[1] & 1 for start in starts)
+
+
+def _size_bytes(layout: Layout, segment: Segment) -> int:
+    samples = segment.rows * layout.segment_width_px * (1 if layout.is_planar else layout.samples)
+    return samples * layout.dtype.itemsize
+
+
 def _place(layout: Layout, segment: Segment) -> tuple[slice, slice, slice]:
     """Which rows, columns and planes of the photo a strip or tile holds."""
     bottom = min(segment.top + segment.rows, layout.height_px)
@@ -347,7 +366,7 @@ def _place(layout: Layout, segment: Segment) -> tuple[slice, slice, slice]:
 def _decode(layout: Layout, segment: Segment) -> Samples:
     """The samples of a strip or tile, padding included: (rows, columns, planes), in the file's byte order."""
     shape = (segment.rows, layout.segment_width_px, 1 if layout.is_planar else layout.samples)
-    size_bytes = math.prod(shape) * layout.dtype.itemsize
+    size_bytes = _size_bytes(layout, segment)
     full_bytes = size_bytes // segment.rows * layout.segment_height_px  # some writers fill up the last strip
     data = layout.file.data[segment.offset : segment.offset + segment.size_bytes]
     try:

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.noise import photograph
 from pipeline.demo import (
     DEMO_PHOTOS,
+    SHOT_PER_ISO,
     PHOTOS,
     DemoPhoto,
     DemoResult,
     DemoScore,
-    add_noise,
     draw_comparison,
     format_table,
     run_demo,
@@ -104,7 +105,7 @@ def test_noisy_photos_keep_the_metadata_of_the_clean_ones(folder: Path, result: 
 def test_a_higher_iso_is_noisier() -> None:
     gray = np.full((64, 64, 3), 128, np.uint8)
 
-    sigmas = [add_noise(gray, iso).std() for iso in (400, 1600, 6400)]
+    sigmas = [photograph(gray, shot=iso * SHOT_PER_ISO, seed=0).std() for iso in (400, 1600, 6400)]
 
     assert sigmas == sorted(sigmas)
     assert sigmas[2] > 3 * sigmas[0]

@@ -1,0 +1,491 @@
+"""Image sets: started once, committed once, published again and again, and whole whatever dies in between."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import imageset
+from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
+from pipeline.imageset import MANIFEST, ImageSet, Manifest
+from pipeline.records import INDEX_SCHEMA, PACKED_SCHEMA, Layout, Outcome, PhotoRecord, index_table
+from pipeline.storage import LocalStore, Store, open_store
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+SOURCE = "s3://photos"
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Each store in turn; a local one's folder is yet to be made."""
+    if request.param == "local":
+        return open_store(str(tmp_path / "target"))
+    return open_store(request.getfixturevalue("memory_url"))
+
+
+@pytest.fixture
+def images(store: Store) -> ImageSet:
+    """A set that has just been started."""
+    images = ImageSet(store)
+    images.open_for(SOURCE, Layout.FILES)
+    return images
+
+
+def row(key: str, run: str = "run-1", *, outcome: Outcome = Outcome.DENOISED, **columns: Any) -> PhotoRecord:
+    values: dict[str, Any] = {"source_etag": "e1", "attempts": 1, **columns}
+    return PhotoRecord(
+        key=key,
+        source_size_bytes=1,
+        outcome=outcome,
+        weights="w1",
+        parameters="p1",
+        run=run,
+        shard="s",
+        finished_at=NOW,
+        **values,
+    )
+
+
+def commit(images: ImageSet, shards: dict[str, Sequence[PhotoRecord]]) -> None:
+    for shard, rows in shards.items():
+        images.commit(shard, rows)
+
+
+def keys(store: Store, folder: str) -> list[str]:
+    return sorted(found.key for found in store.list(folder))
+
+
+def published(images: ImageSet) -> pa.Table:
+    """What a reader finds who follows the manifest."""
+    manifest = images.read_manifest()
+    assert manifest is not None
+    parts = [pq.read_table(io.BytesIO(images.store.read(key))) for key in manifest.index]
+    return pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
+
+
+def runs_by_key(images: ImageSet) -> dict[str, str]:
+    table = published(images)
+    assert len(set(table["key"].to_pylist())) == table.num_rows
+    return dict(zip(table["key"].to_pylist(), table["run"].to_pylist(), strict=True))
+
+
+# Started once
+
+
+def test_an_empty_place_becomes_a_set_that_opens_again(store: Store) -> None:
+    images = ImageSet(store)
+    assert images.read_manifest() is None
+
+    started = images.open_for(SOURCE, Layout.PACKED)
+
+    assert started == Manifest(source=SOURCE, layout=Layout.PACKED)
+    assert images.open_for(SOURCE, Layout.PACKED) == images.read_manifest() == started
+
+
+def test_a_set_of_another_source_is_refused_and_stays(images: ImageSet) -> None:
+    with pytest.raises(ValueError, match="holds the photos of s3://photos, not of s3://others: name another target"):
+        images.open_for("s3://others", Layout.FILES)
+
+    assert images.read_manifest() == Manifest(source=SOURCE, layout=Layout.FILES)
+
+
+def test_a_set_of_another_layout_is_refused(images: ImageSet) -> None:
+    with pytest.raises(ValueError, match="has the layout 'files': it cannot become 'packed'"):
+        images.open_for(SOURCE, Layout.PACKED)
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_left_as_it_was(store: Store) -> None:
+    store.write("holiday/a.jpg", b"mine")
+
+    with pytest.raises(ValueError, match=r"is not empty \(it holds holiday/a\.jpg\)"):
+        ImageSet(store).open_for(SOURCE, Layout.FILES)
+
+    assert keys(store, "") == ["holiday/a.jpg"]
+
+
+SOUND = {
+    "format": "degrain image set",
+    "version": 1,
+    "source": SOURCE,
+    "layout": "files",
+    "run": "",
+    "index": [],
+    "counts": {},
+    "published_at": "",
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"format": "another thing"},
+        {"version": 2},
+        {"layout": "fi\nles"},
+        {"index": "index/part-0.parquet"},
+        {"index": [7]},
+        {"counts": {"eaten": 1}},
+        {"counts": {"denoised": "many"}},
+        {"source": None},
+        {"unheard\nof": 1},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_cannot_be_trusted_is_one_clear_line(store: Store, damage: dict[str, object]) -> None:
+    store.write(MANIFEST, json.dumps({**SOUND, **damage}).encode())
+
+    with pytest.raises(ImageSetError, match=f"^{store.url}") as caught:
+        ImageSet(store).open_for(SOURCE, Layout.FILES)
+
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("missing", SOUND)
+def test_a_manifest_without_a_field_is_damaged_unless_the_field_has_a_default(store: Store, missing: str) -> None:
+    store.write(MANIFEST, json.dumps({name: value for name, value in SOUND.items() if name != missing}).encode())
+
+    if missing in ("run", "published_at"):
+        assert ImageSet(store).read_manifest() == Manifest(source=SOURCE, layout=Layout.FILES)
+    else:
+        with pytest.raises(ImageSetError):
+            ImageSet(store).read_manifest()
+
+
+def test_a_manifest_cut_short_anywhere_is_damaged(images: ImageSet) -> None:
+    whole = images.store.read(MANIFEST).rstrip()
+
+    for length in range(len(whole)):
+        images.store.write(MANIFEST, whole[:length])
+        with pytest.raises(ImageSetError, match="damaged"):
+            images.read_manifest()
+
+
+@pytest.mark.parametrize("data", [b"null", b"[]", b'"text"', b"\xff\xfe", b"PAR1"], ids=repr)
+def test_a_manifest_that_is_something_else_is_damaged(store: Store, data: bytes) -> None:
+    store.write(MANIFEST, data)
+
+    with pytest.raises(ImageSetError, match="damaged"):
+        ImageSet(store).read_manifest()
+
+
+# Planned and committed once
+
+
+def test_a_plan_is_frozen(images: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "plan").write_bytes(b"first")
+    images.write_plan("run-1", tmp_path / "plan")
+    (tmp_path / "plan").write_bytes(b"second")
+
+    with pytest.raises(ObjectExists):
+        images.write_plan("run-1", tmp_path / "plan")
+    assert images.read_plan("run-1") == b"first"
+
+
+def test_a_run_is_unfinished_from_its_plan_to_its_end(images: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "plan").write_bytes(b"")
+    runs = [f"202611{day:02}T000000Z-a" for day in range(1, 8)]
+    for run in reversed(runs):
+        images.write_plan(run, tmp_path / "plan")
+
+    images.end_run(runs[3], {})
+
+    assert images.unfinished_runs() == [*runs[:3], *runs[4:]]
+
+
+def test_the_end_of_a_run_is_written_once(images: ImageSet) -> None:
+    images.end_run("run-1", {"denoised": 3, "folder": Path("/photos"), "layout": Layout.FILES})
+    images.end_run("run-1", {"denoised": 0})
+
+    assert json.loads(images.store.read("runs/run-1.json")) == {"denoised": 3, "folder": "/photos", "layout": "files"}
+
+
+def test_the_first_commit_of_a_shard_stays(images: ImageSet) -> None:
+    images.commit("s1", [row("a.jpg", "run-1")])
+    images.commit("s1", [row("a.jpg", "run-2")])
+
+    assert images.committed_shards() == {"s1"}
+    images.publish("run-2", ["s1"])
+    assert runs_by_key(images) == {"a.jpg": "run-1"}
+
+
+def test_a_commit_keeps_every_column(images: ImageSet) -> None:
+    rows = [
+        row("写真/a.jpg", noise_sigma_before=1.5, width_px=3, reason="it's\nodd", output_sha256="x"),
+        row("b.jpg", outcome=Outcome.REJECTED),
+    ]
+
+    images.commit("s1", rows)
+
+    table = pq.read_table(io.BytesIO(images.store.read("commits/s1.parquet")))
+    assert table.equals(index_table(rows))
+    assert table.schema.equals(INDEX_SCHEMA)
+
+
+# Published again and again
+
+
+def test_publishing_takes_the_newest_row_of_each_key(images: ImageSet) -> None:
+    shards = {
+        "s1": [row("a.jpg", "run-1"), row("b.jpg", "run-1")],
+        "s2": [row("b.jpg", "run-2"), row("c.jpg", "run-2")],
+    }
+    commit(images, shards)
+
+    images.publish("run-2", ["s2", "s1"])
+
+    assert runs_by_key(images) == {"a.jpg": "run-1", "b.jpg": "run-2", "c.jpg": "run-2"}
+
+
+def test_a_committed_row_comes_before_a_published_one(images: ImageSet) -> None:
+    commit(images, {"s1": [row("a.jpg", "run-1"), row("b.jpg", "run-1")], "s2": [row("b.jpg", "run-2")]})
+
+    images.publish("run-1", ["s1"])
+    images.publish("run-2", ["s2"])
+
+    assert runs_by_key(images) == {"a.jpg": "run-1", "b.jpg": "run-2"}
+
+
+def test_counts_are_facts_of_the_index(images: ImageSet) -> None:
+    outcomes = [Outcome.DENOISED, Outcome.REJECTED, Outcome.DENOISED, Outcome.UNTOUCHED]
+    images.commit("s1", [row(str(number), outcome=outcome) for number, outcome in enumerate(outcomes)])
+
+    manifest = images.publish("run-1", ["s1"])
+
+    assert manifest.counts == Counter(outcomes)
+    assert sum(manifest.counts.values()) == published(images).num_rows
+    assert images.read_manifest() == manifest
+
+
+def test_an_index_is_sorted_and_keeps_its_columns(images: ImageSet) -> None:
+    rows = [row(key, width_px=7, noise_sigma_before=0.1) for key in ("é", "b/c.jpg", "b.jpg", "'", "Z")]
+    images.commit("s1", rows)
+
+    images.publish("run-1", ["s1"])
+
+    assert published(images).equals(index_table(sorted(rows, key=lambda row: row.key)))
+
+
+def test_an_old_index_is_removed_and_the_new_one_is_there(images: ImageSet) -> None:
+    commit(images, {"s1": [row("a.jpg")], "s2": [row("b.jpg", "run-2")]})
+    images.store.write("index2/mine.txt", b"not ours")
+
+    images.publish("run-1", ["s1"])
+    manifest = images.publish("run-2", ["s2"])
+
+    assert keys(images.store, "index") == sorted(manifest.index)
+    assert images.store.exists("index2/mine.txt")
+    assert images.store.exists("commits/s1.parquet")
+
+
+def test_publishing_again_ends_in_the_same_objects(images: ImageSet) -> None:
+    commit(images, {"s1": [row("a.jpg"), row("c.jpg")], "s2": [row("b.jpg")]})
+
+    first = images.publish("run-1", ["s1", "s2"])
+    objects = {key: images.store.read(key) for key in keys(images.store, "index")}
+    second = images.publish("run-1", iter(["s2", "s1", "s2"]))
+
+    assert (second.index, second.counts) == (first.index, first.counts)
+    assert {key: images.store.read(key) for key in keys(images.store, "index")} == objects
+
+
+def test_publishing_nothing_is_an_index_without_rows(images: ImageSet) -> None:
+    manifest = images.publish("run-1", [])
+
+    assert (len(manifest.index), manifest.counts) == (1, {})
+    assert published(images).schema.equals(INDEX_SCHEMA)
+
+
+def test_a_shard_without_a_commit_is_not_published(images: ImageSet) -> None:
+    images.commit("s1", [row("a.jpg")])
+    before = images.publish("run-1", ["s1"])
+
+    with pytest.raises(ObjectMissing, match="s2"):
+        images.publish("run-2", ["s1", "s2"])
+
+    assert images.read_manifest() == before
+
+
+def test_many_shards_are_gathered(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imageset, "PARALLEL_READS", 3)
+    shards = {f"s{number}": [row(f"{number}.jpg")] for number in range(8)}
+    commit(images, shards)
+
+    assert images.publish("run-1", shards).counts == {Outcome.DENOISED: 8}
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [3]), (4, [3, 1]), (9, [3, 3, 3]), (11, [3, 3, 3, 2])])
+def test_an_index_is_split_into_parts(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch, count: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(imageset, "PART_ROWS", 3)
+    images.commit("s1", [row(f"{number:02}") for number in range(count)])
+
+    manifest = images.publish("run-1", ["s1"])
+
+    parts = [pq.read_table(io.BytesIO(images.store.read(key))) for key in manifest.index]
+    assert [part.num_rows for part in parts] == sizes
+    assert published(images)["key"].to_pylist() == [f"{number:02}" for number in range(count)]
+
+
+def test_a_local_index_lasts_as_long_as_its_context(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imageset, "PART_ROWS", 3)
+    images.commit("s1", [row(str(number)) for number in range(5)])
+    images.publish("run-1", ["s1"])
+
+    with images.local_index() as parts:
+        assert [pq.read_table(part).num_rows for part in parts] == [3, 2]
+    assert not any(part.exists() for part in parts)
+
+
+def test_there_is_no_local_index_before_the_first_is_published(store: Store) -> None:
+    with ImageSet(store).local_index() as parts:
+        assert parts == []
+    ImageSet(store).open_for(SOURCE, Layout.FILES)
+    with ImageSet(store).local_index() as parts:
+        assert parts == []
+
+
+published_runs = st.lists(
+    st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, unique=True), max_size=3), min_size=1, max_size=3
+)
+
+
+@settings(max_examples=15)
+@given(published_runs, st.integers(1, 4))
+def test_an_index_holds_the_last_row_of_every_key(runs: list[list[list[str]]], part_rows: int) -> None:
+    images = ImageSet(open_store(f"memory://{uuid4().hex}"))
+    images.open_for(SOURCE, Layout.FILES)
+    expected = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imageset, "PART_ROWS", part_rows)
+        for number, shards in enumerate(runs):
+            run = f"run-{number}"
+            named = {f"{run}-{place}": [row(key, run) for key in shard] for place, shard in enumerate(shards)}
+            commit(images, named)
+            images.publish(run, named)
+            expected |= {key: run for shard in shards for key in shard}
+
+    assert runs_by_key(images) == expected
+
+
+# Whole whatever dies in between
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class Mortal:
+    """A store whose process dies before one of its writes or deletes; the others pass."""
+
+    def __init__(self, store: Store, *, changes: int) -> None:
+        self._store = store
+        self._changes_left = changes
+
+    def write(self, key: str, data: bytes) -> None:
+        self._live()
+        self._store.write(key, data)
+
+    def delete(self, key: str) -> None:
+        self._live()
+        self._store.delete(key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def _live(self) -> None:
+        if self._changes_left == 0:
+            raise Killed
+        self._changes_left -= 1
+
+
+# Three new parts, the manifest, and two old parts to delete.
+CHANGES = 6
+
+
+@pytest.fixture
+def in_two_parts(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    """A set with five published rows in two parts, and a committed shard that replaces two of them and adds three."""
+    monkeypatch.setattr(imageset, "PART_ROWS", 3)
+    commit(images, {"s1": [row(key, "run-1") for key in "bdfhj"], "s2": [row(key, "run-2") for key in "abcdi"]})
+    images.publish("run-1", ["s1"])
+    return images
+
+
+OLD = dict.fromkeys("bdfhj", "run-1")
+NEW = OLD | dict.fromkeys("abcdi", "run-2")
+
+
+@pytest.mark.parametrize("changes", range(CHANGES))
+@pytest.mark.parametrize("run", ["run-1", "run-2"])
+def test_a_publish_that_dies_anywhere_is_finished_by_the_next(in_two_parts: ImageSet, run: str, changes: int) -> None:
+    dying = ImageSet(Mortal(in_two_parts.store, changes=changes))
+    with pytest.raises(Killed):
+        dying.publish(run, ["s2"])
+    assert runs_by_key(in_two_parts) in (OLD, NEW)
+
+    manifest = in_two_parts.publish(run, ["s2"])
+
+    assert runs_by_key(in_two_parts) == NEW
+    assert keys(in_two_parts.store, "index") == sorted(manifest.index)
+    assert sum(manifest.counts.values()) == len(NEW)
+
+
+def test_a_publish_makes_as_many_changes_as_were_tried(in_two_parts: ImageSet) -> None:
+    ImageSet(Mortal(in_two_parts.store, changes=CHANGES)).publish("run-2", ["s2"])
+
+    assert runs_by_key(in_two_parts) == NEW
+
+
+def test_a_start_that_dies_is_finished_by_the_next(store: Store) -> None:
+    with pytest.raises(Killed):
+        ImageSet(Mortal(store, changes=0)).open_for(SOURCE, Layout.FILES)
+
+    assert ImageSet(store).open_for(SOURCE, Layout.FILES) == ImageSet(store).read_manifest()
+
+
+# Packed
+
+
+def test_a_packed_shard_holds_the_photos_as_they_are(images: ImageSet) -> None:
+    rows = [row("2019/a.jpg", width_px=1), row("写真.png")]
+    photos = [bytes(range(256)), b""]
+
+    images.write_packed("s1", rows, photos)
+
+    table = pq.read_table(io.BytesIO(images.store.read(images.packed_key("s1"))))
+    assert [image["bytes"] for image in table["image"].to_pylist()] == photos
+    assert [image["path"] for image in table["image"].to_pylist()] == ["2019/a.jpg", "写真.png"]
+    assert table.drop_columns("image").equals(index_table(rows))
+
+
+@pytest.mark.parametrize("rows", [[], [row("a.jpg")]], ids=["empty", "one"])
+def test_a_packed_shard_says_that_its_images_are_images(images: ImageSet, rows: list[PhotoRecord]) -> None:
+    images.write_packed("s1", rows, [b"1"] * len(rows))
+
+    schema = pq.read_schema(io.BytesIO(images.store.read("shards/s1.parquet")))
+    assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
+    assert schema.equals(PACKED_SCHEMA)
+
+
+def test_a_packed_shard_needs_a_photo_for_each_row(images: ImageSet) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        images.write_packed("s1", [row("a.jpg")], [])
+
+
+def test_a_set_lies_where_it_was_put(tmp_path: Path) -> None:
+    images = ImageSet(LocalStore(tmp_path / "deep" / "target"))
+    images.open_for(SOURCE, Layout.FILES)
+    images.store.write(images.output_key("2019/a.jpg"), b"1")
+
+    assert (tmp_path / "deep/target/images/2019/a.jpg").read_bytes() == b"1"
+    assert (tmp_path / "deep/target/manifest.json").is_file()
