@@ -23,6 +23,8 @@ from pipeline.records import PlannedPhoto, Receipt, ShardPlan
 
 log = logging.getLogger(__name__)
 
+OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
+WORKER_BYTES = 1.5 * 1024**3  # what a worker needs beside photos of ordinary size
 DEATHS_BEFORE_SEARCH = 2
 DEATHS_BEFORE_FAILURE = 6  # of one shard, its search aside: by then it is not the photos
 POISON_REASON = "its processing ended the worker's process (a crash or too much memory), each time it was tried"
@@ -42,15 +44,13 @@ class ClusterConfig:
 
     Attributes:
         address: of a Ray cluster to join; None starts one on this machine and stops it afterwards.
-        workers: actors; None takes one for each GPU, or one for each `cores_per_worker` where there is none.
-        cores_per_worker: cores that each actor holds, and threads that its network uses.
+        workers: actors; None takes one for each GPU, or where there is none, one for each core that has memory enough.
         shards_per_worker: shards that an actor works on at once, so that its network need not wait for storage.
         stall_s: no shard ending for so long is an error.
     """
 
     address: str | None = None
     workers: int | None = None
-    cores_per_worker: int = 1
     shards_per_worker: int = 2
     stall_s: float = 3600.0
 
@@ -72,7 +72,13 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
     try:
         if config.address is None:
-            ray.init(address="local", include_dashboard=False, object_store_memory=128 * 1024**2, **quiet)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
         else:
             ray.init(address=config.address, **quiet)
     except Exception as error:  # Ray raises a bare Exception when a node takes too long to start
@@ -184,8 +190,9 @@ class _Pool:
         self._factory = ray.put(make_worker)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-        count = config.workers or gpus or max(1, cores // config.cores_per_worker)
-        self._threads = max(1, min(config.cores_per_worker, cores) if config.workers is None else cores // count)
+        roomy = max(1, min(cores, int(resources.get("memory", 0) / WORKER_BYTES)))
+        count = config.workers or gpus or roomy
+        self._threads = max(1, cores // count)
         options = {"num_cpus": min(self._threads, cores / count), "num_gpus": 1 if gpus >= count else 0}
         self._actor = ray.remote(_Actor).options(max_concurrency=config.shards_per_worker, **options)
         self._load: dict[Any, int] = {self._start(): 0 for _ in range(count)}  # Any: Ray's actor handles

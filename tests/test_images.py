@@ -537,6 +537,8 @@ def test_a_lossy_webp_keeps_its_quality(quality):
     result = rewritten(source)
     assert [kind for kind, _ in riff_chunks(result)] == [b"VP8 "]
     assert len(result) == pytest.approx(len(same_quality), rel=0.05)
+    if quality >= 75:  # where most photos are, to the very step
+        assert result == same_quality
 
 
 # ---------------------------------------------------------------- headers and all formats
@@ -569,6 +571,26 @@ def test_the_header_tells_what_the_photo_is(kind):
     header = images.inspect(FORMATS[kind](), name=f"2019/IMG.{kind}")
     assert (header.format, header.mode, header.bit_depth, header.orientation) == (kind, "RGB", 8, 1)
     assert (header.width_px, header.height_px, header.untouched_reason) == (WIDTH, HEIGHT, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "mode", "bit_depth"),
+    [
+        (lambda: jpeg(Image.fromarray(photo()).convert("CMYK")), "CMYK", 8),
+        (lambda: saved(Image.fromarray(photo()).convert("1"), "PNG"), "1", 1),
+        (lambda: saved(Image.fromarray(photo()).convert("P"), "PNG"), "P", 8),
+        (lambda: saved(Image.fromarray(photo()).convert("1"), "TIFF"), "1", 1),
+        (lambda: saved(Image.fromarray(photo()).convert("P"), "TIFF"), "P", 8),
+        (lambda: saved(Image.fromarray(photo()).convert("CMYK"), "TIFF"), "CMYK", 8),
+        (lambda: tiff(photo(1).astype(np.float32)), "F", 32),
+        (lambda: webp(photo(4)), "RGBA", 8),
+        (lambda: webp(photo(4), lossless=True), "RGBA", 8),
+        (lambda: animated("WEBP"), "RGB", 8),
+    ],
+)
+def test_the_header_names_the_mode_also_of_what_is_left_untouched(source, mode, bit_depth):
+    header = images.inspect(source())
+    assert (header.mode, header.bit_depth, header.width_px, header.height_px) == (mode, bit_depth, WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -642,6 +664,7 @@ def tiff_of_overlapping_strips() -> bytes:
     return bytes(data)
 
 
+CREDENTIALS = riff_chunk(b"C2PA", b"jumb")
 WIDE_TABLE = segment(0xDB, b"\x10" + struct.pack(">64H", *[300] * 64))
 FOUR_BYTES = png_chunk(b"IDAT", zlib.compress(bytes(5)))
 
@@ -659,6 +682,8 @@ UNTOUCHED = {
     "this chroma subsampling": lambda: bytes(imagecodecs.jpeg8_encode(photo(), subsampling="411")),
     "16-bit quantisation": lambda: jpeg().replace(b"\xff\xc0", WIDE_TABLE + b"\xff\xc0", 1),
     "Content Credentials": lambda: jpeg(None, segment(0xEB, b"JP\0\1\0\0\0\1\0\0\0\x20jumb\0\0\0\x18jumdc2pa")),
+    "the photo carries Content": lambda: tiff_with_tag(52545, b"jumb"),
+    "photo carries Content Credentials": lambda: riff(*(riff_chunk(*c) for c in riff_chunks(webp())), CREDENTIALS),
     "carries Content Credentials": lambda: png_with(png_chunk(b"caBX", bytes(9))),
     "a palette": lambda: saved(Image.fromarray(photo()).convert("P"), "PNG"),
     "a palette is": lambda: saved(Image.fromarray(photo()).convert("P"), "TIFF"),
@@ -867,11 +892,25 @@ def test_a_jpeg_that_is_gray_all_over_is_not_taken_for_one_that_lacks_data(optio
     assert (read(jpeg(np.full((40, 40, 3), 128, np.uint8), **options)).colour == 128).all()
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_pixels_that_a_library_cannot_encode_are_a_rejection(kind, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("broken data stream when writing image file")
+
+    source = FORMATS[kind]()
+    rewritten(source)
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(PhotoRejected, match="the denoised photo does not fit into a"):
+        rewritten(source)
+
+
 DAMAGED = {
     "a checksum is wrong": lambda: png().replace(b"IHDR\0", b"IHDR\1", 1),
     "its chunks do not line up": lambda: png_with(png_chunk(b"IDAT", b""), png_chunk(b"tEXt")),
     "its chunks do not": lambda: riff(riff_chunk(b"EXIF", b"")),
     "its picture cannot be decoded": lambda: PNG_SIGNATURE + header_chunk(8, 8) + FOUR_BYTES + png_chunk(b"IEND"),
+    "the JPEG is corrupt": lambda: jpeg(None, segment(0xC0, b"\x08\0\x08\0\x08\x01\1\x11\0")),
+    "the JPEG is": lambda: jpeg().replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x0e\x08", 1),
     "its segments do not line up": lambda: jpeg(None, segment(0xEC, b""), b"\0\0"),
     "its directory makes no sense": lambda: b"II*\0" + bytes(24),
 }

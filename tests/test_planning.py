@@ -459,7 +459,9 @@ def test_a_name_does_not_depend_on_where_the_photos_lie_or_on_the_run(plan: Plan
     assert [shard.shard for shard in read_shards(plan.newest, "another run")] == [first.shard]
 
 
-@pytest.mark.parametrize("forged", ["a 1000 e1 1 b", "a 1000 2 e1 1 b", "a 1000 2 e1 1 1 b", "a\x001000\x00e1\x001\x01b"], ids=ascii)
+@pytest.mark.parametrize(
+    "forged", ["a 1000 e1 1 b", "a 1000 2 e1 1 b", "a 1000 2 e1 1 1 b", "a\x001000\x00e1\x001\x01b"], ids=ascii
+)
 def test_a_key_that_spells_the_rows_of_others_is_not_named_like_them(plan: Planner, forged: str) -> None:
     whole = replace(OPTIONS, shard_size=ShardSize(min_shards=1))
 
