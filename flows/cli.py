@@ -56,7 +56,6 @@ def demo(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from pipeline.demo import format_table, run_demo
-
     from pipeline.jobs import DenoiseJob, run_denoise
 
     def run(source: Path, target: Path) -> None:
@@ -192,7 +191,7 @@ def _summary_text(summary: "Summary", target: str) -> str:
         f"{summary.rejected:,} rejected, {summary.up_to_date:,} up to date",
         f"{summary.megapixels:,.1f} megapixels in {summary.seconds:,.1f} s: {summary.images_per_second:.2f} images/s, "
         f"{summary.megapixels_per_second:.2f} megapixels/s",
-        f"index: {target.rstrip('/')}/{summary.index} (outcome and reason of every photo)",
+        f"index: {summary.index} (outcome and reason of every photo)",
     ]
     return "\n".join(lines)
 

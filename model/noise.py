@@ -113,7 +113,7 @@ def add_camera_noise(clean_BCHW: Tensor, shot_B: Tensor, has_mosaic_B: Tensor, g
 
 
 def photograph(clean_HWC: NDArray[np.uint8], *, shot: float, seed: int) -> NDArray[np.uint8]:
-    """The (H, W, 3) sRGB photo as a camera with that much shot noise takes it, behind a mosaic. Equal seeds, equal noise.
+    """The (H, W, 3) sRGB photo as a camera takes it behind a mosaic. Equal seeds give equal noise.
 
     Args:
         shot: as for `add_camera_noise`.

@@ -97,7 +97,11 @@ def write_noisy(folder: Path) -> list[DemoPhoto]:
     for photo in DEMO_PHOTOS:
         clean = (PHOTOS / photo.name).read_bytes()
         header = inspect(clean, name=photo.name)
-        noisy = encode(Pixels(photograph(decode(clean, header).colour, shot=photo.iso * SHOT_PER_ISO, seed=photo.iso)), clean, header)
+        noisy = encode(
+            Pixels(photograph(decode(clean, header).colour, shot=photo.iso * SHOT_PER_ISO, seed=photo.iso)),
+            clean,
+            header,
+        )
         path = folder / photo.name
         if not path.exists() or path.read_bytes() != noisy:
             path.write_bytes(noisy)

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from model.estimate import estimate_noise
 from numpy.typing import NDArray
 
 from model.denoiser import Denoiser, use_threads
+from model.estimate import estimate_noise
 from model.metrics import psnr_db
 from model.weights import parse_weights
 from pipeline.errors import ObjectRefused, PhotoRejected, StorageError

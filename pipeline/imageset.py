@@ -77,8 +77,8 @@ class ImageSet:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ImageSetError(f"{self.store.url}/{MANIFEST} is damaged ({reason}): put a sound copy back") from error
 
-    def open_for(self, source: str, layout: Layout) -> Manifest:
-        """The manifest of this set, which is started here where there is none.
+    def check_for(self, source: str, layout: Layout) -> Manifest:
+        """The manifest of this set, or that of the one that could be started here. Writes nothing.
 
         Raises:
             ValueError: the set was made from another source or has another layout, or the place is otherwise in use.
@@ -90,8 +90,7 @@ class ImageSet:
                 raise ValueError(
                     f"{self.store.url} is not empty (it holds {occupant.key}) and no image set: name a new place"
                 )
-            manifest = Manifest(source=source, layout=layout)
-            self._write_manifest(manifest)
+            return Manifest(source=source, layout=layout)
         if manifest.source != source:
             raise ValueError(
                 f"{self.store.url} holds the photos of {manifest.source}, not of {source}: name another target "
@@ -99,6 +98,17 @@ class ImageSet:
             )
         if manifest.layout != layout:
             raise ValueError(f"{self.store.url} has the layout '{manifest.layout}': it cannot become '{layout}'")
+        return manifest
+
+    def open_for(self, source: str, layout: Layout) -> Manifest:
+        """The manifest of this set, which is started here where there is none.
+
+        Raises:
+            ValueError: as for `check_for`.
+        """
+        manifest = self.check_for(source, layout)
+        if not self.store.exists(MANIFEST):
+            self._write_manifest(manifest)
         return manifest
 
     def write_plan(self, run: str, plan: Path) -> None:

@@ -5,8 +5,7 @@ import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,14 +16,27 @@ from model.denoiser import Denoiser
 from model.weights import Weights, find_shipped, parse_weights, shipped_names
 from pipeline.cluster import ClusterConfig, connected, map_shards
 from pipeline.denoise import DenoiseConfig, ShardDenoiserFactory, denoise_photo
-from pipeline.errors import ObjectMissing, PhotoRejected, RunFailed
+from pipeline.errors import ImageSetError, ObjectMissing, PhotoRejected, RunFailed
 from pipeline.images import promised_format
 from pipeline.imageset import ImageSet, Manifest
-from pipeline.planning import PlanCounts, PlanHeader, PlanOptions, read_header, read_shards, write_listing, write_plan
-from pipeline.records import Layout, Receipt, ShardPlan, SourceObject, Status
+from pipeline.planning import (
+    PlanCounts,
+    PlanHeader,
+    PlanOptions,
+    count_photos,
+    processed_statuses,
+    read_header,
+    read_shards,
+    write_listing,
+    write_plan,
+)
+from pipeline.records import Layout, Receipt, ShardPlan
 from pipeline.storage import Store, open_store, split_url
 
 log = logging.getLogger(__name__)
+
+LISTING, PLAN = "listing.parquet", "plan.parquet"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenoiseJob:
@@ -100,35 +112,20 @@ class Summary:
     index: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A run with its frozen plan, here in a local file; `done` are the shards that it need not do again."""
-
-    name: str
-    plan: Path
-    done: frozenset[str]
-
-    def shards(self) -> Iterable[ShardPlan]:
-        return (shard for shard in read_shards(self.plan, self.name) if shard.shard not in self.done)
-
-    def all_shards(self) -> Iterable[str]:
-        return (shard.shard for shard in read_shards(self.plan, self.name))
-
-
 def plan_denoise(job: DenoiseJob) -> PlanCounts:
-    """What a run would do now. Writes nothing to the target.
+    """What a run would do now, what is left of an interrupted one included. Writes nothing to the target.
 
     Raises:
         ValueError: see `run_denoise`.
     """
-    source, target = _open_both(job)
-    _, weights = read_weights(job.weights)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="degrain-")))
-        index = stack.enter_context(target.local_index())
-        pending = [run.plan for run in _unfinished(target, _header(job, weights), folder)]
-        _list(source, target.store, folder / "listing.parquet")
-        return write_plan(folder / "listing.parquet", index, pending, folder / "plan.parquet", _options(job, weights))
+    call = _resolve(job)
+    call.target.check_for(call.source.url, job.layout)
+    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+        _list(call, Path(name) / LISTING)
+        interrupted = [run for run in _interrupted(call.target, Path(name)) if run.header == call.header]
+        counts = _plan(call, interrupted, Path(name))
+    left = sum(run.left for run in interrupted)
+    return dataclasses.replace(counts, planned_photos=counts.planned_photos + min(left, job.limit or left))
 
 
 def run_denoise(job: DenoiseJob, report: Callable[[Progress], None]) -> Summary:
@@ -140,49 +137,234 @@ def run_denoise(job: DenoiseJob, report: Callable[[Progress], None]) -> Summary:
         ValueError: the source does not exist or is empty, the weights are unknown, the target is otherwise in use.
         DegrainError: the run had to stop; what is committed stays.
     """
-    source, target = _open_both(job)
-    weights_bytes, weights = read_weights(job.weights)
-    header = _header(job, weights)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="degrain-")))
-        listed = _list(source, target.store, folder / "listing.parquet")
+    call = _resolve(job)
+    target = call.target
+    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+        folder = Path(name)
+        _list(call, folder / LISTING)
         target.store.clean()
-        manifest = target.open_for(source.url, job.layout)
-        _close_others(target, header, folder)
-
-        runs = _unfinished(target, header, folder)
-        with target.local_index() as index:
-            plan = folder / "plan.parquet"
-            counts = write_plan(
-                folder / "listing.parquet", index, [run.plan for run in runs], plan, _options(job, weights)
-            )
+        manifest = target.open_for(call.source.url, job.layout)
+        runs = _take_over(call, folder)
+        counts = _plan(call, runs, folder)
         if counts.planned_photos:
-            runs.append(_freeze(target, plan))
+            runs.append(_freeze(target, folder / PLAN))
         if not runs:
-            return _summary(listed, Progress(planned=0), 0.0, manifest)
+            return _summary(call, counts, Progress(planned=0), left=0, seconds=0.0, manifest=manifest)
 
-        todo = sum(len(shard.photos) for run in runs for shard in run.shards())
-        progress = Progress(planned=todo)
-        seconds = 0.0
-        if todo:
-            factory = ShardDenoiserFactory(
-                source=job.source, target=job.target, layout=job.layout, weights=weights_bytes, config=job.denoise
-            )
-            stack.enter_context(connected(job.cluster))
-            start = time.monotonic()
-            report(progress)
-            for receipt in map_shards(chain.from_iterable(run.shards() for run in runs), factory, job.cluster):
-                progress = progress.plus(receipt)
-                log.info("shard %s: %d photos, %.1f s", receipt.shard, receipt.photos, receipt.seconds)
-                report(progress)
-                _check_rejected(progress, job.max_rejected_fraction)
-            seconds = time.monotonic() - start
-        manifest = target.publish(runs[-1].name, chain.from_iterable(run.all_shards() for run in runs))
-        summary = _summary(_inputs(listed, counts, job), progress, seconds, manifest)
+        left = sum(run.left for run in runs)
+        progress = Progress(planned=min(left, job.limit or left))
+        start_s = time.monotonic()
+        try:
+            if left:
+                progress, start_s = _process(call, runs, progress, report)
+        except RunFailed:
+            _publish(target, runs)
+            raise
+        seconds = time.monotonic() - start_s
+        manifest = _publish(target, runs)
+        summary = _summary(call, counts, progress, left=left, seconds=seconds, manifest=manifest)
         for run in runs:
-            target.end_run(run.name, _facts(job, weights, summary))
+            if run.is_done:
+                target.end_run(run.name, _facts(call, summary))
         target.store.close()
         return summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """A job with all that it names opened and read."""
+
+    job: DenoiseJob
+    source: Store
+    target: ImageSet
+    weights_bytes: bytes
+    weights: Weights
+
+    @property
+    def header(self) -> PlanHeader:
+        parameters = self.job.denoise.parameters
+        return PlanHeader(source=self.source.url, weights=self.weights.sha256, parameters=parameters)
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run with its frozen plan, here in a local file, and the shards of it that are committed."""
+
+    name: str
+    plan: Path
+    committed: set[str]
+
+    @property
+    def header(self) -> PlanHeader:
+        return read_header(self.plan)
+
+    @property
+    def left(self) -> int:
+        """Photos that are still to be processed."""
+        return count_photos(self.plan, without=self.committed)
+
+    @property
+    def is_done(self) -> bool:
+        return self.left == 0
+
+    def open_shards(self) -> Iterator[ShardPlan]:
+        return (shard for shard in read_shards(self.plan, self.name) if shard.shard not in self.committed)
+
+    def committed_shards(self) -> Iterator[str]:
+        return (shard.shard for shard in read_shards(self.plan, self.name) if shard.shard in self.committed)
+
+
+def _resolve(job: DenoiseJob) -> _Call:
+    source, target = open_store(job.source), open_store(job.target)
+    if source.url == target.url:
+        raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
+    if source.url.startswith(target.url + "/"):
+        raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")
+    weights_bytes, weights = read_weights(job.weights)
+    return _Call(
+        job=job, source=_photos_of(source), target=ImageSet(target), weights_bytes=weights_bytes, weights=weights
+    )
+
+
+def _photos_of(source: Store) -> Store:
+    """The photos of an image set, where the source is one, and otherwise the source itself."""
+    try:
+        manifest = ImageSet(source).read_manifest()
+    except ImageSetError:  # a manifest.json of something else
+        return source
+    if manifest is None:
+        return source
+    if manifest.layout == Layout.PACKED:
+        raise ValueError(f"{source.url} is an image set of layout 'packed': only 'files' can be a source")
+    return open_store(f"{source.url}/images")
+
+
+def _list(call: _Call, path: Path) -> None:
+    """Stream the listing of the source to `path`, leaving out a target that lies in it."""
+    source_url, target_url = call.source.url + "/", call.target.store.url + "/"
+    inside = target_url.removeprefix(source_url) if target_url.startswith(source_url) else None
+    listing = (found for found in call.source.list() if inside is None or not found.key.startswith(inside))
+    if write_listing(listing, path) == 0:
+        raise ValueError(f"there are no photos in {call.source.url}: it is empty, or does not exist")
+
+
+def _interrupted(target: ImageSet, folder: Path) -> list[_Run]:
+    names = target.unfinished_runs()
+    committed = target.committed_shards() if names else set()
+    runs = []
+    for name in names:
+        plan = folder / f"{name}.parquet"
+        plan.write_bytes(target.read_plan(name))
+        runs.append(_Run(name, plan, set(committed)))
+    return runs
+
+
+def _take_over(call: _Call, folder: Path) -> list[_Run]:
+    """Interrupted runs to go on with. Those with other settings are ended: what they committed is published."""
+    interrupted = _interrupted(call.target, folder)
+    for run in interrupted:
+        if run.header != call.header:
+            call.target.publish(run.name, run.committed_shards())
+            call.target.end_run(run.name, {"ended": "superseded by a run with other settings"})
+    return [run for run in interrupted if run.header == call.header]
+
+
+def _plan(call: _Call, interrupted: Sequence[_Run], folder: Path) -> PlanCounts:
+    """Plan what the interrupted runs do not hold already."""
+    job = call.job
+    limit = None if job.limit is None else max(0, job.limit - sum(run.left for run in interrupted))
+    options = PlanOptions(**dataclasses.asdict(call.header), retry_failed=job.retry_failed, limit=limit)
+    with call.target.local_index() as index:
+        return write_plan(folder / LISTING, index, [run.plan for run in interrupted], folder / PLAN, options)
+
+
+def _freeze(target: ImageSet, plan: Path) -> _Run:
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    target.write_plan(name, plan)
+    return _Run(name, plan, set())
+
+
+def _process(
+    call: _Call, runs: Sequence[_Run], progress: Progress, report: Callable[[Progress], None]
+) -> tuple[Progress, float]:
+    """Do what is open of the runs, up to the limit. Returns what was done, and when the work on photos began."""
+    job = call.job
+    factory = ShardDenoiserFactory(
+        source=call.source.url,
+        target=call.target.store.url,
+        layout=job.layout,
+        weights=call.weights_bytes,
+        config=job.denoise,
+    )
+    shards = _up_to(progress.planned, chain.from_iterable(run.open_shards() for run in runs))
+    with connected(job.cluster):
+        start_s = time.monotonic()
+        report(progress)
+        for receipt in map_shards(shards, factory, job.cluster):
+            for run in runs:
+                run.committed.add(receipt.shard)
+            progress = progress.plus(receipt)
+            log.info("shard %s: %d photos, %.1f s", receipt.shard, receipt.photos, receipt.seconds)
+            report(progress)
+            _check_rejected(progress, job.max_rejected_fraction)
+    return progress, start_s
+
+
+def _up_to(limit: int, shards: Iterable[ShardPlan]) -> Iterator[ShardPlan]:
+    """Whole shards until they hold `limit` photos."""
+    photos = 0
+    for shard in shards:
+        if photos >= limit:
+            return
+        photos += len(shard.photos)
+        yield shard
+
+
+def _check_rejected(progress: Progress, max_fraction: float) -> None:
+    """Stop as soon as it is certain that too many will have been rejected."""
+    if progress.rejected > max_fraction * progress.planned:
+        raise RunFailed(
+            f"{progress.rejected} of {progress.planned} photos were rejected, more than the allowed share of "
+            f"{max_fraction:g}; what is finished stays, and the reasons are in the index"
+        )
+
+
+def _publish(target: ImageSet, runs: Sequence[_Run]) -> Manifest:
+    return target.publish(runs[-1].name, chain.from_iterable(run.committed_shards() for run in runs))
+
+
+def _summary(
+    call: _Call, counts: PlanCounts, progress: Progress, *, left: int, seconds: float, manifest: Manifest
+) -> Summary:
+    """Inputs beyond a limit are left for later, and none of this run's."""
+    unplanned = sum(counts.photos.get(status, 0) for status in processed_statuses(call.job.retry_failed))
+    inputs = counts.listed_photos - unplanned + counts.planned_photos - (left - min(left, progress.done))
+    return Summary(
+        inputs=inputs,
+        denoised=progress.denoised,
+        untouched=progress.untouched,
+        rejected=progress.rejected,
+        up_to_date=inputs - progress.done,
+        seconds=round(seconds, 3),
+        megapixels=round(progress.megapixels, 3),
+        images_per_second=round(progress.done / seconds, 3) if seconds else 0.0,
+        megapixels_per_second=round(progress.megapixels / seconds, 3) if seconds else 0.0,
+        run=manifest.run,
+        index=f"{call.target.store.url}/index",
+    )
+
+
+def _facts(call: _Call, summary: Summary) -> dict[str, object]:
+    """What the run's own record says: all that is needed to repeat it."""
+    libraries = ("degrain", "torch", "ray", "pillow", "imagecodecs", "tifffile", "numpy", "pyarrow")
+    return {
+        "ended": "finished",
+        "settings": dataclasses.asdict(call.job),
+        "weights": call.weights.sha256,
+        "parameters": call.job.denoise.parameters,
+        "versions": {name: version(name) for name in libraries},
+        **dataclasses.asdict(summary),
+    }
 
 
 def find_photo(source: str) -> str | None:
@@ -250,105 +432,3 @@ def read_weights(name: str) -> tuple[bytes, Weights]:
     except ObjectMissing as error:
         raise ValueError(f"there are no weights at {name}") from error
     return data, parse_weights(data)
-
-
-def _open_both(job: DenoiseJob) -> tuple[Store, ImageSet]:
-    source, target = open_store(job.source), open_store(job.target)
-    if source.url == target.url:
-        raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
-    if source.url.startswith(target.url + "/"):
-        raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")
-    return source, ImageSet(target)
-
-
-def _list(source: Store, target: Store, path: Path) -> int:
-    """Stream the listing of the source to `path`, leaving out a target that lies in it."""
-    inside = target.url.removeprefix(source.url + "/") + "/" if target.url.startswith(source.url + "/") else None
-    listing: Iterable[SourceObject] = source.list()
-    count = write_listing((found for found in listing if inside is None or not found.key.startswith(inside)), path)
-    if count == 0:
-        raise ValueError(f"there are no photos in {source.url}: it is empty, or does not exist")
-    return count
-
-
-def _header(job: DenoiseJob, weights: Weights) -> PlanHeader:
-    return PlanHeader(source=open_store(job.source).url, weights=weights.sha256, parameters=job.denoise.parameters)
-
-
-def _options(job: DenoiseJob, weights: Weights) -> PlanOptions:
-    header = _header(job, weights)
-    return PlanOptions(**dataclasses.asdict(header), retry_failed=job.retry_failed, limit=job.limit)
-
-
-def _unfinished(target: ImageSet, header: PlanHeader, folder: Path) -> list[_Run]:
-    """Interrupted runs that did the same work as is wanted now."""
-    return [run for run in _interrupted(target, folder) if read_header(run.plan) == header]
-
-
-def _close_others(target: ImageSet, header: PlanHeader, folder: Path) -> None:
-    """Publish what interrupted runs with other settings committed, and end them: nobody will go on with them."""
-    for run in _interrupted(target, folder):
-        if read_header(run.plan) != header:
-            target.publish(run.name, [shard for shard in run.all_shards() if shard in run.done])
-            target.end_run(run.name, {"ended": "superseded by a run with other settings"})
-
-
-def _interrupted(target: ImageSet, folder: Path) -> list[_Run]:
-    runs = []
-    names = target.unfinished_runs()
-    done = frozenset(target.committed_shards()) if names else frozenset()
-    for name in names:
-        plan = folder / f"{name}.parquet"
-        plan.write_bytes(target.read_plan(name))
-        runs.append(_Run(name, plan, done))
-    return runs
-
-
-def _freeze(target: ImageSet, plan: Path) -> _Run:
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    target.write_plan(name, plan)
-    return _Run(name, plan, frozenset())
-
-
-def _check_rejected(progress: Progress, max_fraction: float) -> None:
-    """Stop as soon as it is certain that too many will have been rejected."""
-    if progress.rejected > max_fraction * progress.planned:
-        raise RunFailed(
-            f"{progress.rejected} of {progress.planned} photos were rejected, more than the allowed share of "
-            f"{max_fraction:g}; what is finished stays, and the reasons are in the index after the next run"
-        )
-
-
-def _inputs(listed: int, counts: PlanCounts, job: DenoiseJob) -> int:
-    """The inputs that this run answers for: with a limit, those beyond it are left for later."""
-    wanted = [Status.NEW, Status.CHANGED, Status.STALE, *([Status.FAILED] if job.retry_failed else [])]
-    return listed - sum(counts.photos.get(status, 0) for status in wanted) + counts.planned_photos
-
-
-def _summary(inputs: int, progress: Progress, seconds: float, manifest: Manifest) -> Summary:
-    return Summary(
-        inputs=inputs,
-        denoised=progress.denoised,
-        untouched=progress.untouched,
-        rejected=progress.rejected,
-        up_to_date=inputs - progress.done,
-        seconds=round(seconds, 3),
-        megapixels=round(progress.megapixels, 3),
-        images_per_second=round(progress.done / seconds, 3) if seconds else 0.0,
-        megapixels_per_second=round(progress.megapixels / seconds, 3) if seconds else 0.0,
-        run=manifest.run,
-        index=manifest.index[0].rsplit("/", 1)[0] if manifest.index else "",
-    )
-
-
-def _facts(job: DenoiseJob, weights: Weights, summary: Summary) -> dict[str, object]:
-    """What the run's own record says: all that is needed to repeat it."""
-    libraries = ("degrain", "torch", "ray", "pillow", "imagecodecs", "tifffile", "numpy", "pyarrow")
-    return {
-        "ended": "finished",
-        "settings": dataclasses.asdict(job),
-        "weights": weights.sha256,
-        "parameters": job.denoise.parameters,
-        "versions": {name: version(name) for name in libraries},
-        **dataclasses.asdict(summary),
-    }

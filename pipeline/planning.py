@@ -3,20 +3,27 @@
 The joins run in DuckDB, which spills to disk: no archive is ever held in Python objects.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.records import LISTING_SCHEMA, PLAN_SCHEMA, PlannedPhoto, ShardPlan, SourceObject, Status
 
+T = TypeVar("T")
+
 PLAN_HEADER = "degrain_plan"
 LISTING_BATCH = 50_000  # rows held while a listing streams to its file
+PLAN_BATCH = 20_000  # rows held while a plan streams to its file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,42 +137,43 @@ def write_plan(
             {"weights": options.weights, "parameters": options.parameters},
         )
         counted = database.execute("SELECT status, count(*), sum(size_bytes) FROM compared GROUP BY status").fetchall()
-        wanted = [Status.NEW, Status.CHANGED, Status.STALE, *([Status.FAILED] if options.retry_failed else [])]
-        database.execute(
-            """
-            CREATE TEMP TABLE todo AS
-            SELECT * FROM compared WHERE list_contains($wanted, status) ORDER BY key LIMIT $limit
-            """,
-            {"wanted": [str(status) for status in wanted], "limit": options.limit},
+        photos = {Status(status): int(count) for status, count, _ in counted}
+        wanted = processed_statuses(options.retry_failed)
+        planned_photos = sum(photos.get(status, 0) for status in wanted)
+        if options.limit is not None:
+            planned_photos = min(planned_photos, options.limit)
+        todo = database.sql(
+            "SELECT * FROM compared WHERE list_contains($wanted, status) ORDER BY key LIMIT $limit",
+            params={"wanted": [str(status) for status in wanted], "limit": planned_photos},
         )
-        planned_photos, planned_bytes = _cut_into_shards(database, options)
-        columns = ", ".join(f"CAST({field.name} AS {_sql_type(field)}) AS {field.name}" for field in PLAN_SCHEMA)
-        header = json.dumps({"source": options.source, "weights": options.weights, "parameters": options.parameters})
-        database.execute(
-            f"COPY (SELECT {columns} FROM sharded ORDER BY key) TO {_quoted([plan])} "
-            f"(FORMAT parquet, KV_METADATA {{{PLAN_HEADER}: {_literal(header)}}})"
-        )
+        planned_bytes = _write_shards(todo.to_arrow_reader(PLAN_BATCH), planned_photos, plan, options)
     return PlanCounts(
-        photos={Status(status): count for status, count, _ in counted},
+        photos=photos,
         size_bytes={Status(status): int(size) for status, _, size in counted},
         planned_photos=planned_photos,
         planned_bytes=planned_bytes,
     )
 
 
-def shard_starts(sizes_bytes: Iterable[int], *, max_photos: int, max_bytes: int) -> Iterator[int]:
-    """The positions at which neighbours are cut into shards, each as full as the limits let it be.
+def cut_into_shards(
+    photos: Iterable[T], size_bytes: Callable[[T], int], *, max_photos: int, max_bytes: int
+) -> Iterator[list[T]]:
+    """Cut neighbours into shards, each as full as the limits let it be. A larger photo is a shard of its own."""
+    shard: list[T] = []
+    shard_bytes = 0
+    for photo in photos:
+        if shard and (len(shard) == max_photos or shard_bytes + size_bytes(photo) > max_bytes):
+            yield shard
+            shard, shard_bytes = [], 0
+        shard.append(photo)
+        shard_bytes += size_bytes(photo)
+    if shard:
+        yield shard
 
-    A photo that is larger than `max_bytes` is a shard of its own.
-    """
-    shard_photos = shard_bytes = 0
-    for position, size_bytes in enumerate(sizes_bytes):
-        is_full = shard_photos == max_photos or shard_bytes + size_bytes > max_bytes
-        if position == 0 or is_full:
-            yield position
-            shard_photos = shard_bytes = 0
-        shard_photos += 1
-        shard_bytes += size_bytes
+
+def processed_statuses(retry_failed: bool) -> list[Status]:
+    """Which inputs a plan holds."""
+    return [Status.NEW, Status.CHANGED, Status.STALE, *([Status.FAILED] if retry_failed else [])]
 
 
 def read_header(plan: Path) -> PlanHeader:
@@ -179,6 +187,16 @@ def read_shards(plan: Path, run: str) -> Iterator[ShardPlan]:
     for shard, members in groupby(rows, key=lambda row: row["shard"]):
         photos = tuple(PlannedPhoto(row["key"], row["size_bytes"], row["etag"], row["attempt"]) for row in members)
         yield ShardPlan(shard, run, photos)
+
+
+def count_photos(plan: Path, *, without: Collection[str] = ()) -> int:
+    """Photos of a plan that are not in the given shards."""
+    file = pq.ParquetFile(plan)
+    if not without:
+        return int(file.metadata.num_rows)
+    done = pa.array(list(without), pa.string())
+    batches = file.iter_batches(columns=["shard"])
+    return sum(batch.num_rows - int(pc.sum(pc.is_in(batch["shard"], done)).as_py() or 0) for batch in batches)
 
 
 def _create_done_view(
@@ -214,41 +232,31 @@ def _create_done_view(
     )
 
 
-def _cut_into_shards(database: duckdb.DuckDBPyConnection, options: PlanOptions) -> tuple[int, int]:
-    """Cut neighbours in key order into shards, and name each by a hash of its work. Returns photos and bytes."""
+def _write_shards(todo: pa.RecordBatchReader, photos: int, plan: Path, options: PlanOptions) -> int:
+    """Cut sorted rows into shards, and write them as they come: DuckDB could do this only in memory. Returns bytes."""
     size = options.shard_size
-    photos, size_bytes = database.execute("SELECT count(*), coalesce(sum(size_bytes), 0) FROM todo").fetchall()[0]
     max_photos = max(1, min(size.max_photos, photos // size.min_shards))
-    batches = database.sql("SELECT size_bytes FROM todo ORDER BY key").to_arrow_reader(LISTING_BATCH)
-    sizes = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-    starts = pa.array(shard_starts(sizes, max_photos=max_photos, max_bytes=size.max_bytes), pa.int64())
-    database.register("starts", pa.table({"start": starts}))
-    database.execute(
-        """
-        CREATE TEMP TABLE grouped AS
-        SELECT numbered.*, starts.start
-        FROM (SELECT *, row_number() OVER (ORDER BY key) - 1 AS position FROM todo) AS numbered
-        ASOF JOIN starts ON numbered.position >= starts.start
-        """
-    )
-    # Lengths stand before what a stranger may choose, so that no two lists of photos read the same.
-    database.execute(
-        """
-        CREATE TEMP TABLE sharded AS
-        SELECT grouped.*, named.shard FROM grouped JOIN (
-            SELECT start, left(sha256(concat_ws(' ', $weights, $parameters, string_agg(
-                concat_ws(' ', strlen(key), key, size_bytes, strlen(etag), etag, attempt), ' ' ORDER BY key
-            ))), 32) AS shard
-            FROM grouped GROUP BY start
-        ) AS named USING (start)
-        """,
-        {"weights": options.weights, "parameters": options.parameters},
-    )
-    return int(photos), int(size_bytes)
+    rows = (row for batch in todo for row in batch.to_pylist())
+    header = {"source": options.source, "weights": options.weights, "parameters": options.parameters}
+    schema = PLAN_SCHEMA.with_metadata({PLAN_HEADER: json.dumps(header)})
+    planned_bytes = 0
+    waiting: list[dict[str, Any]] = []  # Any: a row of a plan
+    with pq.ParquetWriter(plan, schema) as writer:
+        for shard in cut_into_shards(rows, itemgetter("size_bytes"), max_photos=max_photos, max_bytes=size.max_bytes):
+            name = _shard_name(shard, options)
+            waiting.extend({**row, "shard": name} for row in shard)
+            planned_bytes += sum(row["size_bytes"] for row in shard)
+            if len(waiting) >= PLAN_BATCH:
+                writer.write_table(pa.Table.from_pylist(waiting, schema))
+                waiting = []
+        writer.write_table(pa.Table.from_pylist(waiting, schema))
+    return planned_bytes
 
 
-def _sql_type(field: pa.Field) -> str:
-    return {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.int32(): "INTEGER"}[field.type]
+def _shard_name(shard: Sequence[dict[str, Any]], options: PlanOptions) -> str:  # Any: a row of a plan
+    """A hash of the work, which two different lists of photos never share, whatever a stranger calls his photos."""
+    photos = [[row["key"], row["size_bytes"], row["etag"], row["attempt"]] for row in shard]
+    return hashlib.sha256(json.dumps([options.weights, options.parameters, photos]).encode()).hexdigest()[:32]
 
 
 def _quoted(paths: Sequence[Path]) -> str:

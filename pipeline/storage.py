@@ -79,14 +79,17 @@ def open_store(url: str) -> Store:
     """The store at a path or an fsspec URL (`s3://bucket/folder`, `memory://…`); nothing is created.
 
     Raises:
-        ValueError: the URL's scheme is unknown, or the library for it is not installed.
+        ValueError: the URL's scheme is unknown, or the library for it is not installed, or it holds a password: URLs
+            go into messages and manifests.
     """
+    if (shown := re.sub(r"//[^/@]*:[^/@]*@", "//…@", url)) != url:
+        raise ValueError(f"{shown} holds a password: leave it out, and put it where the library for it finds it")
     if "://" not in url or url.startswith(("file://", "local://")):
         return LocalStore(Path(url.split("://", 1)[-1]))
     try:
         filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ValueError, ImportError) as error:
-        raise ValueError(f"cannot open {_without_user(url)}: {_explain(error)}") from error
+        raise ValueError(f"cannot open {url}: {_explain(error)}") from error
     return ObjectStore(url.rstrip("/"), filesystem, root)
 
 
@@ -237,7 +240,7 @@ class ObjectStore:
     """Any fsspec file system whose writes are whole objects: S3 and its kin, `memory://`."""
 
     def __init__(self, url: str, filesystem: Any, root: str) -> None:  # Any: fsspec is untyped
-        self.url = _without_user(url)
+        self.url = url
         self._filesystem = filesystem
         self._root = root.rstrip("/")
 
@@ -375,8 +378,3 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return " ".join(error.strerror.lower().split())[:200]
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _without_user(url: str) -> str:
-    """The URL without the user and password that some file systems take in it: it goes into messages and manifests."""
-    return re.sub(r"//[^/@]*@", "//", url)

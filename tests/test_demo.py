@@ -8,8 +8,8 @@ from PIL import Image
 from model.noise import photograph
 from pipeline.demo import (
     DEMO_PHOTOS,
-    SHOT_PER_ISO,
     PHOTOS,
+    SHOT_PER_ISO,
     DemoPhoto,
     DemoResult,
     DemoScore,

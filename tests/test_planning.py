@@ -19,9 +19,9 @@ from pipeline.planning import (
     PlanHeader,
     PlanOptions,
     ShardSize,
+    cut_into_shards,
     read_header,
     read_shards,
-    shard_starts,
     write_listing,
     write_plan,
 )
@@ -369,8 +369,7 @@ def test_counts_say_how_each_listed_photo_stands(
 
 @given(st.lists(st.integers(0, 20)), st.integers(1, 5), st.integers(1, 30))
 def test_a_shard_is_as_full_as_its_limits_let_it_be(sizes: list[int], max_photos: int, max_bytes: int) -> None:
-    starts = [*shard_starts(sizes, max_photos=max_photos, max_bytes=max_bytes), len(sizes)]
-    shards = [sizes[start:stop] for start, stop in pairwise(starts)]
+    shards = list(cut_into_shards(sizes, int, max_photos=max_photos, max_bytes=max_bytes))
 
     assert [size for shard in shards for size in shard] == sizes
     assert all(shards)

@@ -243,7 +243,15 @@ def test_opens_a_file_url_as_a_folder(tmp_path: Path) -> None:
 
 def test_an_unknown_scheme_is_the_callers_mistake() -> None:
     with pytest.raises(ValueError, match=r"^cannot open gopher://photos: .*gopher"):
-        open_store("gopher://user:secret@photos")
+        open_store("gopher://photos")
+
+
+def test_a_url_with_a_password_is_refused_without_telling_it() -> None:
+    with pytest.raises(ValueError, match=r"^sftp://…@host/photos holds a password") as caught:
+        open_store("sftp://user:a-secret@host/photos")
+
+    assert "secret" not in str(caught.value)
+    assert open_store("memory://user@host/a:b@c").url == "memory://user@host/a:b@c"
 
 
 # Only a folder
@@ -553,7 +561,7 @@ def test_a_server_that_does_not_answer_is_one_line_without_credentials(s3_bucket
         endpoint_url="http://127.0.0.1:9", key="user", secret="a-secret", config_kwargs=quick, skip_instance_cache=True
     )
     filesystem.retries = 1
-    store = ObjectStore("s3://user:a-secret@photos", filesystem, "photos")
+    store = ObjectStore("s3://photos", filesystem, "photos")
 
     with pytest.raises(StorageError, match=r"^cannot read a\.jpg in s3://photos: EndpointConnectionError: ") as caught:
         store.read("a.jpg")

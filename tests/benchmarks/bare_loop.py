@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bare_loop.py FOLDER_OF_CLEAN_PHOTOS [--sigma 25] [--rounds 3]
 
-White noise is added to the photos, which are saved as 8-bit PNG. The loop reads, decodes, denoises, encodes and writes one
-photo after the other in one process, torch using every core. Both are timed from the first photo to the last (degrain's
-`seconds`: without starting Ray), and alternate for some rounds. Prints images/s, megapixels/s, their ratio, and the PSNR.
+White noise is added to the photos, which are saved as 8-bit PNG. The loop reads, decodes, denoises, encodes and writes
+one photo after the other in one process, torch using every core. Both are timed from the first photo to the last
+(degrain's `seconds`: without starting Ray), and alternate for some rounds. Prints images/s, megapixels/s, their ratio,
+and the PSNR.
 """
 
 import argparse
