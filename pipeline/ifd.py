@@ -146,7 +146,7 @@ def orientation(file: File, directory: Directory) -> int:
 def exif_orientation(exif: bytes) -> int:
     """The orientation that an EXIF block tells; 1 when it tells none or is damaged."""
     try:
-        file = open_file(exif)
+        file = open_file(exif.removeprefix(b"Exif\0\0"))  # JPEG's prefix, which some writers put into PNG and WebP too
         return orientation(file, read_directory(file, file.first_offset))
     except PhotoRejected:
         return 1

@@ -108,7 +108,9 @@ class ImageSet:
         """
         manifest = self.check_for(source, layout)
         if not self.store.exists(MANIFEST):
-            self._write_manifest(manifest)
+            with suppress(ObjectExists):
+                self.store.create(MANIFEST, _manifest_bytes(manifest))
+            manifest = self.check_for(source, layout)  # someone else may have been first
         return manifest
 
     def write_plan(self, run: str, plan: Path) -> None:
@@ -238,7 +240,7 @@ class ImageSet:
         return {listed.key.removeprefix(folder + "/").rsplit(".", 1)[0] for listed in self.store.list(folder)}
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        self.store.write(MANIFEST, _json_bytes({"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}))
+        self.store.write(MANIFEST, _manifest_bytes(manifest))
 
 
 def _parse_manifest(values: dict[str, Any]) -> Manifest:  # Any: JSON that a person may have edited
@@ -267,6 +269,10 @@ def _parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    return _json_bytes({"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)})
 
 
 def _json_bytes(value: dict[str, object]) -> bytes:

@@ -130,8 +130,7 @@ def write_plan(
                      WHEN done.weights <> $weights OR done.parameters <> $parameters THEN 'stale'
                      WHEN done.outcome = 'rejected' THEN 'failed'
                      ELSE 'up_to_date' END AS status,
-                CASE WHEN done.etag = listing.etag AND done.size_bytes = listing.size_bytes
-                     THEN done.attempts + 1 ELSE 1 END AS attempt
+                coalesce(done.attempts, 0) + 1 AS attempt
             FROM listing LEFT JOIN done USING (key)
             """,
             {"weights": options.weights, "parameters": options.parameters},

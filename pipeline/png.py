@@ -107,12 +107,11 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
     packed = memoryview(imagecodecs.deflate_encode(b"".join(rows), level=DEFLATE_LEVEL))
     image = [_chunk(b"IDAT", packed[start : start + CHUNK_BYTES]) for start in range(0, len(packed), CHUNK_BYTES)]
 
-    before = [c for c in layout.chunks if c.kind not in DROPPED]
-    first = next(i for i, chunk in enumerate(before) if chunk.kind == b"IDAT")
-    behind = [c for c in before[first:] if c.kind != b"IDAT"]
-    parts = [SIGNATURE, *(data[c.start : c.end] for c in before[:first]), *image]
-    parts += [data[c.start : c.end] for c in behind]
-    return b"".join([*parts, data[layout.chunks[-1].end :]])
+    kept = [chunk for chunk in layout.chunks if chunk.kind not in DROPPED]
+    first = [chunk.kind for chunk in kept].index(b"IDAT")
+    before = [data[chunk.start : chunk.end] for chunk in kept[:first]]
+    behind = [data[chunk.start : chunk.end] for chunk in kept[first:] if chunk.kind != b"IDAT"]
+    return b"".join([SIGNATURE, *before, *image, *behind, data[kept[-1].end :]])
 
 
 def _layout(data: bytes) -> Layout:

@@ -45,7 +45,7 @@ class SourceObject:
 
 @dataclass(frozen=True, slots=True)
 class PlannedPhoto:
-    """One input that a run will process. `attempt` counts from 1 over all runs that tried this very input."""
+    """One input that a run will process. `attempt` counts from 1 over all runs that tried this key."""
 
     key: str
     size_bytes: int
@@ -81,7 +81,7 @@ class PhotoRecord:
         clipped_fraction: share of the source's samples at either end of their range.
         weights, parameters: content hashes of what made the result.
         read_s, decode_s, denoise_s, encode_s, write_s: seconds that each stage took.
-        attempts: how many runs have tried this very input.
+        attempts: how many runs have tried this key: the same work done again, for whatever reason, is another shard.
     """
 
     key: str

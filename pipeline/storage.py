@@ -162,7 +162,7 @@ class LocalStore:
     def create(self, key: str, data: bytes) -> None:
         with self._written(key, data) as temporary:
             try:
-                os.link(temporary, self._path(key))
+                _link(temporary, self._path(key))
             except FileExistsError as error:
                 raise ObjectExists(f"{key} is already in {self.url}") from error
 
@@ -234,6 +234,8 @@ class LocalStore:
 _MEDIUM_ERRORS = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # The file system cannot hold an object of this name beside those that it holds.
 _NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+
+_NO_LINKS_ERRORS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class ObjectStore:
@@ -325,6 +327,18 @@ class ObjectStore:
             raise
         except Exception as error:
             raise _translated(error, what) from error
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give the file its name, unless that is taken. FAT and exFAT know no links: there, of two at once both may win."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS_ERRORS:
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "it exists", str(path)) from error
+        temporary.replace(path)
 
 
 def _open_new(path: Path) -> io.FileIO:

@@ -63,7 +63,7 @@ def inspect(data: bytes) -> Header:
         height_px=layout.height_px,
         mode="RGBA" if layout.has_alpha else "RGB",
         bit_depth=8,
-        orientation=exif_orientation(exif.removeprefix(b"Exif\0\0")),
+        orientation=exif_orientation(exif),
         untouched_reason=reason,
     )
 

@@ -547,9 +547,11 @@ def test_a_lossy_webp_keeps_its_quality(quality):
 @pytest.mark.parametrize("orientation", [1, 6, 8, 0, 9, 65535])
 def test_the_orientation_is_read_and_an_invalid_one_is_1(orientation):
     block = exif(orientation=orientation)
-    sources = [jpeg(exif=block), png_with(png_chunk(b"eXIf", block[6:])), webp(exif=block)]
+    blocks_in_png = [png_with(png_chunk(b"eXIf", payload)) for payload in (block, block[6:])]
+    blocks_in_webp = [webp(exif=payload) for payload in (block, block[6:])]
+    sources = [jpeg(exif=block), *blocks_in_png, *blocks_in_webp]
     expected = orientation if 1 <= orientation <= 8 else 1
-    assert [images.inspect(source).orientation for source in sources] == [expected] * 3
+    assert [images.inspect(source).orientation for source in sources] == [expected] * 5
 
 
 @pytest.mark.parametrize("block", [b"", b"II", b"Exif\0\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff"])
@@ -754,6 +756,7 @@ def test_companions_of_photos_are_not_photos(name):
     ("content", "name", "reason"),
     [
         (png, "IMG.JPG", "the name says JPEG, but the content is PNG"),
+        (png, "._IMG.jpg", "the name says JPEG, but the content is PNG"),
         (jpeg, "a.b/IMG.png", "the name says PNG, but the content is JPEG"),
         (webp, "IMG.tif", "the name says TIFF, but the content is WebP"),
         (tiff, "IMG.webp", "the name says WebP, but the content is TIFF"),

@@ -92,6 +92,13 @@ def test_an_empty_place_becomes_a_set_that_opens_again(store: Store) -> None:
     assert images.open_for(SOURCE, Layout.PACKED) == images.read_manifest() == started
 
 
+def test_checking_a_place_writes_nothing(store: Store) -> None:
+    images = ImageSet(store)
+
+    assert images.check_for(SOURCE, Layout.FILES) == Manifest(source=SOURCE, layout=Layout.FILES)
+    assert keys(store, "") == []
+
+
 def test_a_set_of_another_source_is_refused_and_stays(images: ImageSet) -> None:
     with pytest.raises(ValueError, match="holds the photos of s3://photos, not of s3://others: name another target"):
         images.open_for("s3://others", Layout.FILES)
@@ -394,6 +401,10 @@ class Mortal:
     def write(self, key: str, data: bytes) -> None:
         self._live()
         self._store.write(key, data)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._live()
+        self._store.create(key, data)
 
     def delete(self, key: str) -> None:
         self._live()

@@ -19,6 +19,7 @@ from pipeline.planning import (
     PlanHeader,
     PlanOptions,
     ShardSize,
+    count_photos,
     cut_into_shards,
     read_header,
     read_shards,
@@ -39,6 +40,7 @@ from pipeline.records import (
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 OPTIONS = PlanOptions(source="s3://photos", weights="w1", parameters="p1")
+PAIRS = ShardSize(max_photos=2, min_shards=1)
 ODD_KEYS = [
     "it's.jpg",
     '"quoted".jpg',
@@ -149,12 +151,12 @@ def test_a_photo_that_is_as_its_row_says_is_left_alone(plan: Planner, outcome: O
 @pytest.mark.parametrize(
     ("done", "status", "attempt"),
     [
-        (row("a.jpg", etag="e0", attempts=4), Status.CHANGED, 1),
-        (row("a.jpg", size_bytes=999, attempts=4), Status.CHANGED, 1),
+        (row("a.jpg", etag="e0", attempts=4), Status.CHANGED, 5),
+        (row("a.jpg", size_bytes=999, attempts=4), Status.CHANGED, 5),
         (row("a.jpg", weights="w0", attempts=4), Status.STALE, 5),
         (row("a.jpg", parameters="p0", attempts=4), Status.STALE, 5),
-        (row("a.jpg", etag="e0", weights="w0", attempts=4), Status.CHANGED, 1),
-        (row("a.jpg", outcome=Outcome.REJECTED, etag="e0"), Status.CHANGED, 1),
+        (row("a.jpg", etag="e0", weights="w0", attempts=4), Status.CHANGED, 5),
+        (row("a.jpg", outcome=Outcome.REJECTED, etag="e0"), Status.CHANGED, 2),
         (row("a.jpg", outcome=Outcome.REJECTED, weights="w0"), Status.STALE, 2),
     ],
 )
@@ -277,6 +279,26 @@ def test_a_plan_holds_sorted_rows_with_their_status(plan: Planner) -> None:
     assert (table.schema.names, table.schema.types) == (PLAN_SCHEMA.names, PLAN_SCHEMA.types)
 
 
+def test_a_plan_is_the_same_in_small_batches(plan: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = [photo(f"{number:02}.jpg") for number in range(50)]
+    options = replace(OPTIONS, shard_size=ShardSize(max_photos=4, min_shards=1))
+    _, whole = plan(listing, options=options)
+
+    monkeypatch.setattr(planning, "PLAN_BATCH", 3)
+    _, batched = plan(listing, options=options)
+
+    assert batched == whole
+    assert pq.ParquetFile(plan.newest).metadata.num_row_groups > 1
+
+
+def test_counts_the_photos_of_a_plan_that_are_left(plan: Planner) -> None:
+    _, shards = plan([photo(str(number)) for number in range(5)], options=replace(OPTIONS, shard_size=PAIRS))
+
+    assert count_photos(plan.newest) == 5
+    assert count_photos(plan.newest, without={shards[0].shard, "of another plan"}) == 3
+    assert count_photos(plan.newest, without={shard.shard for shard in shards}) == 0
+
+
 def test_two_hundred_thousand_photos_are_planned(plan: Planner) -> None:
     listing = (photo(f"{number % 97}/{number}.jpg", size_bytes=number) for number in range(200_000))
 
@@ -325,13 +347,13 @@ def plan_by_the_rule(
     for listed in sorted(listing, key=lambda listed: listed.key):
         status = status_by_the_rule(listed, done.get(listed.key))
         if status in wanted:
-            before = 0 if status in (Status.NEW, Status.CHANGED) else done[listed.key].attempts
+            before = 0 if status == Status.NEW else done[listed.key].attempts
             found.append(PlannedPhoto(listed.key, listed.size_bytes, listed.etag, before + 1))
     return found[: options.limit]
 
 
 @settings(max_examples=40)
-@given(listings, indexes, listings, st.booleans(), st.none() | st.integers(1, 5))
+@given(listings, indexes, listings, st.booleans(), st.none() | st.integers(0, 5))
 def test_a_plan_holds_what_the_rule_says(
     shared_plan: Planner,
     listing: list[SourceObject],
@@ -346,6 +368,7 @@ def test_a_plan_holds_what_the_rule_says(
     counts, shards = shared_plan(listing, index, [shared_plan.newest], options)
 
     assert planned(shards) == plan_by_the_rule(listing, index, pending, options)
+    assert counts.planned_photos == len(planned(shards))
     assert counts.planned_bytes == sum(photo.size_bytes for photo in planned(shards))
     assert counts.listed_photos == len(listing)
 

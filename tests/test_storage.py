@@ -620,3 +620,20 @@ def test_a_lost_create_that_is_answered_with_invalid_argument_says_that_the_obje
 
     with pytest.raises(ObjectExists):
         store.create("commit", b"")
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
+def test_create_works_on_a_file_system_without_links(
+    monkeypatch: pytest.MonkeyPatch, local: LocalStore, code: int
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", no_links)
+
+    local.create("a", b"first")
+    with pytest.raises(ObjectExists):
+        local.create("a", b"second")
+
+    assert local.read("a") == b"first"
+    assert [found.key for found in local.list()] == ["a"]
