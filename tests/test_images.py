@@ -182,7 +182,7 @@ def test_all_segments_of_a_jpeg_survive_byte_for_byte_and_in_order():
     xmp = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>")
     extended_xmp = segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(40_000))
     iptc = segment(0xED, b"Photoshop 3.0\08BIM\x04\x04\0\0\0\0\0\x04\x1c\x02\x05\0")
-    maker = segment(0xEC, b"Ducky\0\x01\x02")
+    maker = segment(0xEB, b"HDR_RI ver=11")
     source = jpeg(None, segment(0xE1, exif(orientation=6)), xmp, extended_xmp, *profile, iptc, maker, comment=b"hello")
 
     result = inverted(source)
@@ -232,6 +232,25 @@ def test_a_jpeg_coded_as_rgb_stays_so():
     result = inverted(source)
     assert Image.open(io.BytesIO(result)).applist == Image.open(io.BytesIO(source)).applist
     assert np.abs(read(result).colour.astype(int) - np.invert(photo())).mean() < 3
+
+
+@pytest.mark.parametrize("mark", ["identifiers", "Adobe", "both"])
+def test_a_jpeg_is_known_to_be_coded_as_rgb_by_either_mark(mark):
+    source = jpeg(np.full((16, 16, 3), (200, 90, 30), np.uint8), keep_rgb=True, subsampling=0)
+    if mark == "identifiers":
+        source = source.replace(source[2:18], b"", 1)
+    if mark == "Adobe":
+        source = source.replace(b"R\x11\0G\x11\0B\x11\0", b"\1\x11\0\2\x11\0\3\x11\0").replace(
+            b"R\0G\0B\0", b"\1\0\2\0\3\0"
+        )
+    colour = read(rewritten(source)).colour
+    np.testing.assert_allclose(colour, np.broadcast_to((200, 90, 30), colour.shape), atol=3)
+
+
+def test_the_sampling_factors_of_a_gray_jpeg_mean_nothing():
+    source = jpeg(photo(1)).replace(b"\1\1\x11\0", b"\1\1\x22\0", 1)
+    np.testing.assert_array_equal(read(source).colour, read(jpeg(photo(1))).colour)
+    assert rewritten(source) == rewritten(jpeg(photo(1)))
 
 
 def test_the_restart_interval_of_a_jpeg_survives():
@@ -614,11 +633,14 @@ def test_a_photo_of_one_pixel_is_denoised(kind):
         Pixels(photo(1)),
         Pixels(photo(3, 16)),
         Pixels(photo(), photo(1)),
+        Pixels(photo(), photo(1)[:-1]),
+        Pixels(photo(), photo(1, 16)),
+        Pixels(photo()),
     ],
-    ids=["size", "channels", "depth", "alpha"],
+    ids=["size", "channels", "depth", "alpha", "size of alpha", "depth of alpha", "no alpha"],
 )
-def test_pixels_that_do_not_belong_to_the_source_are_the_callers_mistake(pixels):
-    source = png()
+def test_pixels_that_do_not_belong_to_the_source_are_the_callers_mistake(pixels, request):
+    source = png(photo(4)) if "of alpha" in request.node.name or "no alpha" in request.node.name else png()
     with pytest.raises(ValueError, match="photo"):
         images.encode(pixels, source, images.inspect(source))
 
@@ -709,6 +731,7 @@ UNTOUCHED = {
     "camera raw is not": lambda: tiff(extratags=[(50706, 1, 4, (1, 4, 0, 0), True)]),
     "camera raw is not denoised": lambda: tiff_pages(photo(), photo(1), sub=True, photometric=32803),
     "begins with a preview": lambda: tiff(subfiletype=1),
+    "several pages is": lambda: animated("TIFF"),
     "several pages": lambda: tiff_pages(photo(), photo()),
     "several pictures": lambda: tiff_pages(photo(), photo(), sub=True),
     "floating point": lambda: tiff(photo().astype(np.float32)),
@@ -915,8 +938,15 @@ DAMAGED = {
     "the JPEG is corrupt": lambda: jpeg(None, segment(0xC0, b"\x08\0\x08\0\x08\x01\1\x11\0")),
     "the JPEG is": lambda: jpeg().replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x0e\x08", 1),
     "its segments do not line up": lambda: jpeg(None, segment(0xEC, b""), b"\0\0"),
+    "the TIFF is damaged: its picture cannot be decoded": lambda: tiff_of_height(HEIGHT + 1, HEIGHT + 1),
+    "the TIFF is corrupt: its directory makes no sense": lambda: tiff_of_height(HEIGHT + 1, HEIGHT),
     "its directory makes no sense": lambda: b"II*\0" + bytes(24),
 }
+
+
+def tiff_of_height(height: int, rows_per_strip: int) -> bytes:
+    """A TIFF of one compressed strip that claims another height."""
+    return retagged(retagged(tiff(compression="zlib", rowsperstrip=HEIGHT), 257, height), 278, rows_per_strip)
 
 
 @pytest.mark.parametrize("reason", DAMAGED)
