@@ -45,6 +45,9 @@ def denoise(options: argparse.Namespace) -> int:
 
     config = DenoiseConfig(strength=options.strength)
     if (photo := find_photo(options.source)) is not None:
+        if options.dry_run:
+            print(f"{photo} is one photo: it would be denoised into {options.target}")
+            return EXIT_OK
         record = denoise_one(photo, options.target, weights=options.weights, config=config)
         print(json.dumps(record) if options.json else f"{record['outcome']}: {record['output']}")
         return EXIT_OK

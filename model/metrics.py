@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PEAK = 255.0
+BAND_PX = 64
 
 
 def psnr_db(photo: NDArray[np.generic], reference: NDArray[np.generic], *, peak: float = PEAK) -> float:
@@ -17,8 +18,9 @@ def psnr_db(photo: NDArray[np.generic], reference: NDArray[np.generic], *, peak:
     """
     if photo.shape != reference.shape:
         raise ValueError(f"cannot compare a photo of shape {photo.shape} with one of shape {reference.shape}")
-    difference = photo.astype(np.float64) - reference.astype(np.float64)
-    mean_square = float(np.mean(difference**2))
+    # By bands of rows: a whole photo as float64 needs many times its memory.
+    bands = ((photo[top : top + BAND_PX], reference[top : top + BAND_PX]) for top in range(0, len(photo), BAND_PX))
+    mean_square = sum(float(np.square(np.subtract(*band, dtype=np.float64)).sum()) for band in bands) / photo.size
     return math.inf if mean_square == 0 else 10 * math.log10(peak**2 / mean_square)
 
 

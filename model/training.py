@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -127,7 +128,7 @@ class TrainState:
         return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
     def load(self, data: bytes, step: int) -> None:
-        """Continue from a checkpoint that `dump` made at `step` (see `checkpoint_step`)."""
+        """Continue from a checkpoint that `dump` made at `step` (see `read_checkpoint_header`)."""
         tensors = safetensors.torch.load(data)
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -144,10 +145,10 @@ class TrainState:
         self.step = step
 
 
-def checkpoint_step(data: bytes) -> int:
-    """The step at which a checkpoint was made."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return int(header["__metadata__"]["step"])
+def read_checkpoint_header(data: bytes) -> tuple[int, dict[str, Any]]:  # Any: settings of every type
+    """The step at which a checkpoint was made, and the settings of its run by name."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    return int(header["step"]), json.loads(header["config"])
 
 
 def train_steps(

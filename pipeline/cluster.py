@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from pipeline.errors import DegrainError, RunFailed
 from pipeline.records import PlannedPhoto, Receipt, ShardPlan
@@ -52,11 +52,13 @@ class ClusterConfig:
     address: str | None = None
     workers: int | None = None
     shards_per_worker: int = 2
-    stall_s: float = 3600.0
+    stall_s: float = 7200.0
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers is {self.workers}: expected at least 1")
+        if self.shards_per_worker < 1:
+            raise ValueError(f"shards_per_worker is {self.shards_per_worker}: expected at least 1")
 
 
 @contextmanager
@@ -142,6 +144,7 @@ class _Task:
 
     case: _Case
     photo: PlannedPhoto | None = None
+    is_second_try: bool = False  # a death may be bad luck, two are the photo's
 
     @property
     def is_alone(self) -> bool:
@@ -167,6 +170,8 @@ def _after(task: _Task, *, died: bool) -> list[_Task]:
     """What to do next about a shard whose call ended without a receipt."""
     case = task.case
     if task.photo is not None:
+        if died and not task.is_second_try:
+            return [_Task(case, task.photo, is_second_try=True)]
         if died:
             log.error("photo %s ended its worker", task.photo.key)
             case.poisonous[task.photo.key] = POISON_REASON
@@ -233,21 +238,28 @@ class _Pool:
             self._load[actor] -= self._weight(task)
         try:
             result: Receipt | None = ray.get(call)
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, DegrainError) else RunFailed(str(error)) from error
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             self._replace(actor, error)
             return task, _DIED
+        except RayTaskError as error:
+            log.info("a worker raised", exc_info=error)
+            if isinstance(error.cause, DegrainError):
+                raise error.cause from error
+            raise RunFailed(f"a worker failed: {type(error.cause).__name__}: {error.cause}") from error
+        except RayError as error:
+            raise RunFailed(f"the cluster failed: {' '.join(str(error).split())[:300]}") from error
         self._deaths_in_a_row = 0
         return task, result
 
-    def _replace(self, actor: Any, error: RayActorError) -> None:  # Any: Ray's actor handle
+    def _replace(self, actor: Any, error: RayError) -> None:  # Any: Ray's actor handle
         """An actor that died takes all its calls with it; each of them reports, and one new actor takes its place."""
         if self._load.pop(actor, None) is None:
             return
+        ray.kill(actor)  # it may only have been out of reach
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > 2 * DEATHS_BEFORE_FAILURE + len(self._load):
-            raise RunFailed(f"workers keep dying before they do anything: {error}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise RunFailed(f"workers keep dying before they do anything: {reason}") from error
         self._load[self._start()] = 0
 
     def _weight(self, task: _Task) -> int:

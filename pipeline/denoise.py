@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +28,9 @@ from pipeline.imageset import ImageSet
 from pipeline.records import Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
 from pipeline.storage import Store, open_store, unsafe_reason
 
+log = logging.getLogger(__name__)
+
+PIXELS_IN_MEMORY = 64_000_000  # of the photos that one worker holds decoded at a time, unless it is one larger photo
 RESULT_VERSION = 1  # raise it when the same photo and weights give another result: what is finished becomes stale
 
 
@@ -71,7 +76,30 @@ class PhotoResult:
     stage_s: dict[str, float] = field(default_factory=dict)
 
 
-def denoise_photo(data: bytes, name: str, denoise: Denoise, config: DenoiseConfig) -> PhotoResult:
+class Room:
+    """Lets photos into memory while there is room for their pixels; one that is larger than it comes in alone."""
+
+    def __init__(self, pixels: float = math.inf) -> None:
+        self._pixels = pixels
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken == 0 or self._taken + pixels <= self._pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+def denoise_photo(
+    data: bytes, name: str, denoise: Denoise, config: DenoiseConfig, *, room: Room | None = None
+) -> PhotoResult:
     """Denoise the bytes of one photo into bytes of the same format with the same metadata.
 
     What cannot be denoised faithfully comes back untouched, byte for byte; what cannot be read is rejected. Both with
@@ -82,6 +110,7 @@ def denoise_photo(data: bytes, name: str, denoise: Denoise, config: DenoiseConfi
         name: its name or key: a file whose name says another format than its content is rejected.
         denoise: maps pixels and a strength to clean pixels, as `Denoiser` does.
         config: strength and limits.
+        room: where photos that are decoded at the same time must fit.
     """
     result = PhotoResult(outcome=Outcome.REJECTED)
     try:
@@ -89,16 +118,20 @@ def denoise_photo(data: bytes, name: str, denoise: Denoise, config: DenoiseConfi
         if header.untouched_reason is not None:
             result.outcome, result.reason, result.data = Outcome.UNTOUCHED, header.untouched_reason, data
             return result
-        with _timed(result, "decode"):
-            noisy = decode(data, header)
-        with _timed(result, "denoise"):
-            clean = denoise(noisy.colour, config.strength)
-            _measure(result, noisy.colour, clean)
-        with _timed(result, "encode"):
-            result.data = encode(Pixels(clean, noisy.alpha), data, header)
+        with (room or Room()).taken((header.width_px or 0) * (header.height_px or 0)):
+            with _timed(result, "decode"), _codec_faults():
+                noisy = decode(data, header)
+            with _timed(result, "denoise"):
+                clean = denoise(noisy.colour, config.strength)
+                _measure(result, noisy.colour, clean)
+            with _timed(result, "encode"), _codec_faults():
+                result.data = encode(Pixels(clean, noisy.alpha), data, header)
         result.outcome = Outcome.DENOISED
     except PhotoRejected as error:
         result.reason = str(error)
+    except _CodecFault as error:
+        log.exception("a codec failed on %s", name)
+        result.reason = f"it could not be processed: {error}"
     except MemoryError:
         result.reason = "it needs more memory than this worker has"
     except FloatingPointError:
@@ -127,6 +160,7 @@ class ShardDenoiser:
         self._layout = layout
         self._denoiser = denoiser
         self._config = config
+        self._room = Room(PIXELS_IN_MEMORY)
         self._model_thread = ThreadPoolExecutor(1, "model", use_threads, (threads,))
 
     def run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
@@ -176,7 +210,7 @@ class ShardDenoiser:
                 raise StorageError(f"nothing is left in {self._source.url}: is it still there?") from error
             result.reason = str(error)
             return result, None
-        result = denoise_photo(data, planned.key, self._denoise, self._config)
+        result = denoise_photo(data, planned.key, self._denoise, self._config, room=self._room)
         result.stage_s["read"] = read_s
         return result, hashlib.sha256(data).hexdigest()
 
@@ -278,6 +312,20 @@ def _measure(result: PhotoResult, noisy: NDArray[Any], clean: NDArray[Any]) -> N
     change_db = psnr_db(clean, noisy, peak=peak)
     result.change_psnr_db = None if math.isinf(change_db) else change_db
     result.clipped_fraction = float(np.mean((noisy == 0) | (noisy == peak)))
+
+
+class _CodecFault(Exception):
+    """A codec raised what it should not: a fault of ours or of its library, which costs one photo and not the run."""
+
+
+@contextmanager
+def _codec_faults() -> Iterator[None]:
+    try:
+        yield
+    except (PhotoRejected, MemoryError):
+        raise
+    except Exception as error:
+        raise _CodecFault(f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager

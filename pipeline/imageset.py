@@ -85,7 +85,8 @@ class ImageSet:
         """
         manifest = self.read_manifest()
         if manifest is None:
-            occupant = next(iter(self.store.list()), None)
+            occupants = (found for found in self.store.list() if not found.key.rpartition("/")[2].startswith("."))
+            occupant = next(occupants, None)
             if occupant is not None:
                 raise ValueError(
                     f"{self.store.url} is not empty (it holds {occupant.key}) and no image set: name a new place"
@@ -118,16 +119,16 @@ class ImageSet:
         self.store.create(f"plans/{run}.parquet", plan.read_bytes())
 
     def read_plan(self, run: str) -> bytes:
-        return self.store.read(f"plans/{run}.parquet")
+        return self._read_parquet(f"plans/{run}.parquet")
 
     def unfinished_runs(self) -> list[str]:
         """Runs with a plan whose end was never recorded, oldest first."""
-        planned, ended = self._names("plans"), self._names("runs")
+        planned, ended = self._names("plans", ".parquet"), self._names("runs", ".json")
         return sorted(planned - ended)
 
     def committed_shards(self) -> set[str]:
         """Every shard that is done."""
-        return self._names("commits")
+        return self._names("commits", ".parquet")
 
     def output_key(self, key: str) -> str:
         """Where the layout `files` keeps the photo of a source key."""
@@ -161,16 +162,9 @@ class ImageSet:
         """
         manifest = self.read_manifest()
         assert manifest is not None, "only an opened image set is published"
-        with (
-            tempfile.TemporaryDirectory(prefix="degrain-") as name,
-            duckdb.connect(config={"temp_directory": name}) as database,
-        ):
-            folder = Path(name)
-            committed = folder / "committed.parquet"
-            self._gather(shards, committed)
-            _create_merged_view(database, self._local_parts(manifest, folder), committed)
-            counted = database.sql("SELECT outcome, count(*) FROM merged GROUP BY outcome").fetchall()
-            rows = database.sql("SELECT * FROM merged ORDER BY key").to_arrow_reader(100_000)
+        with self._merged(manifest, shards) as merged:
+            counted = merged.sql("SELECT outcome, count(*) FROM merged GROUP BY outcome").fetchall()
+            rows = merged.sql("SELECT * FROM merged ORDER BY key").to_arrow_reader(100_000)
             index = tuple(self._write_parts(run, rows))
         counts = {Outcome(outcome): count for outcome, count in sorted(counted)}
         published = dataclasses.replace(
@@ -188,20 +182,38 @@ class ImageSet:
             self.store.create(f"runs/{run}.json", _json_bytes(facts))
 
     @contextmanager
-    def local_index(self) -> Iterator[list[Path]]:
-        """The published index as local files, for as long as the context lasts."""
+    def local_index(self, shards: Sequence[str] = ()) -> Iterator[list[Path]]:
+        """The index as local files, for as long as the context lasts, as if these shards were published too."""
         manifest = self.read_manifest()
         if manifest is None:
             yield []
             return
-        with tempfile.TemporaryDirectory(prefix="degrain-") as folder:
-            yield self._local_parts(manifest, Path(folder))
+        with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+            if not shards:
+                yield self._local_parts(manifest, Path(name))
+                return
+            path = Path(name) / "index.parquet"
+            with self._merged(manifest, shards) as merged:
+                merged.sql("SELECT * FROM merged").write_parquet(str(path))
+            yield [path]
+
+    @contextmanager
+    def _merged(self, manifest: Manifest, shards: Iterable[str]) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A database with a view `merged`: the index, and what the shards have committed."""
+        with (
+            tempfile.TemporaryDirectory(prefix="degrain-") as name,
+            duckdb.connect(config={"temp_directory": name}) as database,
+        ):
+            committed = Path(name) / "committed.parquet"
+            self._gather(shards, committed)
+            _create_merged_view(database, self._local_parts(manifest, Path(name)), committed)
+            yield database
 
     def _local_parts(self, manifest: Manifest, folder: Path) -> list[Path]:
         parts = []
         for number, key in enumerate(manifest.index):
             part = folder / f"part-{number}.parquet"
-            part.write_bytes(self.store.read(key))
+            part.write_bytes(self._read_parquet(key))
             parts.append(part)
         return parts
 
@@ -210,7 +222,7 @@ class ImageSet:
         with pq.ParquetWriter(path, INDEX_SCHEMA) as writer, ThreadPoolExecutor(PARALLEL_READS) as pool:
             keys = (f"commits/{shard}.parquet" for shard in shards)
             while some := list(islice(keys, PARALLEL_READS)):  # a `map` over all would hold what is not yet written
-                for data in pool.map(self.store.read, some):
+                for data in pool.map(self._read_parquet, some):
                     writer.write_table(pq.read_table(io.BytesIO(data)).cast(INDEX_SCHEMA))
 
     def _write_parts(self, run: str, rows: pa.RecordBatchReader) -> Iterator[str]:
@@ -236,8 +248,17 @@ class ImageSet:
         self.store.write(key, data)
         return key
 
-    def _names(self, folder: str) -> set[str]:
-        return {listed.key.removeprefix(folder + "/").rsplit(".", 1)[0] for listed in self.store.list(folder)}
+    def _names(self, folder: str, suffix: str) -> set[str]:
+        keys = (listed.key.removeprefix(folder + "/") for listed in self.store.list(folder))
+        return {key.removesuffix(suffix) for key in keys if key.endswith(suffix) and not key.startswith(".")}
+
+    def _read_parquet(self, key: str) -> bytes:
+        data = self.store.read(key)
+        try:
+            pq.read_metadata(io.BytesIO(data))
+        except (pa.ArrowException, OSError) as error:
+            raise ImageSetError(f"{self.store.url}/{key} is damaged: it is no whole Parquet file") from error
+        return data
 
     def _write_manifest(self, manifest: Manifest) -> None:
         self.store.write(MANIFEST, _manifest_bytes(manifest))
@@ -256,13 +277,28 @@ def _parse_manifest(values: dict[str, Any]) -> Manifest:  # Any: JSON that a per
 
 
 def _create_merged_view(database: duckdb.DuckDBPyConnection, parts: Sequence[Path], committed: Path) -> None:
-    """The newest row of each key: a committed row comes before the index's, a later one before an earlier."""
-    database.read_parquet(str(committed)).create_view("committed")
-    newest = "SELECT * FROM committed QUALIFY row_number() OVER (PARTITION BY key ORDER BY run DESC, attempts DESC) = 1"
-    if parts:
-        database.read_parquet([str(part) for part in parts]).create_view("published")
-        newest += " UNION ALL BY NAME SELECT * FROM published WHERE key NOT IN (SELECT key FROM committed)"
-    database.execute(f"CREATE TEMP VIEW merged AS {newest}")
+    """The newest row of each key: that of the last attempt, whenever its commit is published."""
+    database.read_parquet(str(committed)).create_view("all_committed")
+    database.execute(
+        """
+        CREATE TEMP VIEW committed AS
+        SELECT * FROM all_committed QUALIFY row_number() OVER (PARTITION BY key ORDER BY attempts DESC, run DESC) = 1
+        """
+    )
+    if not parts:
+        database.execute("CREATE TEMP VIEW merged AS SELECT * FROM committed")
+        return
+    database.read_parquet([str(part) for part in parts]).create_view("published")
+    database.execute(
+        """
+        CREATE TEMP VIEW merged AS
+        SELECT * FROM committed ANTI JOIN published
+            ON committed.key = published.key AND committed.attempts < published.attempts
+        UNION ALL BY NAME
+        SELECT * FROM published ANTI JOIN committed
+            ON committed.key = published.key AND committed.attempts >= published.attempts
+        """
+    )
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

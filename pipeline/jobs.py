@@ -28,9 +28,10 @@ from pipeline.planning import (
     read_header,
     read_shards,
     write_listing,
+    write_open_part,
     write_plan,
 )
-from pipeline.records import Layout, Receipt, ShardPlan
+from pipeline.records import Layout, Receipt, ShardPlan, Status
 from pipeline.storage import Store, open_store, split_url
 
 log = logging.getLogger(__name__)
@@ -121,17 +122,19 @@ def plan_denoise(job: DenoiseJob) -> PlanCounts:
     call = _resolve(job)
     call.target.check_for(call.source.url, job.layout)
     with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-        _list(call, Path(name) / LISTING)
-        interrupted = [run for run in _interrupted(call.target, Path(name)) if run.header == call.header]
-        counts = _plan(call, interrupted, Path(name))
-    left = sum(run.left for run in interrupted)
-    return dataclasses.replace(counts, planned_photos=counts.planned_photos + min(left, job.limit or left))
+        folder = Path(name)
+        _list(call, folder / LISTING)
+        interrupted = _interrupted(call, folder)
+        counts = _plan(call, interrupted, folder)
+        left = sum(run.left for run in interrupted.resumed)
+    return dataclasses.replace(counts, planned_photos=counts.planned_photos + left)
 
 
 def run_denoise(job: DenoiseJob, report: Callable[[Progress], None]) -> Summary:
     """Denoise what is new or changed in the source, and publish it in the target.
 
-    A run that was interrupted goes on under its own frozen plan; what came since is planned beside it.
+    A run that was interrupted goes on under its own frozen plan; what came since is planned beside it. With a limit, a
+    resumed run stops at the end of the shard that reaches it.
 
     Raises:
         ValueError: the source does not exist or is empty, the weights are unknown, the target is otherwise in use.
@@ -144,27 +147,30 @@ def run_denoise(job: DenoiseJob, report: Callable[[Progress], None]) -> Summary:
         _list(call, folder / LISTING)
         target.store.clean()
         manifest = target.open_for(call.source.url, job.layout)
-        runs = _take_over(call, folder)
-        counts = _plan(call, runs, folder)
+        interrupted = _interrupted(call, folder)
+        for run_name, committed in interrupted.committed.items():
+            manifest = target.publish(run_name, committed)
+        interrupted.committed.clear()
+        counts = _plan(call, interrupted, folder)
+        runs = interrupted.resumed
         if counts.planned_photos:
             runs.append(_freeze(target, folder / PLAN))
-        if not runs:
-            return _summary(call, counts, Progress(planned=0), left=0, seconds=0.0, manifest=manifest)
+        if counts.is_complete:  # or the next run must still know what they may have left behind
+            for run in interrupted.superseded:
+                target.end_run(run.name, {"ended": "superseded by a run with other settings"})
 
-        left = sum(run.left for run in runs)
-        progress = Progress(planned=min(left, job.limit or left))
-        start_s = time.monotonic()
-        try:
-            if left:
-                progress, start_s = _process(call, runs, progress, report)
-        except RunFailed:
-            _publish(target, runs)
-            raise
-        seconds = time.monotonic() - start_s
-        manifest = _publish(target, runs)
-        summary = _summary(call, counts, progress, left=left, seconds=seconds, manifest=manifest)
+        shards = _shards_within(job.limit, runs)
+        progress, seconds = Progress(planned=shards.photos), 0.0
+        if shards.photos:
+            try:
+                progress, seconds = _process(call, runs, shards, report)
+            except RunFailed:
+                _publish(target, runs)
+                raise
+            manifest = _publish(target, runs)
+        summary = _summary(call, counts, progress, seconds, manifest)
         for run in runs:
-            if run.is_done:
+            if run.left == 0:
                 target.end_run(run.name, _facts(call, summary))
         target.store.close()
         return summary
@@ -188,30 +194,36 @@ class _Call:
 
 @dataclass(slots=True)
 class _Run:
-    """A run with its frozen plan, here in a local file, and the shards of it that are committed."""
+    """A run, what of its frozen plan was open when we took it up (a local file), and what we committed since."""
 
     name: str
     plan: Path
-    committed: set[str]
-
-    @property
-    def header(self) -> PlanHeader:
-        return read_header(self.plan)
+    committed: set[str] = field(default_factory=set)
 
     @property
     def left(self) -> int:
         """Photos that are still to be processed."""
         return count_photos(self.plan, without=self.committed)
 
-    @property
-    def is_done(self) -> bool:
-        return self.left == 0
+    def shards(self) -> Iterator[ShardPlan]:
+        return read_shards(self.plan, self.name)
 
-    def open_shards(self) -> Iterator[ShardPlan]:
-        return (shard for shard in read_shards(self.plan, self.name) if shard.shard not in self.committed)
 
-    def committed_shards(self) -> Iterator[str]:
-        return (shard.shard for shard in read_shards(self.plan, self.name) if shard.shard in self.committed)
+@dataclass(frozen=True, slots=True)
+class _Interrupted:
+    """Runs that never ended: those to go on with, those with other settings, and the shards that each committed."""
+
+    resumed: list[_Run]
+    superseded: list[_Run]
+    committed: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shards:
+    """Shards to do, read lazily, and how many photos they hold."""
+
+    photos: int
+    plans: Iterable[ShardPlan]
 
 
 def _resolve(job: DenoiseJob) -> _Call:
@@ -221,6 +233,7 @@ def _resolve(job: DenoiseJob) -> _Call:
     if source.url.startswith(target.url + "/"):
         raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")
     weights_bytes, weights = read_weights(job.weights)
+    weights.network()  # tensors that do not fit their card are found here, and not by every worker
     return _Call(
         job=job, source=_photos_of(source), target=ImageSet(target), weights_bytes=weights_bytes, weights=weights
     )
@@ -248,46 +261,64 @@ def _list(call: _Call, path: Path) -> None:
         raise ValueError(f"there are no photos in {call.source.url}: it is empty, or does not exist")
 
 
-def _interrupted(target: ImageSet, folder: Path) -> list[_Run]:
-    names = target.unfinished_runs()
-    committed = target.committed_shards() if names else set()
-    runs = []
+def _interrupted(call: _Call, folder: Path) -> _Interrupted:
+    found = _Interrupted([], [], {})
+    names = call.target.unfinished_runs()
+    committed = call.target.committed_shards() if names else set()
     for name in names:
-        plan = folder / f"{name}.parquet"
-        plan.write_bytes(target.read_plan(name))
-        runs.append(_Run(name, plan, set(committed)))
-    return runs
+        plan, open_part = folder / f"{name}.parquet", folder / f"{name}-open.parquet"
+        plan.write_bytes(call.target.read_plan(name))
+        write_open_part(plan, committed, open_part)
+        shards = [shard.shard for shard in read_shards(plan, name) if shard.shard in committed]
+        if shards:
+            found.committed[name] = shards
+        runs = found.resumed if read_header(plan) == call.header else found.superseded
+        runs.append(_Run(name, open_part))
+    return found
 
 
-def _take_over(call: _Call, folder: Path) -> list[_Run]:
-    """Interrupted runs to go on with. Those with other settings are ended: what they committed is published."""
-    interrupted = _interrupted(call.target, folder)
-    for run in interrupted:
-        if run.header != call.header:
-            call.target.publish(run.name, run.committed_shards())
-            call.target.end_run(run.name, {"ended": "superseded by a run with other settings"})
-    return [run for run in interrupted if run.header == call.header]
-
-
-def _plan(call: _Call, interrupted: Sequence[_Run], folder: Path) -> PlanCounts:
+def _plan(call: _Call, interrupted: _Interrupted, folder: Path) -> PlanCounts:
     """Plan what the interrupted runs do not hold already."""
     job = call.job
-    limit = None if job.limit is None else max(0, job.limit - sum(run.left for run in interrupted))
+    limit = None if job.limit is None else max(0, job.limit - sum(run.left for run in interrupted.resumed))
     options = PlanOptions(**dataclasses.asdict(call.header), retry_failed=job.retry_failed, limit=limit)
-    with call.target.local_index() as index:
-        return write_plan(folder / LISTING, index, [run.plan for run in interrupted], folder / PLAN, options)
+    committed = list(chain.from_iterable(interrupted.committed.values()))
+    with call.target.local_index(committed) as index:
+        return write_plan(
+            folder / LISTING,
+            index,
+            folder / PLAN,
+            options,
+            pending=[run.plan for run in interrupted.resumed],
+            tainted=[run.plan for run in interrupted.superseded],
+        )
 
 
 def _freeze(target: ImageSet, plan: Path) -> _Run:
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     target.write_plan(name, plan)
-    return _Run(name, plan, set())
+    return _Run(name, plan)
+
+
+def _shards_within(limit: int | None, runs: Sequence[_Run]) -> _Shards:
+    """The shards of the runs; with a limit, whole ones until they hold so many photos."""
+    everything = chain.from_iterable(run.shards() for run in runs)
+    if limit is None:
+        return _Shards(sum(run.left for run in runs), everything)
+    chosen: list[ShardPlan] = []
+    photos = 0
+    for shard in everything:
+        if photos >= limit:
+            break
+        chosen.append(shard)
+        photos += len(shard.photos)
+    return _Shards(photos, chosen)
 
 
 def _process(
-    call: _Call, runs: Sequence[_Run], progress: Progress, report: Callable[[Progress], None]
+    call: _Call, runs: Sequence[_Run], shards: _Shards, report: Callable[[Progress], None]
 ) -> tuple[Progress, float]:
-    """Do what is open of the runs, up to the limit. Returns what was done, and when the work on photos began."""
+    """Do the shards. Returns what was done, and the seconds that the work on photos took."""
     job = call.job
     factory = ShardDenoiserFactory(
         source=call.source.url,
@@ -296,28 +327,27 @@ def _process(
         weights=call.weights_bytes,
         config=job.denoise,
     )
-    shards = _up_to(progress.planned, chain.from_iterable(run.open_shards() for run in runs))
+    progress = Progress(planned=shards.photos)
     with connected(job.cluster):
-        start_s = time.monotonic()
+        start = time.monotonic()
         report(progress)
-        for receipt in map_shards(shards, factory, job.cluster):
+        for receipt in map_shards(shards.plans, factory, job.cluster):
             for run in runs:
                 run.committed.add(receipt.shard)
             progress = progress.plus(receipt)
-            log.info("shard %s: %d photos, %.1f s", receipt.shard, receipt.photos, receipt.seconds)
+            log.info(
+                "shard %s: %d photos, %d bytes read, %d written, %.1f s",
+                receipt.shard,
+                receipt.photos,
+                receipt.bytes_read,
+                receipt.bytes_written,
+                receipt.seconds,
+            )
             report(progress)
             _check_rejected(progress, job.max_rejected_fraction)
-    return progress, start_s
-
-
-def _up_to(limit: int, shards: Iterable[ShardPlan]) -> Iterator[ShardPlan]:
-    """Whole shards until they hold `limit` photos."""
-    photos = 0
-    for shard in shards:
-        if photos >= limit:
-            return
-        photos += len(shard.photos)
-        yield shard
+        seconds = time.monotonic() - start
+    assert progress.done == shards.photos, f"{shards.photos} photos were planned, and {progress.done} came back"
+    return progress, seconds
 
 
 def _check_rejected(progress: Progress, max_fraction: float) -> None:
@@ -330,21 +360,24 @@ def _check_rejected(progress: Progress, max_fraction: float) -> None:
 
 
 def _publish(target: ImageSet, runs: Sequence[_Run]) -> Manifest:
-    return target.publish(runs[-1].name, chain.from_iterable(run.committed_shards() for run in runs))
+    committed = (shard.shard for run in runs for shard in run.shards() if shard.shard in run.committed)
+    return target.publish(runs[-1].name, committed)
 
 
-def _summary(
-    call: _Call, counts: PlanCounts, progress: Progress, *, left: int, seconds: float, manifest: Manifest
-) -> Summary:
-    """Inputs beyond a limit are left for later, and none of this run's."""
-    unplanned = sum(counts.photos.get(status, 0) for status in processed_statuses(call.job.retry_failed))
-    inputs = counts.listed_photos - unplanned + counts.planned_photos - (left - min(left, progress.done))
+def _summary(call: _Call, counts: PlanCounts, progress: Progress, seconds: float, manifest: Manifest) -> Summary:
+    """The inputs are those that were done now or before: what lies beyond a limit is left for later."""
+    settled = [
+        status
+        for status in (Status.UP_TO_DATE, Status.FAILED)
+        if status not in processed_statuses(call.job.retry_failed)
+    ]
+    up_to_date = sum(counts.photos.get(status, 0) for status in settled)
     return Summary(
-        inputs=inputs,
+        inputs=progress.done + up_to_date,
         denoised=progress.denoised,
         untouched=progress.untouched,
         rejected=progress.rejected,
-        up_to_date=inputs - progress.done,
+        up_to_date=up_to_date,
         seconds=round(seconds, 3),
         megapixels=round(progress.megapixels, 3),
         images_per_second=round(progress.done / seconds, 3) if seconds else 0.0,
@@ -387,7 +420,7 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
         config: strength and limits.
 
     Raises:
-        ValueError: the target is the source, or its name says another format.
+        ValueError: there is a file at the target already, or its name says another format.
         PhotoRejected: the photo cannot be used; nothing is written.
         StorageError: it cannot be read, or the target cannot be written.
     """
@@ -396,17 +429,17 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
         target = f"{target.rstrip('/')}/{source_key}"
     target_root, target_key = split_url(target)
     from_store, to_store = open_store(source_root), open_store(target_root)
-    if (from_store.url, source_key) == (to_store.url, target_key):
-        raise ValueError(f"source and target are both {source}: degrain never writes to its source")
     if promised_format(source_key) != promised_format(target_key):
         raise ValueError(f"degrain keeps the format of a photo: a target for {source_key} cannot be {target_key}")
+    if to_store.exists(target_key):
+        raise ValueError(f"{target} exists already: degrain overwrites no photo (name another file, or remove it)")
     _, parsed = read_weights(weights)
     denoiser = Denoiser(parsed)
     data = from_store.read(source_key)
     result = denoise_photo(data, source_key, lambda noisy, strength: denoiser(noisy, strength=strength), config)
     if result.data is None:
         raise PhotoRejected(f"{source}: {result.reason}")
-    to_store.write(target_key, result.data)
+    to_store.create(target_key, result.data)
     to_store.close()
     return {
         "outcome": str(result.outcome),

@@ -36,8 +36,8 @@ class ShardSize:
         min_shards: as many shards at least, where there are as many photos.
     """
 
-    max_photos: int = 256
-    max_bytes: int = 256 * 1024**2
+    max_photos: int = 64
+    max_bytes: int = 128 * 1024**2
     min_shards: int = 32
 
 
@@ -78,6 +78,8 @@ class PlanCounts:
     planned_photos: int
     planned_bytes: int
 
+    is_complete: bool  # whether the plan holds all that is to be done, and no limit left some for later
+
     @property
     def listed_photos(self) -> int:
         return sum(self.photos.values())
@@ -99,7 +101,13 @@ def write_listing(objects: Iterable[SourceObject], path: Path) -> int:
 
 
 def write_plan(
-    listing: Path, done: Sequence[Path], pending: Sequence[Path], plan: Path, options: PlanOptions
+    listing: Path,
+    done: Sequence[Path],
+    plan: Path,
+    options: PlanOptions,
+    *,
+    pending: Sequence[Path] = (),
+    tainted: Sequence[Path] = (),
 ) -> PlanCounts:
     """Compare a listing with what is done, and write the photos to process, cut into shards, to `plan`.
 
@@ -109,38 +117,37 @@ def write_plan(
     Args:
         listing: a file that `write_listing` wrote. Of a key that is in it twice, one row counts.
         done: index files: the newest row of each key that the target holds.
-        pending: plan files with the same weights and parameters that are still to be finished, oldest first; what
-            they hold counts as done, the newest of them coming first.
         plan: where to write; sorted by key, columns as `PLAN_SCHEMA`.
         options: what makes a finished photo stale, and how large shards are.
+        pending: plan files whose photos another run is still to do: they are left out, whatever became of them since.
+        tainted: plan files whose photos may have been written by a run that was given up before it committed them: what
+            the index says of those is not to be trusted.
     """
     with duckdb.connect(config={"temp_directory": str(plan.parent)}) as database:
         database.execute("SET preserve_insertion_order = false")
-        database.execute(
-            f"CREATE VIEW listing AS SELECT * FROM read_parquet({_quoted([listing])}) "
-            "QUALIFY row_number() OVER (PARTITION BY key ORDER BY etag DESC, size_bytes DESC) = 1"
-        )
-        _create_done_view(database, done, pending, options)
+        _create_views(database, listing, done, pending, tainted)
         database.execute(
             """
             CREATE TEMP TABLE compared AS
             SELECT listing.*,
-                CASE WHEN done.key IS NULL THEN 'new'
-                     WHEN done.etag <> listing.etag OR done.size_bytes <> listing.size_bytes THEN 'changed'
+                CASE WHEN pending.key IS NOT NULL THEN 'planned'
+                     WHEN done.key IS NULL THEN 'new'
+                     WHEN done.source_etag <> listing.etag THEN 'changed'
+                     WHEN done.source_size_bytes <> listing.size_bytes THEN 'changed'
                      WHEN done.weights <> $weights OR done.parameters <> $parameters THEN 'stale'
+                     WHEN tainted.attempt > done.attempts THEN 'stale'
                      WHEN done.outcome = 'rejected' THEN 'failed'
                      ELSE 'up_to_date' END AS status,
                 coalesce(done.attempts, 0) + 1 AS attempt
-            FROM listing LEFT JOIN done USING (key)
+            FROM listing LEFT JOIN done USING (key) LEFT JOIN pending USING (key) LEFT JOIN tainted USING (key)
             """,
             {"weights": options.weights, "parameters": options.parameters},
         )
         counted = database.execute("SELECT status, count(*), sum(size_bytes) FROM compared GROUP BY status").fetchall()
         photos = {Status(status): int(count) for status, count, _ in counted}
         wanted = processed_statuses(options.retry_failed)
-        planned_photos = sum(photos.get(status, 0) for status in wanted)
-        if options.limit is not None:
-            planned_photos = min(planned_photos, options.limit)
+        wanted_photos = sum(photos.get(status, 0) for status in wanted)
+        planned_photos = wanted_photos if options.limit is None else min(wanted_photos, options.limit)
         todo = database.sql(
             "SELECT * FROM compared WHERE list_contains($wanted, status) ORDER BY key LIMIT $limit",
             params={"wanted": [str(status) for status in wanted], "limit": planned_photos},
@@ -151,6 +158,7 @@ def write_plan(
         size_bytes={Status(status): int(size) for status, _, size in counted},
         planned_photos=planned_photos,
         planned_bytes=planned_bytes,
+        is_complete=planned_photos == wanted_photos,
     )
 
 
@@ -188,6 +196,15 @@ def read_shards(plan: Path, run: str) -> Iterator[ShardPlan]:
         yield ShardPlan(shard, run, photos)
 
 
+def write_open_part(plan: Path, committed: Collection[str], path: Path) -> None:
+    """Write those rows of a plan to `path` whose shards are not committed."""
+    file = pq.ParquetFile(plan)
+    done = pa.array(list(committed), pa.string())
+    with pq.ParquetWriter(path, file.schema_arrow) as writer:
+        for batch in file.iter_batches():
+            writer.write_batch(batch.filter(pc.invert(pc.is_in(batch["shard"], done))))
+
+
 def count_photos(plan: Path, *, without: Collection[str] = ()) -> int:
     """Photos of a plan that are not in the given shards."""
     file = pq.ParquetFile(plan)
@@ -198,37 +215,29 @@ def count_photos(plan: Path, *, without: Collection[str] = ()) -> int:
     return sum(batch.num_rows - int(pc.sum(pc.is_in(batch["shard"], done)).as_py() or 0) for batch in batches)
 
 
-def _create_done_view(
-    database: duckdb.DuckDBPyConnection, done: Sequence[Path], pending: Sequence[Path], options: PlanOptions
+def _create_views(
+    database: duckdb.DuckDBPyConnection,
+    listing: Path,
+    done: Sequence[Path],
+    pending: Sequence[Path],
+    tainted: Sequence[Path],
 ) -> None:
-    """What the target holds or is about to hold: the newest pending plan that holds a key comes before the index."""
-    indexed = pended = (
-        "SELECT '' AS key, '' AS etag, 0::BIGINT AS size_bytes, '' AS outcome, '' AS weights, '' AS parameters, "
-        "0 AS attempts WHERE false"
+    no_rows = (
+        "SELECT '' AS key, '' AS source_etag, 0::BIGINT AS source_size_bytes, '' AS outcome, '' AS weights, "
+        "'' AS parameters, 0 AS attempts WHERE false"
     )
-    if done:
-        indexed = (
-            "SELECT key, source_etag AS etag, source_size_bytes AS size_bytes, outcome, weights, parameters, attempts "
-            f"FROM read_parquet({_quoted(done)})"
-        )
-    if pending:
-        plans = " UNION ALL ".join(
-            f"SELECT *, {age} AS age FROM read_parquet({_quoted([plan])})" for age, plan in enumerate(reversed(pending))
-        )
-        pended = (
-            "SELECT key, etag, size_bytes, 'pending' AS outcome, getvariable('weights') AS weights, "
-            "getvariable('parameters') AS parameters, attempt AS attempts "
-            f"FROM ({plans}) QUALIFY row_number() OVER (PARTITION BY key ORDER BY age) = 1"
-        )
-    database.execute("SET VARIABLE weights = $weights", {"weights": options.weights})
-    database.execute("SET VARIABLE parameters = $parameters", {"parameters": options.parameters})
-    database.execute(f"CREATE TEMP TABLE pending AS {pended}")
     database.execute(
-        f"""
-        CREATE TEMP VIEW done AS
-        SELECT * FROM pending UNION ALL SELECT * FROM ({indexed}) WHERE key NOT IN (SELECT key FROM pending)
-        """
+        f"CREATE VIEW listing AS SELECT * FROM read_parquet({_quoted([listing])}) "
+        "QUALIFY row_number() OVER (PARTITION BY key ORDER BY etag DESC, size_bytes DESC) = 1"
     )
+    database.execute(f"CREATE VIEW done AS {_select_from(done) or no_rows}")
+    for name, plans in (("pending", pending), ("tainted", tainted)):
+        rows = _select_from(plans) or "SELECT '' AS key, 0 AS attempt WHERE false"
+        database.execute(f"CREATE VIEW {name} AS SELECT key, max(attempt) AS attempt FROM ({rows}) GROUP BY key")
+
+
+def _select_from(files: Sequence[Path]) -> str:
+    return f"SELECT * FROM read_parquet({_quoted(files)})" if files else ""
 
 
 def _write_shards(todo: pa.RecordBatchReader, photos: int, plan: Path, options: PlanOptions) -> int:

@@ -18,12 +18,16 @@ class Outcome(StrEnum):
 
 
 class Status(StrEnum):
-    """What planning says of an input, compared with what the target already holds."""
+    """What planning says of an input, compared with what the target already holds.
+
+    `PLANNED` inputs are left to be done under the plan of an interrupted run.
+    """
 
     NEW = "new"
     CHANGED = "changed"
     STALE = "stale"
     FAILED = "failed"
+    PLANNED = "planned"
     UP_TO_DATE = "up_to_date"
 
 

@@ -117,18 +117,19 @@ class LocalStore:
     """A folder. Objects appear whole: they are written beside the root's objects, synced, and renamed into place.
 
     Links to files are followed within the root; a link that leads out of it, or to anything else than a file, is
-    listed, and refused when it is read.
+    listed, and refused when it is read. So is a folder that may not be read.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+        self.root = Path(os.path.realpath(root))  # the same folder has the same URL, however it is named
         self.url = str(self.root)
 
     def list(self, prefix: str = "") -> Iterator[SourceObject]:
         folders = [self.root / prefix if prefix else self.root]
         while folders:
+            folder = folders.pop()
             try:
-                with os.scandir(folders.pop()) as entries:
+                with os.scandir(folder) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             if entry.name != TEMPORARY:
@@ -137,8 +138,12 @@ class LocalStore:
                             yield found
             except FileNotFoundError:
                 continue
+            except PermissionError as error:
+                if folder == self.root:
+                    raise StorageError(f"cannot list {self.url}: {_explain(error)}") from error
+                yield SourceObject(self._key(folder), 0, "unreadable")
             except OSError as error:
-                raise StorageError(f"cannot list {error.filename or self.url}: {_explain(error)}") from error
+                raise StorageError(f"cannot list {folder}: {_explain(error)}") from error
 
     def read(self, key: str) -> bytes:
         path = self._path(key)
@@ -206,9 +211,10 @@ class LocalStore:
                 status = followed if stat.S_ISREG(followed.st_mode) else status
         elif not stat.S_ISREG(status.st_mode):
             return None
-        key = Path(entry.path).relative_to(self.root).as_posix()
-        text_key = key.encode("utf-8", "backslashreplace").decode()
-        return SourceObject(text_key, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
+        return SourceObject(self._key(Path(entry.path)), status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix().encode("utf-8", "backslashreplace").decode()
 
     @contextlib.contextmanager
     def _written(self, key: str, data: bytes) -> Iterator[Path]:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from model.denoiser import Denoiser
 from model.metrics import gaussian_psnr_db
-from model.training import PatchSampler, StepMetrics, TrainConfig, TrainState, checkpoint_step, train_steps
+from model.training import PatchSampler, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
 from model.weights import Card, dump_weights, parse_weights
-from pipeline.errors import ObjectMissing, PhotoRejected
+from pipeline.errors import PhotoRejected
 from pipeline.images import decode, inspect
 from pipeline.storage import Store, open_store
 
@@ -61,7 +61,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     photos = load_photos(job.source, min_side_px=job.config.patch_px)
     sampler = PatchSampler(photos, job.config)
     state = TrainState(job.config)
-    history = _resume(store, state)
+    history = _resume(store, state, job.config)
 
     losses: list[float] = []
     start = time.monotonic()
@@ -135,13 +135,19 @@ def _decode_colour(data: bytes, key: str) -> NDArray[np.uint8]:
     return colour
 
 
-def _resume(store: Store, state: TrainState) -> list[dict[str, float]]:
+def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[str, float]]:
     """Load the run's last checkpoint into `state`, if there is one; returns the metrics up to it."""
-    try:
-        checkpoint = store.read(CHECKPOINT)
-        history = [json.loads(line) for line in store.read(METRICS).splitlines()]
-    except ObjectMissing:
+    if not store.exists(CHECKPOINT):
         return []
-    state.load(checkpoint, checkpoint_step(checkpoint))
+    checkpoint = store.read(CHECKPOINT)
+    step, before = read_checkpoint_header(checkpoint)
+    now = dataclasses.asdict(config)
+    differing = sorted(name for name in now if name != "steps" and now[name] != before.get(name))
+    if differing:
+        raise ValueError(
+            f"the run at {store.url} has another recipe ({', '.join(differing)}): only 'steps' may change in a run"
+        )
+    state.load(checkpoint, step)
+    history = [json.loads(line) for line in store.read(METRICS).splitlines()] if store.exists(METRICS) else []
     log.warning("going on at step %d", state.step)
     return [row for row in history if row["step"] <= state.step]

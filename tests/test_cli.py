@@ -101,7 +101,7 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["denoise", "{tmp}", "{tmp}/full"], 2, "is not empty .* and no image set"),
         (["denoise", "{tmp}", "{photo}/t"], 1, "cannot list .*: not a directory"),
         (["denoise", "{photo}", "{tmp}/t.jpg"], 2, "degrain keeps the format of a photo"),
-        (["denoise", "{photo}", "{photo}"], 2, "source and target are both "),
+        (["denoise", "{photo}", "{photo}"], 2, "exists already: degrain overwrites no photo"),
         (["denoise", "{photo}", "{photo}/t.png"], 1, "cannot write t.png to "),
         (["demo", "{tmp}/full"], 2, "full"),
         (["train", "{tmp}/empty", "--run", "{tmp}/run"], 2, "there are no 8-bit colour photos"),

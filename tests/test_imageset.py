@@ -188,13 +188,14 @@ def test_a_manifest_that_is_something_else_is_damaged(store: Store, data: bytes)
 
 
 def test_a_plan_is_frozen(images: ImageSet, tmp_path: Path) -> None:
-    (tmp_path / "plan").write_bytes(b"first")
+    first, second = index_table([row("first.jpg")]), index_table([row("second.jpg")])
+    pq.write_table(first, tmp_path / "plan")
     images.write_plan("run-1", tmp_path / "plan")
-    (tmp_path / "plan").write_bytes(b"second")
+    pq.write_table(second, tmp_path / "plan")
 
     with pytest.raises(ObjectExists):
         images.write_plan("run-1", tmp_path / "plan")
-    assert images.read_plan("run-1") == b"first"
+    assert pq.read_table(io.BytesIO(images.read_plan("run-1"))).equals(first)
 
 
 def test_a_run_is_unfinished_from_its_plan_to_its_end(images: ImageSet, tmp_path: Path) -> None:

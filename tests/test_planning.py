@@ -24,6 +24,7 @@ from pipeline.planning import (
     read_header,
     read_shards,
     write_listing,
+    write_open_part,
     write_plan,
 )
 from pipeline.records import (
@@ -88,6 +89,7 @@ class Planner:
         done: Iterable[PhotoRecord] = (),
         pending: Iterable[Path] = (),
         options: PlanOptions = OPTIONS,
+        tainted: Iterable[Path] = (),
     ) -> tuple[PlanCounts, list[ShardPlan]]:
         done = list(done)
         write_listing(listing, self._new("listing"))
@@ -96,7 +98,8 @@ class Planner:
             if part:
                 pq.write_table(index_table(part), self._new("index"))
                 index.append(self.newest)
-        counts = write_plan(self.folder / "listing.parquet", index, list(pending), self._new("plan"), options)
+        unfinished = {"pending": list(pending), "tainted": list(tainted)}
+        counts = write_plan(self.folder / "listing.parquet", index, self._new("plan"), options, **unfinished)
         return counts, list(read_shards(self.newest, "run"))
 
     @property
@@ -179,13 +182,35 @@ def test_a_rejected_photo_waits_until_it_is_asked_for(plan: Planner) -> None:
     assert [photo.attempt for photo in planned(retried)] == [3]
 
 
-def test_what_a_pending_plan_holds_counts_as_done(plan: Planner) -> None:
+def test_what_a_pending_plan_holds_is_left_to_it_even_if_it_changed_since(plan: Planner) -> None:
     plan([photo("a.jpg"), photo("changed.jpg", etag="e0")])
 
     counts, shards = plan([photo("a.jpg"), photo("b.jpg"), photo("changed.jpg")], pending=[plan.newest])
 
-    assert counts.photos == {Status.UP_TO_DATE: 1, Status.NEW: 1, Status.CHANGED: 1}
-    assert planned_keys(shards) == ["b.jpg", "changed.jpg"]
+    assert counts.photos == {Status.PLANNED: 2, Status.NEW: 1}
+    assert planned_keys(shards) == ["b.jpg"]
+
+
+def test_what_a_run_that_was_given_up_may_have_overwritten_is_done_again_as_another_shard(plan: Planner) -> None:
+    _, first = plan([photo("a.jpg"), photo("b.jpg")])
+    plan([photo("a.jpg")], [row("a.jpg")], options=replace(OPTIONS, parameters="other"))
+
+    counts, again = plan([photo("a.jpg"), photo("b.jpg")], [row("a.jpg"), row("b.jpg")], tainted=[plan.newest])
+
+    assert counts.photos == {Status.STALE: 1, Status.UP_TO_DATE: 1}
+    assert planned_keys(again) == ["a.jpg"]
+    assert not {shard.shard for shard in first} & {shard.shard for shard in again}
+
+
+def test_the_open_part_of_a_plan_is_what_is_not_committed(plan: Planner) -> None:
+    _, shards = plan([photo(f"{number}.jpg") for number in range(5)])
+    written, committed = plan.newest, {shards[1].shard, shards[4].shard, "another run's"}
+
+    write_open_part(written, committed, plan.folder / "open.parquet")
+
+    assert list(read_shards(plan.folder / "open.parquet", "run")) == [shards[0], *shards[2:4]]
+    assert read_header(plan.folder / "open.parquet") == read_header(written)
+    assert count_photos(written, without=committed) == count_photos(plan.folder / "open.parquet") == 3
 
 
 def test_a_pending_plan_comes_before_the_index(plan: Planner) -> None:
@@ -195,10 +220,10 @@ def test_a_pending_plan_comes_before_the_index(plan: Planner) -> None:
 
     counts, _ = plan([photo("a.jpg")], done, [plan.newest], retry)
 
-    assert counts.photos == {Status.UP_TO_DATE: 1}
+    assert counts.photos == {Status.PLANNED: 1}
 
 
-def test_of_two_pending_plans_the_newer_one_counts(plan: Planner) -> None:
+def test_a_key_in_two_pending_plans_counts_once(plan: Planner) -> None:
     pending = []
     for etag in ("e0", "e1"):
         plan([photo("a.jpg", etag=etag)])
@@ -206,7 +231,7 @@ def test_of_two_pending_plans_the_newer_one_counts(plan: Planner) -> None:
 
     counts, shards = plan([photo("a.jpg", etag="e1")], pending=pending)
 
-    assert (counts.photos, shards) == ({Status.UP_TO_DATE: 1}, [])
+    assert (counts.photos, shards) == ({Status.PLANNED: 1}, [])
 
 
 def test_what_the_source_no_longer_holds_is_not_planned(plan: Planner) -> None:
@@ -229,7 +254,7 @@ def test_nothing_listed_is_a_plan_without_shards(plan: Planner) -> None:
     counts, shards = plan([], [row("a.jpg")])
 
     assert shards == []
-    assert counts == PlanCounts(photos={}, size_bytes={}, planned_photos=0, planned_bytes=0)
+    assert counts == PlanCounts(photos={}, size_bytes={}, planned_photos=0, planned_bytes=0, is_complete=True)
     assert read_header(plan.newest) == PlanHeader(source="s3://photos", weights="w1", parameters="p1")
 
 
@@ -341,12 +366,12 @@ def plan_by_the_rule(
     listing: list[SourceObject], index: list[PhotoRecord], pending: list[SourceObject], options: PlanOptions
 ) -> list[PlannedPhoto]:
     done = {found.key: found for found in index}
-    done |= {found.key: row(found.key, etag=found.etag, size_bytes=found.size_bytes) for found in pending}
+    left_to_others = {found.key for found in pending}
     wanted = {Status.NEW, Status.CHANGED, Status.STALE} | ({Status.FAILED} if options.retry_failed else set())
     found = []
     for listed in sorted(listing, key=lambda listed: listed.key):
         status = status_by_the_rule(listed, done.get(listed.key))
-        if status in wanted:
+        if status in wanted and listed.key not in left_to_others:
             before = 0 if status == Status.NEW else done[listed.key].attempts
             found.append(PlannedPhoto(listed.key, listed.size_bytes, listed.etag, before + 1))
     return found[: options.limit]

@@ -1,5 +1,6 @@
 """Training is reproducible, resumes bit by bit, and learns."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from model.noise import NoiseConfig
-from model.training import PatchSampler, TrainConfig, TrainState, charbonnier, checkpoint_step, train_steps
+from model.training import PatchSampler, TrainConfig, TrainState, charbonnier, read_checkpoint_header, train_steps
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,7 +60,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(network):
     checkpoint = _train(config, steps=2).dump(config)
     torch.manual_seed(12345)  # another process has another past
     resumed = TrainState(config)
-    resumed.load(checkpoint, checkpoint_step(checkpoint))
+    resumed.load(checkpoint, read_checkpoint_header(checkpoint)[0])
     _train(config, steps=2, state=resumed)
 
     assert resumed.step == undisturbed.step == 4
@@ -68,7 +69,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(network):
 
 def test_a_checkpoint_knows_its_step():
     config = _config()
-    assert checkpoint_step(_train(config, steps=3).dump(config)) == 3
+    assert read_checkpoint_header(_train(config, steps=3).dump(config)) == (3, dataclasses.asdict(config))
 
 
 def test_training_ends_at_the_last_step_with_the_learning_rate_near_zero():
