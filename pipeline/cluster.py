@@ -245,7 +245,8 @@ class _Pool:
             log.info("a worker raised", exc_info=error)
             if isinstance(error.cause, DegrainError):
                 raise error.cause from error
-            raise RunFailed(f"a worker failed: {type(error.cause).__name__}: {error.cause}") from error
+            reason = " ".join(f"{type(error.cause).__name__}: {error.cause}".split())
+            raise RunFailed(f"a worker failed: {reason}") from error
         except RayError as error:
             raise RunFailed(f"the cluster failed: {' '.join(str(error).split())[:300]}") from error
         self._deaths_in_a_row = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from pipeline import cluster
 from pipeline.cluster import POISON_REASON, ClusterConfig, connected, map_shards
@@ -130,6 +131,30 @@ def test_two_poisonous_photos_in_one_shard_are_both_found(folder: Path) -> None:
     assert [found.rejected for found in receipts] == [2]
 
 
+def test_a_worker_that_ray_kills_for_its_memory_is_a_death_like_any_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_get, deaths = ray.get, [OutOfMemoryError("the memory monitor killed the worker")]
+
+    def get(call: object) -> object:
+        if deaths:
+            raise deaths.pop()
+        return real_get(call)
+
+    monkeypatch.setattr(ray, "get", get)
+    receipts = list(map_shards([shard("s0", "a"), shard("s1", "b")], WorkerFactory(folder), ClusterConfig(workers=1)))
+
+    assert sorted(found.shard for found in receipts) == ["s0", "s1"]
+
+
+def test_a_fault_in_a_worker_is_one_clear_line(folder: Path) -> None:
+    def faulty(threads: int) -> NotingWorker:
+        raise ValueError("expected 3 channels\nand got 5")
+
+    with pytest.raises(RunFailed, match=r"^a worker failed: ValueError: expected 3 channels and got 5$"):
+        list(map_shards([shard("s0", "a")], faulty, ClusterConfig(workers=1)))
+
+
 def test_what_a_worker_raises_reaches_the_caller_as_it_was(folder: Path) -> None:
     with pytest.raises(StorageError, match=r"^cannot write: no space left on device$"):
         list(map_shards([shard("s0", "full-disk")], WorkerFactory(folder), ClusterConfig(workers=1)))
@@ -160,9 +185,23 @@ def test_a_cluster_that_is_not_there_is_one_clear_line() -> None:
         pass
 
 
-def test_an_impossible_number_of_workers_is_refused() -> None:
-    with pytest.raises(ValueError, match="workers is 0"):
-        ClusterConfig(workers=0)
+@pytest.mark.parametrize("field", ["workers", "shards_per_worker"])
+def test_an_impossible_number_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} is 0"):
+        ClusterConfig(**{field: 0})
+
+
+def test_one_death_in_a_search_may_be_bad_luck_and_two_are_the_photos() -> None:
+    case = cluster._Case(shard("s0", "a", "b"), deaths=2, to_probe=2)
+    photo = case.plan.photos[0]
+
+    [again] = cluster._after(cluster._Task(case, photo), died=True)
+    assert (again.photo, case.poisonous) == (photo, {})
+
+    assert cluster._after(again, died=True) == []
+    assert case.poisonous == {"a": POISON_REASON}
+    [whole] = cluster._after(cluster._Task(case, case.plan.photos[1]), died=False)
+    assert whole.photo is None
 
 
 def test_deaths_that_no_photo_explains_end_the_run() -> None:
