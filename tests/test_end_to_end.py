@@ -61,7 +61,12 @@ def wait_for_commits(target: Path, count: int, process: subprocess.Popen[str]) -
 def wait_until_workers_are_gone(process: subprocess.Popen[str]) -> None:
     """Until every actor in the session that `start_degrain` opened has ended: none of them writes any more."""
     deadline = time.monotonic() + 60
-    while subprocess.run(["pgrep", "-s", str(process.pid), "-f", "ray::_Actor"], capture_output=True, check=False).returncode == 0:
+    while (
+        subprocess.run(
+            ["pgrep", "-s", str(process.pid), "-f", "ray::_Actor"], capture_output=True, check=False
+        ).returncode
+        == 0
+    ):
         assert time.monotonic() < deadline, "Ray's workers outlive their driver"
         time.sleep(0.1)
 
