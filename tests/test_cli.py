@@ -143,7 +143,7 @@ def test_the_shipped_weights_are_listed_and_name_their_sources(capsys: pytest.Ca
 
     assert card["network"] == "photo"
     assert "CC BY-SA" in card["data"]
-    assert card["scores"]["psnr_db_sigma_25"] >= 30.7
+    assert card["scores"]["cbsd68_psnr_db_sigma_25"] >= 30.7
 
 
 def test_training_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
