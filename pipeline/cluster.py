@@ -7,6 +7,7 @@ is searched photo by photo for the one that ends its process; that photo becomes
 import logging
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
 WORKER_BYTES = 1.5 * 1024**3  # what a worker needs beside photos of ordinary size
+CONNECT_TIMEOUT_S = 10.0
 DEATHS_BEFORE_SEARCH = 2
 DEATHS_BEFORE_FAILURE = 6  # of one shard, its search aside: by then it is not the photos
 POISON_REASON = "its processing ended the worker's process (a crash or too much memory), each time it was tried"
@@ -70,6 +72,8 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if config.address is not None:
+        _check_reachable(config.address)
     handler = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
     try:
@@ -91,6 +95,18 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would look for minutes for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", which Ray answers at once
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise RunFailed(f"no Ray cluster at {address}: {reason}") from error
 
 
 def map_shards(

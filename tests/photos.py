@@ -34,7 +34,7 @@ def write_archive(folder: Path) -> dict[str, str]:
     jpeg = saved(noisy, "JPEG", quality=92)
     files = {
         "2019/Straße am Meer/IMG_0042.jpg": (jpeg, "denoised"),
-        "2019/gray.jpeg": (saved(Image.fromarray(noisy).convert("L"), "JPEG"), "denoised"),
+        "2019/gray.jpeg": (saved(Image.fromarray(noisy).convert("L"), "JPEG", quality=92), "denoised"),
         "2020/scan.png": (saved(noisy, "PNG"), "denoised"),
         "2020/scan-16-bit.png": (imagecodecs.png_encode(deep), "denoised"),
         "2020/scan.tif": (saved(noisy, "TIFF", compression="tiff_lzw"), "denoised"),

@@ -175,12 +175,11 @@ def test_a_shard_that_never_ends_is_named(folder: Path) -> None:
         list(map_shards([shard("s0", "endless")], WorkerFactory(folder), config))
 
 
-def test_a_cluster_that_is_not_there_is_one_clear_line() -> None:
-    if ray.is_initialized():
-        pytest.skip("a cluster is connected: this process cannot look for another")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_one_clear_line_at_once(address: str) -> None:
     with (
-        pytest.raises(RunFailed, match=r"^no Ray cluster at 127\.0\.0\.1:1: .*"),
-        connected(ClusterConfig(address="127.0.0.1:1")),
+        pytest.raises(RunFailed, match=rf"^no Ray cluster at {address}: connection refused$"),
+        connected(ClusterConfig(address=address)),
     ):
         pass
 
