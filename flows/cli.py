@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def denoise(options: argparse.Namespace) -> int:
     """`degrain denoise`: a collection through a Ray cluster, or one photo in this process."""
     from pipeline.denoise import DenoiseConfig
-    from pipeline.jobs import denoise_one, find_photo
+    from pipeline.one_photo import denoise_one, find_photo
 
     config = DenoiseConfig(strength=options.strength)
     if (photo := find_photo(options.source)) is not None:

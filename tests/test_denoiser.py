@@ -13,7 +13,7 @@ from model import Denoiser
 from model.denoiser import SMALLEST_TILE_PX, Precision
 from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
-from model.weights import NETWORKS, Card, Weights, dump_weights, find_shipped, parse_weights
+from model.weights import NETWORKS, Card, Weights, dump_weights, parse_weights
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -109,7 +109,6 @@ def test_tiles_that_saw_too_little_would_be_noticed(weights, monkeypatch):
     assert np.abs(tiled - whole).max() > 5
 
 
-@pytest.mark.skipif(find_shipped("photo") is None, reason="no weights are shipped yet")
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_tiled_equals_untiled_with_the_shipped_weights(precision):
     noisy = _photo(139, 150, 3)
@@ -117,7 +116,6 @@ def test_tiled_equals_untiled_with_the_shipped_weights(precision):
     assert np.abs(tiled(noisy).astype(int) - whole(noisy)).max() <= 1
 
 
-@pytest.mark.skipif(find_shipped("photo") is None, reason="no weights are shipped yet")
 def test_the_shipped_weights_remove_noise_and_spare_clean_photos():
     rows, columns = np.mgrid[:128, :128]
     clean = np.stack([rows + 40, columns + 60, 200 - columns], axis=2).astype(np.uint8)

@@ -17,7 +17,8 @@ from pipeline.cluster import ClusterConfig, ShardWorker
 from pipeline.denoise import DenoiseConfig
 from pipeline.errors import ImageSetError, RunFailed
 from pipeline.imageset import ImageSet
-from pipeline.jobs import DenoiseJob, Summary, denoise_one, plan_denoise, run_denoise
+from pipeline.jobs import DenoiseJob, Summary, plan_denoise, run_denoise
+from pipeline.one_photo import denoise_one
 from pipeline.records import Receipt, ShardPlan, Status
 from pipeline.storage import LocalStore
 

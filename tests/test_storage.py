@@ -212,9 +212,9 @@ def test_cleaning_and_closing_keep_every_object(store: Store) -> None:
 @example("..")
 def test_a_safe_key_stays_below_the_root(key: str) -> None:
     if unsafe_reason(key) is None:
-        joined = os.path.normpath(os.path.join("/root/target", key))  # noqa: PTH118
+        joined = os.path.normpath(os.path.join("/bucket/target", key))  # noqa: PTH118
 
-        assert joined == f"/root/target/{key}"
+        assert joined == f"/bucket/target/{key}"
 
 
 @pytest.mark.parametrize("key", UNSAFE_KEYS, ids=ascii)

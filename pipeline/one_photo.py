@@ -1,0 +1,60 @@
+"""One photo into one file, in this process and without a cluster."""
+
+from pathlib import Path
+
+from model.denoiser import Denoiser
+from pipeline.denoise import DenoiseConfig, denoise_photo
+from pipeline.errors import PhotoRejected
+from pipeline.images import promised_format
+from pipeline.jobs import read_weights
+from pipeline.storage import open_store, split_url
+
+
+def find_photo(source: str) -> str | None:
+    """The source itself where it is one photo and not a collection."""
+    root, name = split_url(source)
+    if "://" in source:
+        is_photo = promised_format(name) is not None and open_store(root).exists(name)
+    else:
+        is_photo = Path(source).is_file()
+    return source if is_photo else None
+
+
+def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig) -> dict[str, object]:
+    """Denoise one photo in this process; returns what became of it.
+
+    Args:
+        source: the photo.
+        target: the file to write, or a folder (there already, or with a `/` at its end) for a file of the same name.
+        weights: as for a collection.
+        config: strength and limits.
+
+    Raises:
+        ValueError: there is a file at the target already, or its name says another format.
+        PhotoRejected: the photo cannot be used; nothing is written.
+        StorageError: it cannot be read, or the target cannot be written.
+    """
+    source_root, source_key = split_url(source)
+    if target.endswith("/") or ("://" not in target and Path(target).is_dir()):
+        target = f"{target.rstrip('/')}/{source_key}"
+    target_root, target_key = split_url(target)
+    from_store, to_store = open_store(source_root), open_store(target_root)
+    if promised_format(source_key) != promised_format(target_key):
+        raise ValueError(f"degrain keeps the format of a photo: a target for {source_key} cannot be {target_key}")
+    if to_store.exists(target_key):
+        raise ValueError(f"{target} exists already: degrain overwrites no photo (name another file, or remove it)")
+    _, parsed = read_weights(weights)
+    denoiser = Denoiser(parsed)
+    data = from_store.read(source_key)
+    result = denoise_photo(data, source_key, lambda noisy, strength: denoiser(noisy, strength=strength), config)
+    if result.data is None:
+        raise PhotoRejected(f"{source}: {result.reason}")
+    to_store.create(target_key, result.data)
+    to_store.close()
+    return {
+        "outcome": str(result.outcome),
+        "reason": result.reason,
+        "output": target,
+        "noise_sigma_before": result.noise_sigma_before,
+        "noise_sigma_after": result.noise_sigma_after,
+    }
