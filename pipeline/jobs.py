@@ -226,6 +226,10 @@ class _Shards:
 
 def _resolve(job: DenoiseJob) -> _Call:
     source, target = open_store(job.source), open_store(job.target)
+    if any(store.url.startswith("memory://") for store in (source, target)):
+        raise ValueError(
+            "memory:// is seen by one process alone, and the workers are others: name a folder or a bucket"
+        )
     if source.url == target.url:
         raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
     if source.url.startswith(target.url + "/"):

@@ -98,6 +98,7 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["denoise", "{tmp}", "{tmp}/t", "--layout", "zip"], 2, "invalid choice: 'zip'"),
         (["denoise", "{tmp}", "{tmp}/t", "--misspelt"], 2, "unrecognized arguments: --misspelt"),
         (["denoise", "{tmp}", "nosuch://place"], 2, "cannot open nosuch://place"),
+        (["denoise", "{tmp}", "memory://place"], 2, "memory:// is seen by one process alone"),
         (["denoise", "{tmp}", "{tmp}/full"], 2, "is not empty .* and no image set"),
         (["denoise", "{tmp}", "{photo}/t"], 1, "cannot list .*: not a directory"),
         (["denoise", "{photo}", "{tmp}/t.jpg"], 2, "degrain keeps the format of a photo"),
