@@ -154,7 +154,6 @@ class _ProgressBar:
 
     def __init__(self) -> None:
         self._bar: Any = None  # Any: tqdm is untyped
-        self._start_s = 0.0
 
     def __enter__(self) -> "_ProgressBar":
         return self

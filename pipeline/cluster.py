@@ -71,7 +71,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         RunFailed: there is no cluster at the address, or none could be started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a change to come
     if config.address is not None:
         _check_reachable(config.address)
     handler = signal.getsignal(signal.SIGTERM)

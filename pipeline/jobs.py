@@ -283,7 +283,7 @@ def _plan(call: _Call, interrupted: _Interrupted, folder: Path) -> PlanCounts:
     """Plan what the interrupted runs do not hold already."""
     job = call.job
     limit = None if job.limit is None else max(0, job.limit - sum(run.left for run in interrupted.resumed))
-    options = PlanOptions(**dataclasses.asdict(call.header), retry_failed=job.retry_failed, limit=limit)
+    options = PlanOptions(header=call.header, retry_failed=job.retry_failed, limit=limit)
     committed = list(chain.from_iterable(interrupted.committed.values()))
     with call.target.local_index(committed) as index:
         return write_plan(

@@ -20,7 +20,7 @@ from pipeline.ifd import exif_orientation
 
 SIGNATURE = b"\xff\xd8\xff"
 START, END, SCAN, TABLES, HUFFMAN, RESTART_INTERVAL = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
-BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
+PROGRESSIVE = 0xC2
 FRAMES = frozenset(range(0xC0, 0xD0)) - {HUFFMAN, 0xC8, 0xCC}
 # Markers of the coded picture. All other segments are metadata and survive byte for byte.
 CODING = FRAMES | {HUFFMAN, SCAN, END, TABLES, RESTART_INTERVAL, 0xC8, 0xCC, 0xDC}

@@ -3,6 +3,7 @@
 The joins run in DuckDB, which spills to disk: no archive is ever held in Python objects.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -42,31 +43,33 @@ class ShardSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOptions:
-    """What decides whether a photo is done again, and how many are.
+class PlanHeader:
+    """What a plan was made for, kept in its Parquet metadata: work may go on only with the same.
 
     Attributes:
-        source: where the listing came from; kept with the plan.
-        weights, parameters: content hashes of what the run would work with.
-        retry_failed: process inputs that were rejected before, too.
-        limit: process at most so many, in the order of their keys.
+        source: where the listing came from.
+        weights, parameters: content hashes of what the run works with.
     """
 
     source: str
     weights: str
     parameters: str
-    retry_failed: bool = False
-    limit: int | None = None
-    shard_size: ShardSize = ShardSize()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanHeader:
-    """What a plan was made for, kept in its Parquet metadata: work may go on only with the same."""
+class PlanOptions:
+    """What decides whether a photo is done again, and how many are.
 
-    source: str
-    weights: str
-    parameters: str
+    Attributes:
+        header: what the plan is for; another one than that of a finished photo makes it stale.
+        retry_failed: process inputs that were rejected before, too.
+        limit: process at most so many, in the order of their keys.
+    """
+
+    header: PlanHeader
+    retry_failed: bool = False
+    limit: int | None = None
+    shard_size: ShardSize = ShardSize()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +82,6 @@ class PlanCounts:
     planned_bytes: int
 
     is_complete: bool  # whether the plan holds all that is to be done, and no limit left some for later
-
-    @property
-    def listed_photos(self) -> int:
-        return sum(self.photos.values())
 
 
 def write_listing(objects: Iterable[SourceObject], path: Path) -> int:
@@ -141,7 +140,7 @@ def write_plan(
                 coalesce(done.attempts, 0) + 1 AS attempt
             FROM listing LEFT JOIN done USING (key) LEFT JOIN pending USING (key) LEFT JOIN tainted USING (key)
             """,
-            {"weights": options.weights, "parameters": options.parameters},
+            {"weights": options.header.weights, "parameters": options.header.parameters},
         )
         counted = database.execute("SELECT status, count(*), sum(size_bytes) FROM compared GROUP BY status").fetchall()
         photos = {Status(status): int(count) for status, count, _ in counted}
@@ -245,13 +244,12 @@ def _write_shards(todo: pa.RecordBatchReader, photos: int, plan: Path, options: 
     size = options.shard_size
     max_photos = max(1, min(size.max_photos, photos // size.min_shards))
     rows = (row for batch in todo for row in batch.to_pylist())
-    header = {"source": options.source, "weights": options.weights, "parameters": options.parameters}
-    schema = PLAN_SCHEMA.with_metadata({PLAN_HEADER: json.dumps(header)})
+    schema = PLAN_SCHEMA.with_metadata({PLAN_HEADER: json.dumps(dataclasses.asdict(options.header))})
     planned_bytes = 0
     waiting: list[dict[str, Any]] = []  # Any: a row of a plan
     with pq.ParquetWriter(plan, schema) as writer:
         for shard in cut_into_shards(rows, itemgetter("size_bytes"), max_photos=max_photos, max_bytes=size.max_bytes):
-            name = _shard_name(shard, options)
+            name = _shard_name(shard, options.header)
             waiting.extend({**row, "shard": name} for row in shard)
             planned_bytes += sum(row["size_bytes"] for row in shard)
             if len(waiting) >= PLAN_BATCH:
@@ -261,10 +259,10 @@ def _write_shards(todo: pa.RecordBatchReader, photos: int, plan: Path, options: 
     return planned_bytes
 
 
-def _shard_name(shard: Sequence[dict[str, Any]], options: PlanOptions) -> str:  # Any: a row of a plan
+def _shard_name(shard: Sequence[dict[str, Any]], header: PlanHeader) -> str:  # Any: a row of a plan
     """A hash of the work, which two different lists of photos never share, whatever a stranger calls his photos."""
     photos = [[row["key"], row["size_bytes"], row["etag"], row["attempt"]] for row in shard]
-    return hashlib.sha256(json.dumps([options.weights, options.parameters, photos]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([header.weights, header.parameters, photos]).encode()).hexdigest()[:32]
 
 
 def _quoted(paths: Sequence[Path]) -> str:

@@ -38,3 +38,14 @@ def s3_url(s3_bucket: str) -> str:
 def memory_url() -> str:
     """URL of an empty folder in this process's memory."""
     return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Photos as small as those of the tests are slower on two threads than on one, most of all on a busy machine."""
+    import torch  # most tests do without
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -49,7 +49,7 @@ def shard_denoiser(source: Path, target: Path, layout: Layout, config: DenoiseCo
         LocalStore(source),
         ImageSet(LocalStore(target)),
         layout=layout,
-        denoiser=Brightener(),  # type: ignore[arg-type]
+        denoiser=Brightener(),
         config=config or DenoiseConfig(),
     )
 

@@ -1,7 +1,6 @@
 """The denoiser gives photos back in their own format, whatever their size, and whatever memory there is."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,7 @@ from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
 from model.weights import NETWORKS, Card, Weights, dump_weights, parse_weights
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Photos this small are slower on two threads than on one, and much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _weights(name: str) -> Weights:
@@ -74,7 +66,7 @@ class FakeWeights:
 
 
 def _denoiser(network: nn.Module, **options: Any) -> Denoiser:  # Any: what Denoiser takes
-    return Denoiser(FakeWeights(network), device="cpu", **options)  # type: ignore[arg-type]
+    return Denoiser(FakeWeights(network), device="cpu", **options)
 
 
 def _photo(*shape: int, dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:  # Any: a dtype in all its forms
@@ -148,20 +140,20 @@ def test_gray_is_the_mean_of_three_equal_channels(weights):
 
 def test_the_right_and_bottom_edges_are_mirrored():
     network = FakeNetwork()
-    network.forward = lambda noisy_BCHW: noisy_BCHW.flip(3)  # type: ignore[method-assign]
+    network.forward = lambda noisy_BCHW: noisy_BCHW.flip(3)
     noisy = np.arange(13, dtype=np.uint8)[None].repeat(8, axis=0)
     assert _denoiser(network)(noisy)[0].tolist() == [9, 10, 11, *range(12, 2, -1)]
 
 
 def test_a_photo_too_small_to_be_mirrored_repeats_its_edge():
     network = FakeNetwork()
-    network.forward = lambda noisy_BCHW: noisy_BCHW.flip(3)  # type: ignore[method-assign]
+    network.forward = lambda noisy_BCHW: noisy_BCHW.flip(3)
     assert _denoiser(network)(np.array([[5, 7]], dtype=np.uint8)).tolist() == [[7, 7]]
 
 
 def test_16_bit_photos_keep_every_one_of_their_levels():
     network = FakeNetwork()
-    network.forward = lambda noisy_BCHW: noisy_BCHW  # type: ignore[method-assign]
+    network.forward = lambda noisy_BCHW: noisy_BCHW
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     assert (_denoiser(network, tile_px=64)(ramp) == ramp).all()
 
@@ -199,7 +191,7 @@ def test_floats_are_neither_clipped_nor_rounded():
 
 def test_results_beyond_black_and_white_are_clipped():
     network = FakeNetwork()
-    network.forward = lambda noisy_BCHW: 4 * noisy_BCHW - 1  # type: ignore[method-assign]
+    network.forward = lambda noisy_BCHW: 4 * noisy_BCHW - 1
     assert _denoiser(network)(np.array([[0, 64, 255]], dtype=np.uint8)).tolist() == [[0, 1, 255]]
 
 
@@ -288,7 +280,7 @@ def test_a_result_that_is_not_a_number_is_an_error(value):
     def forward(noisy_BCHW: Tensor) -> Tensor:
         return noisy_BCHW.index_fill(3, torch.tensor([5]), value)
 
-    network.forward = forward  # type: ignore[method-assign]
+    network.forward = forward
     with pytest.raises(FloatingPointError, match=r"not a number of a photo of shape \(20, 20, 3\)"):
         _denoiser(network)(_photo(20, 20, 3))
 

@@ -40,7 +40,8 @@ from pipeline.records import (
 )
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
-OPTIONS = PlanOptions(source="s3://photos", weights="w1", parameters="p1")
+HEADER = PlanHeader(source="s3://photos", weights="w1", parameters="p1")
+OPTIONS = PlanOptions(header=HEADER)
 PAIRS = ShardSize(max_photos=2, min_shards=1)
 ODD_KEYS = [
     "it's.jpg",
@@ -193,7 +194,7 @@ def test_what_a_pending_plan_holds_is_left_to_it_even_if_it_changed_since(plan: 
 
 def test_what_a_run_that_was_given_up_may_have_overwritten_is_done_again_as_another_shard(plan: Planner) -> None:
     _, first = plan([photo("a.jpg"), photo("b.jpg")])
-    plan([photo("a.jpg")], [row("a.jpg")], options=replace(OPTIONS, parameters="other"))
+    plan([photo("a.jpg")], [row("a.jpg")], options=replace(OPTIONS, header=replace(HEADER, parameters="other")))
 
     counts, again = plan([photo("a.jpg"), photo("b.jpg")], [row("a.jpg"), row("b.jpg")], tainted=[plan.newest])
 
@@ -237,7 +238,7 @@ def test_a_key_in_two_pending_plans_counts_once(plan: Planner) -> None:
 def test_what_the_source_no_longer_holds_is_not_planned(plan: Planner) -> None:
     counts, shards = plan([photo("a.jpg")], [row("a.jpg"), row("gone.jpg", weights="w0")])
 
-    assert (counts.listed_photos, shards) == (1, [])
+    assert (sum(counts.photos.values()), shards) == (1, [])
 
 
 def test_a_key_that_is_listed_twice_is_processed_once(plan: Planner) -> None:
@@ -246,7 +247,7 @@ def test_a_key_that_is_listed_twice_is_processed_once(plan: Planner) -> None:
     counts, shards = plan(listing)
 
     assert planned_keys(shards) == ["a.jpg", "b.jpg"]
-    assert counts.listed_photos == counts.planned_photos == 2
+    assert sum(counts.photos.values()) == counts.planned_photos == 2
     assert plan(reversed(listing))[1] == shards
 
 
@@ -255,7 +256,7 @@ def test_nothing_listed_is_a_plan_without_shards(plan: Planner) -> None:
 
     assert shards == []
     assert counts == PlanCounts(photos={}, size_bytes={}, planned_photos=0, planned_bytes=0, is_complete=True)
-    assert read_header(plan.newest) == PlanHeader(source="s3://photos", weights="w1", parameters="p1")
+    assert read_header(plan.newest) == HEADER
 
 
 def test_a_limit_takes_the_first_keys(plan: Planner) -> None:
@@ -278,7 +279,7 @@ def test_an_odd_key_survives(plan: Planner, key: str) -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=ascii)
 def test_a_header_comes_back_as_it_was(plan: Planner, source: str) -> None:
-    plan([photo("a.jpg")], options=replace(OPTIONS, source=source))
+    plan([photo("a.jpg")], options=replace(OPTIONS, header=replace(HEADER, source=source)))
 
     assert read_header(plan.newest) == PlanHeader(source=source, weights="w1", parameters="p1")
 
@@ -395,7 +396,7 @@ def test_a_plan_holds_what_the_rule_says(
     assert planned(shards) == plan_by_the_rule(listing, index, pending, options)
     assert counts.planned_photos == len(planned(shards))
     assert counts.planned_bytes == sum(photo.size_bytes for photo in planned(shards))
-    assert counts.listed_photos == len(listing)
+    assert sum(counts.photos.values()) == len(listing)
 
 
 @settings(max_examples=30)
@@ -483,8 +484,8 @@ def test_the_same_work_has_the_same_name_in_any_order_of_listing(plan: Planner) 
         (photo("b.jpg"), [], OPTIONS),
         (photo("a.jpg", etag="e2"), [], OPTIONS),
         (photo("a.jpg", size_bytes=1001), [], OPTIONS),
-        (photo("a.jpg"), [], replace(OPTIONS, weights="w2")),
-        (photo("a.jpg"), [], replace(OPTIONS, parameters="p2")),
+        (photo("a.jpg"), [], replace(OPTIONS, header=replace(HEADER, weights="w2"))),
+        (photo("a.jpg"), [], replace(OPTIONS, header=replace(HEADER, parameters="p2"))),
         (photo("a.jpg"), [row("a.jpg", weights="w0")], OPTIONS),
     ],
     ids=["key", "etag", "size", "weights", "parameters", "attempt"],
@@ -500,7 +501,7 @@ def test_other_work_has_another_name(
 
 def test_a_name_does_not_depend_on_where_the_photos_lie_or_on_the_run(plan: Planner) -> None:
     _, (first,) = plan([photo("a.jpg")])
-    _, (moved,) = plan([photo("a.jpg")], options=replace(OPTIONS, source="/mnt/photos"))
+    _, (moved,) = plan([photo("a.jpg")], options=replace(OPTIONS, header=replace(HEADER, source="/mnt/photos")))
 
     assert first.shard == moved.shard
     assert [shard.shard for shard in read_shards(plan.newest, "another run")] == [first.shard]
