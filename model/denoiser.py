@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.estimate import NoiseEstimate, estimate_noise
 from model.tiling import Rectangle, Tile, padded_px, plan_tiles
 from model.weights import Weights, load_weights
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 Pixels = TypeVar("Pixels", bound=np.generic)
 
 # What white is in each dtype. Floats are in 8-bit levels, as sigma is.
+PEAK = 255.0
 PEAKS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 255.0}
 FILE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 CPU_BATCH_PX = 256**2
@@ -95,40 +97,52 @@ class Denoiser:
         """
         return cls(load_weights(source), device=device, precision=precision)
 
-    def __call__(self, noisy: NDArray[Pixels], *, strength: float = 1.0) -> NDArray[Pixels]:
+    def __call__(
+        self, noisy: NDArray[Pixels], *, strength: float = 1.0, noise: NoiseEstimate | None = None
+    ) -> NDArray[Pixels]:
         """The clean photo, of the same shape and dtype.
 
         Args:
             noisy: (H, W, 3) or (H, W) in sRGB, uint8 or uint16; any size. Gray stays gray.
             strength: how much of the noise is removed, from 0 (the photo unchanged, exactly) to 1.
+            noise: what the network is told of the photo's noise; None estimates it.
 
         Raises:
             ValueError: not such a photo, or such a strength.
             FloatingPointError: the network returned something that is not a number.
             MemoryError: there is not enough memory even for the smallest tile.
         """
-        return self.denoise_many([noisy], [strength])[0]
+        return self.denoise_many([noisy], [strength], [noise])[0]
 
     def denoise_many(
-        self, photos: Sequence[NDArray[Pixels]], strengths: Sequence[float] | None = None
+        self,
+        photos: Sequence[NDArray[Pixels]],
+        strengths: Sequence[float] | None = None,
+        noises: Sequence[NoiseEstimate | None] | None = None,
     ) -> list[NDArray[Pixels]]:
         """The clean photos, in their order; tiles of one size run together, up to `batch_px`.
 
         Args and errors as for a single photo. Any error is about the whole call: nothing is returned in part.
         """
         strengths = [1.0] * len(photos) if strengths is None else strengths
-        if len(strengths) != len(photos):
-            raise ValueError(f"got {len(photos)} photos but {len(strengths)} strengths: expected one for each")
-        return self._denoise([_Request.of(*pair, FILE_DTYPES) for pair in zip(photos, strengths, strict=True)])
+        noises = [None] * len(photos) if noises is None else noises
+        if not len(photos) == len(strengths) == len(noises):
+            raise ValueError(
+                f"got {len(photos)} photos, {len(strengths)} strengths and {len(noises)} noises: expected one for each"
+            )
+        asked = zip(photos, strengths, noises, strict=True)
+        return self._denoise([_Request.of(*each, dtypes=FILE_DTYPES) for each in asked])
 
-    def denoise_float(self, noisy: NDArray[np.float32], *, strength: float = 1.0) -> NDArray[np.float32]:
+    def denoise_float(
+        self, noisy: NDArray[np.float32], *, strength: float = 1.0, noise: NoiseEstimate | None = None
+    ) -> NDArray[np.float32]:
         """The clean photo of one that no file can hold, for measurements; neither clipped nor rounded.
 
         Args:
             noisy: (H, W, 3) or (H, W) float32 in 8-bit levels of sRGB, which may lie outside 0–255.
-            strength: as for a photo.
+            strength, noise: as for a photo.
         """
-        return self._denoise([_Request.of(noisy, strength, (np.dtype(np.float32),))])[0]
+        return self._denoise([_Request.of(noisy, strength, noise, dtypes=(np.dtype(np.float32),))])[0]
 
     def _denoise(self, requests: "list[_Request]") -> list[NDArray[Any]]:
         batches = self._plan([request for request in requests if request.strength > 0])
@@ -201,15 +215,16 @@ class Denoiser:
             noisy_BHWC = noisy_BHWC[..., None].repeat(1, 1, 1, 3)
         # The permuted view is what torch calls channels_last: no pixel moves.
         noisy_BCHW = noisy_BHWC.permute(0, 3, 1, 2)
-        clean_BCHW = self._run_network(noisy_BCHW, self._precision_of(first.dtype))
+        level_B2 = torch.tensor([job.request.level for job in batch], device=self.device) / PEAK
+        clean_BCHW = self._run_network(noisy_BCHW, level_B2, self._precision_of(first.dtype))
         for job, noisy_CHW, clean_CHW in zip(batch, noisy_BCHW, clean_BCHW, strict=True):
             job.write(noisy_CHW, clean_CHW)
 
-    def _run_network(self, noisy_BCHW: Tensor, precision: Precision) -> Tensor:
+    def _run_network(self, noisy_BCHW: Tensor, level_B2: Tensor, precision: Precision) -> Tensor:
         is_autocast = precision is not Precision.FLOAT32
         lower = getattr(torch, precision.value) if is_autocast else None
         with torch.autocast(self.device.type, dtype=lower, enabled=is_autocast):
-            clean_BCHW: Tensor = self._network(noisy_BCHW)
+            clean_BCHW: Tensor = self._network(noisy_BCHW, level_B2)
         return clean_BCHW.float()
 
     def _precision_of(self, dtype: np.dtype[Any]) -> Precision:
@@ -220,14 +235,20 @@ class Denoiser:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
-    """A photo, what is wanted of it, and the array that the result is written to."""
+    """A photo, what is wanted of it, and the array that the result is written to.
+
+    `level` is what the network is told: the sigma of luminance and of chrominance, in 8-bit levels.
+    """
 
     noisy: NDArray[Any]
     strength: float
+    level: tuple[float, float]
     clean: NDArray[Any]
 
     @classmethod
-    def of(cls, noisy: NDArray[Any], strength: float, dtypes: tuple[np.dtype[Any], ...]) -> "_Request":
+    def of(
+        cls, noisy: NDArray[Any], strength: float, noise: NoiseEstimate | None, *, dtypes: tuple[np.dtype[Any], ...]
+    ) -> "_Request":
         is_photo = noisy.ndim == 2 or (noisy.ndim == 3 and noisy.shape[2] == 3)
         if not is_photo or noisy.dtype not in dtypes or noisy.size == 0:
             expected = " or ".join(str(dtype) for dtype in dtypes)
@@ -237,7 +258,9 @@ class _Request:
             )
         if not 0 <= strength <= 1:
             raise ValueError(f"strength is {strength}: expected 0 to 1")
-        return cls(noisy, strength, noisy.copy() if strength == 0 else np.empty_like(noisy))
+        noise = noise or estimate_noise(noisy)
+        level = noise.luma_sigma, noise.chroma_sigma
+        return cls(noisy, strength, level, noisy.copy() if strength == 0 else np.empty_like(noisy))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
+# What white is in each dtype.
+PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 255}
 BLOCK_PX = 16  # a multiple of 8, so that no block crosses those of a JPEG
 SAMPLE_PX = 2**20  # a larger photo is judged by blocks on a grid that have about as many pixels
 FLATTEST_SHARE = 0.05
@@ -48,8 +50,8 @@ class NoiseEstimate:
         )
 
 
-def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16]) -> NoiseEstimate:
-    """Estimate the noise of an (H, W, 3) or (H, W) photo of any size.
+def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]) -> NoiseEstimate:
+    """Estimate the noise of an (H, W, 3) or (H, W) photo of any size; float32 is in 8-bit levels, and never clipped.
 
     Noise is measured at two scales, single pixels and cells of 2 × 2, and the stronger counts: demosaicing and JPEG
     take the finest noise away and leave the coarser. White noise of 2–50 levels is met within 12 % or one level on
@@ -59,15 +61,28 @@ def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16]) -> NoiseEstima
         ValueError: not such a photo.
     """
     is_photo = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[2] == 3)
-    if not is_photo or photo.dtype not in (np.uint8, np.uint16) or photo.size == 0:
+    if not is_photo or photo.dtype not in PEAKS or photo.size == 0:
         raise ValueError(
             f"cannot estimate the noise of an array of shape {photo.shape} and dtype {photo.dtype}: expected (H, W, 3) "
-            "or (H, W) of uint8 or uint16, at least one pixel"
+            "or (H, W) of uint8, uint16 or float32, at least one pixel"
         )
     blocks_NPC = _flattest(_sample_blocks(photo))
     fine = _measure(blocks_NPC, level=1)
     coarse = _measure(blocks_NPC, level=2).scaled(math.sqrt(_noise_likeness(blocks_NPC, level=2)))
     return max(fine, coarse, key=lambda estimate: estimate.sigma)
+
+
+def measure_noise(noise: NDArray[np.float32]) -> NoiseEstimate:
+    """What `estimate_noise` would say of noise that is known: what it errs by is the photo, not the kind of noise.
+
+    Args:
+        noise: (H, W, 3) or (H, W), the noisy photo minus the clean one, in 8-bit levels; 16 pixels a side at least.
+    """
+    rows, columns = (extent // BLOCK_PX for extent in noise.shape[:2])
+    noise_HWC = noise.reshape(*noise.shape[:2], -1)[: rows * BLOCK_PX, : columns * BLOCK_PX]
+    grid = noise_HWC.reshape(rows, BLOCK_PX, columns, BLOCK_PX, -1).swapaxes(1, 2)
+    blocks_NPC = grid.reshape(rows * columns, BLOCK_PX**2, -1)
+    return max((_measure(blocks_NPC, level) for level in (1, 2)), key=lambda estimate: estimate.sigma)
 
 
 def _sample_blocks(photo: NDArray[Any]) -> NDArray[Any]:
@@ -85,8 +100,9 @@ def _sample_blocks(photo: NDArray[Any]) -> NDArray[Any]:
 
 def _flattest(blocks_NPC: NDArray[Any]) -> Floats:
     """The flattest among the blocks that are hardly clipped, in 8-bit levels."""
-    peak = np.iinfo(blocks_NPC.dtype).max
-    clipped_N = ((blocks_NPC == 0) | (blocks_NPC == peak)).mean(axis=(1, 2))
+    peak = PEAKS[blocks_NPC.dtype]
+    is_clipped = (blocks_NPC == 0) | (blocks_NPC == peak) if blocks_NPC.dtype != np.float32 else np.isnan(blocks_NPC)
+    clipped_N = is_clipped.mean(axis=(1, 2))
     usable = np.flatnonzero(clipped_N <= max(CLIPPED_SHARE, np.quantile(clipped_N, 0.2)))
     luma_NP = blocks_NPC[usable].astype(np.float32) @ np.ones(blocks_NPC.shape[2], np.float32)
     texture_NK = luma_NP @ _texture_basis()

@@ -1,7 +1,8 @@
 """The default network: a bias-free residual U-Net made for photos and for speed.
 
-It has 1,936,512 parameters and takes 69 kMAC a pixel. Bias-free networks generalise over noise levels (Mohan et al.
+It has 1,937,184 parameters and takes 69 kMAC a pixel. Bias-free networks generalise over noise levels (Mohan et al.
 2020); everything at full resolution is kept out of the way by a pixel-unshuffle stem, as in FFDNet (Zhang et al. 2018).
+As in FFDNet, the network is told how noisy the photo is; here of luminance and chrominance apart, at each resolution.
 """
 
 import torch
@@ -15,8 +16,10 @@ RESIDUAL_GAIN = 0.1  # each block starts close to the identity, which lets 1e-3 
 class PhotoNetwork(nn.Module):
     """Maps a noisy sRGB photo in [0, 1] to its estimate of the clean one (not clipped).
 
-    Input and output are float tensors of shape (B, 3, H, W); H and W must be multiples of `multiple_px`. The network
-    computes the noise, and subtracts it from its input in the input's precision.
+    Input and output are float tensors of shape (B, 3, H, W); H and W must be multiples of `multiple_px`. Beside them it
+    takes the noise level, (B, 2): standard deviation of luminance and of chrominance (see `model.estimate`), in the
+    photo's own unit. The network computes the noise, and subtracts it from its input in the input's precision. Scaling
+    photo and level together scales the result.
     """
 
     multiple_px = 8
@@ -26,6 +29,7 @@ class PhotoNetwork(nn.Module):
         super().__init__()
         full, half, quarter = WIDTHS
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), _conv(3 * 4, full))
+        self.level = nn.ModuleList([_level(width) for width in WIDTHS])
         self.encoder = nn.ModuleList([ResidualBlock(full), ResidualBlock(half)])
         self.down = nn.ModuleList([_down(full, half), _down(half, quarter)])
         self.bottleneck = nn.Sequential(*(ResidualBlock(quarter) for _ in range(BOTTLENECK_BLOCKS)))
@@ -33,13 +37,14 @@ class PhotoNetwork(nn.Module):
         self.decoder = nn.ModuleList([ResidualBlock(half), ResidualBlock(full)])
         self.head = nn.Sequential(_conv(full, 3 * 4, gain=RESIDUAL_GAIN), nn.PixelShuffle(2))
 
-    def forward(self, noisy_BCHW: Tensor) -> Tensor:
-        features: Tensor = self.stem(noisy_BCHW)
+    def forward(self, noisy_BCHW: Tensor, level_B2: Tensor) -> Tensor:
+        at_full, at_half, at_quarter = (tell(level_B2)[:, :, None, None] for tell in self.level)
+        features: Tensor = self.stem(noisy_BCHW).add_(at_full)
         skips = []
-        for block, down in zip(self.encoder, self.down, strict=True):
+        for block, down, told in zip(self.encoder, self.down, (at_half, at_quarter), strict=True):
             features = block(features)
             skips.append(features)
-            features = down(features)
+            features = down(features).add_(told)
         features = self.bottleneck(features)
         for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             features = block(up(features) + skip)
@@ -68,6 +73,13 @@ def _conv(before: int, after: int, *, gain: float = 1.0) -> nn.Conv2d:
     with torch.no_grad():
         conv.weight.mul_(gain)
     return conv
+
+
+def _level(width: int) -> nn.Linear:
+    """A constant for each channel. Zero at first: until it is trained the network is blind."""
+    level = nn.Linear(2, width, bias=False)
+    nn.init.zeros_(level.weight)
+    return level
 
 
 def _down(before: int, after: int) -> nn.Conv2d:

@@ -42,7 +42,7 @@ class SeedNetwork(nn.Module):
         )
         self.head = nn.Conv2d(at_full_size, 3, kernel_size=1)
 
-    def forward(self, noisy_BCHW: Tensor) -> Tensor:
+    def forward(self, noisy_BCHW: Tensor, level_B2: Tensor | None = None) -> Tensor:  # noqa: ARG002 - it is blind
         features = noisy_BCHW
         skips = []
         for stage in self.encoder:

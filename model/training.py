@@ -13,9 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from model.estimate import measure_noise
 from model.jpeg import BLOCK_PX
 from model.noise import PEAK, NoiseConfig, sample_noisy
 from model.weights import NETWORKS
+
+# How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
+TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.15, 0.08, 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,11 @@ class TrainState:
         )
         self.step = 0
 
+    def start_from(self, tensors: dict[str, Tensor]) -> None:
+        """Begin with weights that were trained before; the optimiser starts anew."""
+        self.network.load_state_dict(tensors)
+        self.average.load_state_dict(tensors)
+
     def dump(self, config: TrainConfig) -> bytes:
         """The checkpoint: a safetensors file that `load` continues from bit by bit."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
@@ -169,14 +178,16 @@ def train_steps(
         clean_BCHW = batch(state.step)
         step_seed = config.seed * 1_000_003 + state.step
         noise_draw = Generator().manual_seed(step_seed)
-        noisy_BCHW = sample_noisy(clean_BCHW, config.noise, noise_draw).to(device, memory_format=torch.channels_last)
+        noisy_BCHW = sample_noisy(clean_BCHW, config.noise, noise_draw)
+        level_B2 = tell_level(noisy_BCHW - clean_BCHW, noise_draw).to(device)
+        noisy_BCHW = noisy_BCHW.to(device, memory_format=torch.channels_last)
 
         learning_rate = config.learning_rate * _schedule(state.step, config)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         torch.manual_seed(step_seed)  # dropout draws from the global generator, which no checkpoint holds
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.bfloat16):
-            denoised_BCHW = state.network(noisy_BCHW)
+            denoised_BCHW = state.network(noisy_BCHW, level_B2)
         loss = charbonnier(denoised_BCHW.float(), clean_BCHW.to(device))
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -187,6 +198,17 @@ def train_steps(
         yield StepMetrics(
             step=state.step, loss=float(loss.detach()), gradient_norm=float(norm), learning_rate=learning_rate
         )
+
+
+def tell_level(noise_BCHW: Tensor, generator: Generator) -> Tensor:
+    """What the network is told of the noise, (B, 2) in sRGB units: the truth, with errors as an estimate makes them."""
+    measured = [measure_noise((noise_CHW * PEAK).permute(1, 2, 0).numpy()) for noise_CHW in noise_BCHW]
+    level_B2 = torch.tensor([[found.luma_sigma, found.chroma_sigma] for found in measured])
+    batch = len(level_B2)
+    together_B1 = torch.randn(batch, 1, generator=generator) * TOLD_SPREAD
+    apart_B2 = torch.randn(batch, 2, generator=generator) * TOLD_COLOUR_SPREAD
+    texture_B2 = torch.randn(batch, 2, generator=generator).abs() * TOLD_TEXTURE
+    return (level_B2 * (together_B1 + apart_B2).exp() + texture_B2) / PEAK
 
 
 def charbonnier(photo: Tensor, reference: Tensor, *, epsilon: float = 1e-3) -> Tensor:

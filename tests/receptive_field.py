@@ -14,5 +14,6 @@ def changes_a_cell(network: nn.Module, *, distance_px: int, side: int) -> bool:
     lit_BCHW = black_BCHW.clone()
     lit_BCHW[..., first - distance_px if side < 0 else first + cell_px - 1 + distance_px] = 1
     with torch.inference_mode():
-        change_BCHW = network(lit_BCHW) - network(black_BCHW)
+        level_B2 = torch.ones(1, 2, dtype=torch.float64)
+        change_BCHW = network(lit_BCHW, level_B2) - network(black_BCHW, level_B2)
     return bool((change_BCHW[..., first : first + cell_px] != 0).any())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model import Denoiser
 from model.denoiser import SMALLEST_TILE_PX, Precision
+from model.estimate import NoiseEstimate, estimate_noise
 from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
 from model.weights import NETWORKS, Card, Weights, dump_weights, parse_weights
@@ -46,12 +47,14 @@ class FakeNetwork(nn.Module):
         self.error = error or torch.OutOfMemoryError("CUDA out of memory")
         self.shapes: list[tuple[int, ...]] = []
         self.is_autocast: list[bool] = []
+        self.levels: list[tuple[float, ...]] = []
 
-    def forward(self, noisy_BCHW: Tensor) -> Tensor:
+    def forward(self, noisy_BCHW: Tensor, level_B2: Tensor) -> Tensor:
         if noisy_BCHW[:, 0].numel() > self.memory_px:
             raise self.error
         self.shapes.append(tuple(noisy_BCHW.shape))
         self.is_autocast.append(torch.is_autocast_enabled("cpu"))
+        self.levels += [tuple(level) for level in (255 * level_B2).tolist()]
         return noisy_BCHW / 2
 
 
@@ -140,20 +143,20 @@ def test_gray_is_the_mean_of_three_equal_channels(weights):
 
 def test_the_right_and_bottom_edges_are_mirrored():
     network = FakeNetwork()
-    network.forward = lambda noisy_BCHW: noisy_BCHW.flip(3)
+    network.forward = lambda noisy_BCHW, _level_B2: noisy_BCHW.flip(3)
     noisy = np.arange(13, dtype=np.uint8)[None].repeat(8, axis=0)
     assert _denoiser(network)(noisy)[0].tolist() == [9, 10, 11, *range(12, 2, -1)]
 
 
 def test_a_photo_too_small_to_be_mirrored_repeats_its_edge():
     network = FakeNetwork()
-    network.forward = lambda noisy_BCHW: noisy_BCHW.flip(3)
+    network.forward = lambda noisy_BCHW, _level_B2: noisy_BCHW.flip(3)
     assert _denoiser(network)(np.array([[5, 7]], dtype=np.uint8)).tolist() == [[7, 7]]
 
 
 def test_16_bit_photos_keep_every_one_of_their_levels():
     network = FakeNetwork()
-    network.forward = lambda noisy_BCHW: noisy_BCHW
+    network.forward = lambda noisy_BCHW, _level_B2: noisy_BCHW
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     assert (_denoiser(network, tile_px=64)(ramp) == ramp).all()
 
@@ -191,7 +194,7 @@ def test_floats_are_neither_clipped_nor_rounded():
 
 def test_results_beyond_black_and_white_are_clipped():
     network = FakeNetwork()
-    network.forward = lambda noisy_BCHW: 4 * noisy_BCHW - 1
+    network.forward = lambda noisy_BCHW, _level_B2: 4 * noisy_BCHW - 1
     assert _denoiser(network)(np.array([[0, 64, 255]], dtype=np.uint8)).tolist() == [[0, 1, 255]]
 
 
@@ -277,7 +280,7 @@ def test_another_error_of_the_network_is_not_taken_for_a_lack_of_memory():
 def test_a_result_that_is_not_a_number_is_an_error(value):
     network = FakeNetwork()
 
-    def forward(noisy_BCHW: Tensor) -> Tensor:
+    def forward(noisy_BCHW: Tensor, _level_B2: Tensor) -> Tensor:
         return noisy_BCHW.index_fill(3, torch.tensor([5]), value)
 
     network.forward = forward
@@ -309,7 +312,7 @@ def test_a_strength_outside_0_to_1_is_refused(weights, strength):
 
 
 def test_a_strength_is_needed_for_each_photo(weights):
-    with pytest.raises(ValueError, match="2 photos but 1 strengths"):
+    with pytest.raises(ValueError, match="2 photos, 1 strengths and 2 noises"):
         Denoiser(weights).denoise_many([_photo(8, 8), _photo(8, 8)], [1.0])
 
 
@@ -339,3 +342,17 @@ def test_a_denoiser_is_loaded_from_a_file(tmp_path):
     denoiser = Denoiser.load(path, device="cpu", precision="float32")
     assert denoiser.weights.card.network == "seed"
     assert (denoiser.device.type, denoiser.precision) == ("cpu", Precision.FLOAT32)
+
+
+def test_the_network_is_told_how_noisy_the_photo_is():
+    network, noisy = FakeNetwork(), _photo(64, 64, 3)
+    _denoiser(network)(noisy)
+    estimate = estimate_noise(noisy)
+    assert network.levels == [pytest.approx((estimate.luma_sigma, estimate.chroma_sigma), rel=1e-4)]
+
+
+def test_the_network_is_told_what_the_caller_says_of_each_photo():
+    network, photos = FakeNetwork(), [_photo(32, 32, 3), _photo(32, 32, 3, seed=1)]
+    noises = [NoiseEstimate(5.0, 6.0, 4.0, 0.5), NoiseEstimate(20.0, 10.0, 25.0, 0.8)]
+    _denoiser(network).denoise_many(photos, noises=noises)
+    assert network.levels == [pytest.approx((6, 4), rel=1e-4), pytest.approx((10, 25), rel=1e-4)]

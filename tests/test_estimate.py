@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.estimate import estimate_noise
+from model.estimate import estimate_noise, measure_noise
 
 PHOTOS = sorted((Path(__file__).parents[1] / "pipeline" / "demo_photos").glob("*.jpg"))
 
@@ -106,7 +106,7 @@ def test_a_photo_of_any_size_has_an_estimate(shape):
 
 @pytest.mark.parametrize(
     "photo",
-    [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8), np.float32), np.zeros((0, 8), np.uint8), np.zeros(8, np.uint8)],
+    [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8), np.float64), np.zeros((0, 8), np.uint8), np.zeros(8, np.uint8)],
 )
 def test_what_is_not_a_photo_is_refused(photo):
     with pytest.raises(ValueError, match="cannot estimate the noise"):
@@ -120,3 +120,17 @@ def test_white_noise_is_met_on_real_photos(path, sigma):
     with Image.open(path) as image:
         clean = np.asarray(image.convert("RGB"), dtype=np.float64)
     assert estimate_noise(_with_noise(clean, sigma)).sigma == pytest.approx(sigma, rel=0.15, abs=1)
+
+
+@pytest.mark.parametrize("sigma", [2.0, 25.0])
+def test_known_noise_is_measured_as_an_estimate_would(sigma):
+    noise = np.random.default_rng(0).normal(0, sigma, (128, 128, 3)).astype(np.float32)
+    measured = measure_noise(noise)
+    assert measured.sigma == pytest.approx(sigma, rel=0.05)
+    assert measured.luma_sigma == pytest.approx(sigma, rel=0.1)
+    assert measured.chroma_sigma == pytest.approx(sigma, rel=0.1)
+
+
+def test_a_float_photo_is_estimated_like_a_file_and_is_never_clipped():
+    noisy = np.random.default_rng(0).normal(0, 25, (256, 256, 3)).astype(np.float32)  # half of it below black
+    assert estimate_noise(noisy).sigma == pytest.approx(25, rel=0.05)

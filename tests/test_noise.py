@@ -1,11 +1,24 @@
 """The noise has the statistics that its parameters say."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from model import noise
-from model.noise import NoiseConfig, add_camera_noise, add_gaussian, demosaic, sample_noisy, to_8bit
+from model.noise import (
+    NoiseConfig,
+    NoiseKind,
+    add_blotches,
+    add_gaussian,
+    add_grain,
+    add_impulses,
+    filter_each,
+    gaussian_kernels,
+    photograph,
+    random_kernels,
+    sample_noisy,
+    to_8bit,
+)
 
 
 def _gray(level: float, *, batch: int = 1, side: int = 256) -> Tensor:
@@ -33,44 +46,57 @@ def test_gaussian_noise_is_not_clipped_and_a_file_is():
     assert torch.equal((file_BCHW * 255).round() / 255, file_BCHW)
 
 
-@pytest.mark.parametrize("shot", [1e-4, 1.2e-2])
-@pytest.mark.parametrize("level", [0.2, 0.5])
-def test_sensor_noise_has_the_variance_of_its_shot_and_read_noise_in_linear_light(monkeypatch, shot, level):
-    monkeypatch.setattr(noise, "READ_SPREAD", 0.0)
-    monkeypatch.setattr(noise, "to_8bit", lambda photo_BCHW: photo_BCHW)
-    monkeypatch.setattr(noise, "linear_to_srgb", lambda linear_BCHW: linear_BCHW)
-    linear = float(noise.srgb_to_linear(torch.tensor(level)))
-    seen_BCHW = add_camera_noise(_gray(level), torch.tensor([shot]), torch.tensor([False]), Generator().manual_seed(0))
-    read_variance = float((2.18 * torch.tensor(shot).log() + 1.20).exp())
-    assert seen_BCHW.mean() == pytest.approx(linear, abs=0.001)
-    assert seen_BCHW.var() == pytest.approx(shot * linear + read_variance, rel=0.02)
+@pytest.mark.parametrize("is_gray", [True, False])
+def test_salt_and_pepper_turn_their_share_of_the_pixels_black_or_white(is_gray):
+    noisy_BCHW = add_impulses(_gray(0.5), torch.tensor([0.2]), torch.tensor([is_gray]), Generator().manual_seed(0))
+    assert (noisy_BCHW == 1).float().mean() == pytest.approx(0.1, abs=0.005)
+    assert (noisy_BCHW == 0).float().mean() == pytest.approx(0.1, abs=0.005)
+    assert ((noisy_BCHW == 0.5) | (noisy_BCHW == 0) | (noisy_BCHW == 1)).all()
+    assert (noisy_BCHW[:, 0] == noisy_BCHW[:, 1]).all() == is_gray
 
 
-def test_a_mosaic_makes_the_noise_of_neighbours_alike():
-    args = torch.tensor([1e-3, 1e-3]), torch.tensor([False, True]), Generator().manual_seed(0)
-    added_BCHW = add_camera_noise(_gray(0.5, batch=2), *args) - 0.5
-    alike_B = (added_BCHW[..., 1:] * added_BCHW[..., :-1]).mean((1, 2, 3)) / added_BCHW.var((1, 2, 3))
-    assert alike_B[0] == pytest.approx(0, abs=0.02)
-    assert alike_B[1] > 0.3
+def test_grain_has_no_colour_its_sigma_in_the_mid_tones_and_less_in_the_shadows():
+    photo_BCHW = torch.cat([_gray(0.5), _gray(0.05)])
+    args = torch.tensor([20.0, 20.0]), torch.tensor([0.8, 0.8]), Generator().manual_seed(0)
+    added_BCHW = add_grain(photo_BCHW, *args) - photo_BCHW
+    torch.testing.assert_close(added_BCHW[:, 0], added_BCHW[:, 2])
+    mid, shadow = (255 * added_BCHW.std(dim=(1, 2, 3))).tolist()
+    assert mid == pytest.approx(20, rel=0.03)
+    assert shadow == pytest.approx(20 * (0.25 + 3 * 0.05 * 0.95), rel=0.03)
 
 
-def test_demosaicing_keeps_a_constant_up_to_the_border():
-    colour_BCHW = torch.tensor([0.2, 0.5, 0.9])[None, :, None, None].expand(1, 3, 16, 18)
-    torch.testing.assert_close(demosaic(colour_BCHW), colour_BCHW)
+def test_blotches_have_their_sigma_no_luminance_and_change_slowly():
+    added_BCHW = add_blotches(_gray(0.5), torch.tensor([8.0]), Generator().manual_seed(0), cell_px=16) - 0.5
+    assert 255 * added_BCHW.std() == pytest.approx(8, rel=0.01)
+    assert added_BCHW.mean(dim=1).abs().max() < 1e-5
+    assert (added_BCHW[..., 1:] - added_BCHW[..., :-1]).std() < 0.25 * added_BCHW.std()
 
 
-def test_demosaicing_keeps_what_the_sensor_has_seen():
+def test_every_filter_keeps_a_constant_and_a_blur_takes_noise_away():
+    kernels = torch.cat([random_kernels(8, Generator().manual_seed(0)), gaussian_kernels(torch.tensor([1.0]))])
+    flat_BCHW = _gray(0.3, batch=9, side=16)
+    torch.testing.assert_close(filter_each(flat_BCHW, kernels), flat_BCHW)
+    noise_BCHW = torch.randn(1, 3, 64, 64, generator=Generator().manual_seed(0))
+    blurred_BCHW = filter_each(noise_BCHW, gaussian_kernels(torch.tensor([1.0])))
+    assert blurred_BCHW.std() == pytest.approx(1 / (2 * 3.14159**0.5), rel=0.05)  # of a Gaussian of one pixel
+
+
+@pytest.mark.parametrize("kind", list(NoiseKind))
+def test_every_kind_of_noise_is_drawn_and_is_finite(kind):
+    config = NoiseConfig.only(**{f"{kind}_share": 1.0}, jpeg_share=0.0, sigma_min=5)
     torch.manual_seed(0)
-    linear_BCHW = torch.rand(1, 3, 16, 16)
-    seen_BCHW = demosaic(linear_BCHW)
-    for channel, top, left in ((0, 0, 0), (1, 0, 1), (1, 1, 0), (2, 1, 1)):
-        torch.testing.assert_close(seen_BCHW[:, channel, top::2, left::2], linear_BCHW[:, channel, top::2, left::2])
+    clean_BCHW = to_8bit(torch.rand(8, 3, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3))
+    noisy_BCHW = sample_noisy(clean_BCHW, config, Generator().manual_seed(0))
+    assert noisy_BCHW.isfinite().all()
+    changed_B = (noisy_BCHW - clean_BCHW).abs().amax(dim=(1, 2, 3)) > 2 / 255
+    assert changed_B.sum() == (0 if kind == NoiseKind.CLEAN else 8)
 
 
-def test_srgb_and_linear_light_are_inverse_to_each_other():
-    srgb = torch.linspace(0, 1, 1001)
-    torch.testing.assert_close(noise.linear_to_srgb(noise.srgb_to_linear(srgb)), srgb, rtol=0, atol=1e-5)
-    assert noise.srgb_to_linear(torch.tensor(0.5)) == pytest.approx(0.21404, abs=1e-5)
+def test_a_photograph_is_the_same_for_the_same_seed_and_noisier_at_a_higher_iso():
+    clean_HWC = np.full((64, 64, 3), 120, np.uint8)
+    low, again, high = (photograph(clean_HWC, shot=shot, seed=1) for shot in (1e-3, 1e-3, 1e-2))
+    assert (low == again).all()
+    assert high.std() > 2 * low.std() > 2
 
 
 def test_the_same_seed_draws_the_same_noise_and_another_does_not():
@@ -87,7 +113,7 @@ def test_drawing_noise_leaves_the_clean_patches_alone():
 
 
 def test_sigma_is_uniform_between_its_limits():
-    config = NoiseConfig(sigma_min=10, sigma_max=50, float_share=1, file_share=0, camera_share=0)
+    config = NoiseConfig.only(sigma_min=10, sigma_max=50, float_share=1)
     noisy_BCHW = sample_noisy(_gray(0.5, batch=400, side=16), config, Generator().manual_seed(0))
     sigma_B = 255 * noisy_BCHW.std(dim=(1, 2, 3))
     assert sigma_B.mean() == pytest.approx(30, abs=2)
@@ -96,7 +122,7 @@ def test_sigma_is_uniform_between_its_limits():
 
 
 def test_the_share_of_patches_that_a_file_can_hold_is_as_set():
-    config = NoiseConfig(float_share=0.25, file_share=0.5, camera_share=0.25)
+    config = NoiseConfig.only(float_share=0.25, file_share=0.5, camera_share=0.25)
     noisy_BCHW = sample_noisy(_gray(0.5, batch=400, side=16), config, Generator().manual_seed(0))
     is_float_B = ((noisy_BCHW * 255).round() / 255 != noisy_BCHW).flatten(1).any(1)
     assert is_float_B.float().mean() == pytest.approx(0.25, abs=0.06)
@@ -108,9 +134,10 @@ def test_the_share_of_patches_that_a_file_can_hold_is_as_set():
         {"sigma_min": -1.0},
         {"sigma_min": 60.0},
         {"float_share": 0.9},
-        {"float_share": 1.2, "file_share": -0.4, "camera_share": 0.2},
+        {"float_share": 1.2, "file_share": -0.2},
+        {"jpeg_share": 1.5},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"sigma range|noise shares"):
-        NoiseConfig(**wrong)
+    with pytest.raises(ValueError, match=r"sigma range|noise shares|jpeg_share"):
+        NoiseConfig.only(**({"float_share": 1.0} | wrong))

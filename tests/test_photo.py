@@ -7,10 +7,21 @@ from torch import nn
 
 from model.photo import PhotoNetwork
 
+LEVEL_B2 = torch.tensor([[0.1, 0.05]])
+
+
+def _network() -> PhotoNetwork:
+    """One that heeds the level that it is told: a new one does not."""
+    torch.manual_seed(0)
+    network = PhotoNetwork().eval()
+    for level in network.level:
+        nn.init.normal_(level.weight)
+    return network
+
 
 def test_it_has_about_two_million_parameters_and_no_bias():
     named = dict(PhotoNetwork().named_parameters())
-    assert sum(parameter.numel() for parameter in named.values()) == 1_936_512
+    assert sum(parameter.numel() for parameter in named.values()) == 1_937_184
     assert not [name for name in named if name.endswith("bias")]
 
 
@@ -25,16 +36,31 @@ def test_it_takes_at_most_75_thousand_multiplications_a_pixel():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
     with torch.inference_mode():
-        network(torch.zeros(1, 3, 64, 64))
+        network(torch.zeros(1, 3, 64, 64), LEVEL_B2)
     assert 60_000 < sum(multiplications) / 64**2 <= 75_000
 
 
 @pytest.mark.parametrize("factor", [0.1, 4.0])
 def test_its_output_scales_with_its_input(factor):
-    torch.manual_seed(0)
-    network, noisy_BCHW = PhotoNetwork().eval(), torch.rand(1, 3, 32, 40)
+    network, noisy_BCHW = _network(), torch.rand(1, 3, 32, 40)
     with torch.inference_mode():
-        torch.testing.assert_close(network(factor * noisy_BCHW), factor * network(noisy_BCHW), rtol=1e-4, atol=1e-5)
+        scaled_BCHW = network(factor * noisy_BCHW, factor * LEVEL_B2)
+        torch.testing.assert_close(scaled_BCHW, factor * network(noisy_BCHW, LEVEL_B2), rtol=1e-4, atol=1e-5)
+
+
+def test_it_heeds_luminance_and_chrominance_of_the_level_that_it_is_told():
+    network, noisy_BCHW = _network(), torch.rand(1, 3, 32, 32)
+    levels_32 = torch.tensor([[0.1, 0.1], [0.2, 0.1], [0.1, 0.2]])
+    with torch.inference_mode():
+        first, luma, chroma = network(noisy_BCHW.expand(3, -1, -1, -1), levels_32)
+    assert not torch.allclose(first, luma, atol=1e-3)
+    assert not torch.allclose(first, chroma, atol=1e-3)
+
+
+def test_a_new_network_is_blind():
+    network, noisy_BCHW = PhotoNetwork().eval(), torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(network(noisy_BCHW, LEVEL_B2), network(noisy_BCHW, 2 * LEVEL_B2))
 
 
 def test_it_leaves_its_input_as_it_was():
@@ -42,7 +68,7 @@ def test_it_leaves_its_input_as_it_was():
     noisy_BCHW = torch.rand(1, 3, 32, 32)
     before_BCHW = noisy_BCHW.clone()
     with torch.inference_mode():
-        PhotoNetwork()(noisy_BCHW)
+        _network()(noisy_BCHW, LEVEL_B2)
     assert torch.equal(noisy_BCHW, before_BCHW)
 
 
@@ -51,7 +77,7 @@ def test_it_subtracts_in_float32_what_it_computes_in_bfloat16():
     nn.init.zeros_(network.head[0].weight)
     noisy_BCHW = torch.rand(1, 3, 32, 32)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(network(noisy_BCHW), noisy_BCHW)
+        assert torch.equal(network(noisy_BCHW, LEVEL_B2), noisy_BCHW)
 
 
 @pytest.mark.parametrize("side", [-1, 1])

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from model.noise import NoiseConfig
-from model.training import PatchSampler, TrainConfig, TrainState, charbonnier, read_checkpoint_header, train_steps
+from model.training import (
+    PatchSampler,
+    TrainConfig,
+    TrainState,
+    charbonnier,
+    read_checkpoint_header,
+    tell_level,
+    train_steps,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,7 +83,7 @@ def test_training_ends_at_the_last_step_with_the_learning_rate_near_zero():
 
 
 def test_the_loss_goes_down_on_a_tiny_problem():
-    noise = NoiseConfig(sigma_min=25, sigma_max=25, float_share=1, file_share=0, camera_share=0)
+    noise = NoiseConfig.only(sigma_min=25, sigma_max=25, float_share=1)
     config = _config(steps=40, warmup_steps=5, noise=noise)
     losses = [step.loss for step in train_steps(TrainState(config), config, _sampler(config).batch)]
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:3])
@@ -134,3 +142,20 @@ def test_no_photos_or_too_small_ones_are_refused(photos):
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=r"network|patch_px|steps"):
         _config(**wrong)
+
+
+def test_the_network_is_told_about_the_level_that_the_noise_has():
+    noise_BCHW = torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 20 / 255
+    told_B2 = 255 * tell_level(noise_BCHW, torch.Generator().manual_seed(0))
+    assert told_B2.shape == (64, 2)
+    assert told_B2.median() == pytest.approx(20, rel=0.06)
+    assert told_B2.log().std() == pytest.approx(0.17, rel=0.25)
+
+
+def test_a_run_may_start_from_weights():
+    before = _train(_config(), steps=2)
+    state = TrainState(_config(seed=9))
+    state.start_from(before.average.state_dict())
+    pairs = zip(state.network.state_dict().values(), before.average.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    assert state.step == 0
