@@ -24,6 +24,24 @@ def psnr_db(photo: NDArray[np.generic], reference: NDArray[np.generic], *, peak:
     return math.inf if mean_square == 0 else 10 * math.log10(peak**2 / mean_square)
 
 
+def ssim(photo: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
+    """Structural similarity of two (H, W, 3) photos, at most 1: Wang et al. 2004, with its Gaussian window, a channel
+    at a time. Both sides must have 11 pixels at least.
+    """
+    from skimage.metrics import structural_similarity
+
+    similarity = structural_similarity(  # type: ignore[no-untyped-call]  # the library has no types
+        photo,
+        reference,
+        data_range=PEAK,
+        channel_axis=2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    return float(similarity)
+
+
 def gaussian_psnr_db(
     denoise: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     photos: Iterable[NDArray[np.uint8]],

@@ -1,0 +1,98 @@
+"""Trials make the noise that they name, and scores say what was done to it."""
+
+import numpy as np
+import pytest
+
+from model.evaluate import CAMERAS, PHOTO_ISOS, Score, Trial, mean_score, photograph, run_trial, standard_trials
+
+pytest.importorskip("cv2", reason="needs the extra 'evaluate'")
+pytest.importorskip("skimage", reason="needs the extra 'evaluate'")
+
+TRIALS = {trial.name: trial for trial in standard_trials()}
+
+
+def _photos(count: int = 2) -> list[np.ndarray]:
+    """Smooth photos with one edge, away from black and white."""
+    ramp = np.linspace(70, 180, 64)
+    photo = np.stack([np.add.outer(ramp, ramp) / 2] * 3, axis=2)
+    photo[:, 32:] += 20
+    return [(photo + number).astype(np.uint8) for number in range(count)]
+
+
+def _add(name: str, clean: np.ndarray) -> np.ndarray:
+    return TRIALS[name].add(clean, np.random.default_rng(0), 0)
+
+
+@pytest.mark.parametrize("sigma", [15, 25, 50])
+def test_the_noise_of_papers_is_float_and_that_of_files_is_8_bit(sigma):
+    (clean,) = _photos(1)
+    assert (_add(f"float, σ {sigma}", clean) - clean).std() == pytest.approx(sigma, rel=0.03)
+    noisy = _add(f"file, σ {sigma}", clean)
+    assert noisy.dtype == np.uint8
+    assert (noisy.astype(float) - clean).std() == pytest.approx(sigma, rel=0.1)
+
+
+def test_a_fifth_of_the_pixels_is_salt_or_pepper():
+    (clean,) = _photos(1)
+    noisy = _add("salt and pepper, 20 %", clean)
+    changed = (noisy != clean).any(axis=2)
+    assert changed.mean() == pytest.approx(0.2, abs=0.02)
+    assert np.isin(noisy[changed], (0, 255)).all()
+
+
+@pytest.mark.parametrize("camera", range(len(CAMERAS)))
+def test_every_camera_keeps_the_photo_and_is_noisier_at_a_higher_iso(camera):
+    (clean,) = _photos(1)
+    low, high = (
+        photograph(clean, np.random.default_rng(0), camera + len(CAMERAS) * step).astype(float) - clean
+        for step in (0, 4)
+    )
+    assert low.mean() == pytest.approx(0, abs=2)
+    assert 0.5 < low.std() < high.std() < 40
+    if CAMERAS[camera].max_iso == PHOTO_ISOS[-1]:
+        assert high.std() > 1.7 * low.std()
+
+
+def _score_of(denoise) -> Score:
+    return mean_score(run_trial(TRIALS["file, σ 25"], denoise, _photos()))
+
+
+def test_doing_nothing_gains_nothing_and_leaves_all_of_the_noise():
+    score = _score_of(lambda noisy, _told: noisy)
+    assert score.gain_db == 0
+    assert score.noise_left == pytest.approx(1, abs=1e-4)
+    assert score.detail_lost == pytest.approx(0, abs=0.3)
+    assert score.estimated_sigma == pytest.approx(25, rel=0.12)
+
+
+def test_a_blur_loses_detail_and_removes_noise():
+    def blur(noisy, _told):
+        return sum(np.roll(noisy.astype(np.float32), (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) / 9
+
+    score = _score_of(blur)
+    assert score.noise_left == pytest.approx(1 / 9, abs=0.03)
+    assert score.detail_lost > 0.5
+
+
+def test_perfection_is_perfect():
+    photos = iter(_photos())
+    score = _score_of(lambda _noisy, _told: next(photos))
+    assert (score.psnr_db, score.ssim, score.noise_left, score.detail_lost) == (99, pytest.approx(1), 0, 0)
+
+
+def test_equal_seeds_give_every_denoiser_the_same_noise():
+    seen = []
+    for _ in range(2):
+        list(run_trial(TRIALS["cameras, ISO 800–12800"], lambda noisy, _told: seen.append(noisy) or noisy, _photos()))
+    assert np.array_equal(seen[0], seen[2])
+    assert np.array_equal(seen[1], seen[3])
+    assert not np.array_equal(seen[0], seen[1])
+
+
+def test_a_peer_is_told_the_true_sigma_where_there_is_one():
+    told = []
+    trial = Trial("float", TRIALS["float, σ 25"].add, 25)
+    list(run_trial(trial, lambda noisy, known: told.append(known.sigma) or noisy, _photos()))
+    list(run_trial(TRIALS["cameras, ISO 800–12800"], lambda noisy, known: told.append(known.sigma) or noisy, _photos()))
+    assert told[:2] == [25, 25]
+    assert all(0 < sigma < 25 for sigma in told[2:])
