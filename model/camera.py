@@ -44,6 +44,8 @@ class Cameras:
         red_gain_B, blue_gain_B: white balance; what the raw's red and blue are multiplied with.
         has_tone_curve_B: whether the camera raises the contrast by a smoothstep curve.
         demosaicing_B: a `Demosaicing` of each.
+        spares_detail_B: whether only the noise passes the mosaic, without the demosaicing's own mistakes: photos that
+            were made smaller are sharper than a sensor sees them, and would exaggerate those.
     """
 
     shot_B: Tensor
@@ -52,6 +54,7 @@ class Cameras:
     blue_gain_B: Tensor
     has_tone_curve_B: Tensor
     demosaicing_B: Tensor
+    spares_detail_B: Tensor
 
     @classmethod
     def sample(cls, count: int, generator: Generator) -> "Cameras":
@@ -69,6 +72,7 @@ class Cameras:
             blue_gain_B=uniform(*BLUE_GAIN_RANGE),
             has_tone_curve_B=uniform(0, 1) < 0.5,
             demosaicing_B=torch.randint(len(Demosaicing), (count,), generator=generator),
+            spares_detail_B=uniform(0, 1) < 0.7,
         )
 
 
@@ -84,13 +88,13 @@ def add_camera_noise(clean_BCHW: Tensor, cameras: Cameras, generator: Generator)
     gain_BCHW = gain_BCHW[:, :, None, None]
     raw_BCHW = srgb_to_linear(display_BCHW) / gain_BCHW
     variance_BCHW = _spread(cameras.shot_B) * raw_BCHW + _spread(cameras.read_variance_B)
-    raw_BCHW = raw_BCHW + torch.randn(raw_BCHW.shape, generator=generator) * variance_BCHW.sqrt()
-    linear_BCHW = raw_BCHW * gain_BCHW
+    spared_BCHW = torch.where(_spread(cameras.spares_detail_B), raw_BCHW, torch.zeros(()))
+    sensed_BCHW = raw_BCHW - spared_BCHW + torch.randn(raw_BCHW.shape, generator=generator) * variance_BCHW.sqrt()
     for demosaicing, demosaic in ((Demosaicing.BILINEAR, demosaic_bilinear), (Demosaicing.MALVAR, demosaic_malvar)):
         chosen_B = cameras.demosaicing_B == demosaicing
         if chosen_B.any():
-            linear_BCHW[chosen_B] = demosaic(linear_BCHW[chosen_B])
-    display_BCHW = linear_to_srgb(linear_BCHW)
+            sensed_BCHW[chosen_B] = demosaic(sensed_BCHW[chosen_B])
+    display_BCHW = linear_to_srgb((sensed_BCHW + spared_BCHW) * gain_BCHW)
     return torch.where(has_curve_B111, _smoothstep(display_BCHW), display_BCHW)
 
 

@@ -66,22 +66,25 @@ def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.fl
             f"cannot estimate the noise of an array of shape {photo.shape} and dtype {photo.dtype}: expected (H, W, 3) "
             "or (H, W) of uint8, uint16 or float32, at least one pixel"
         )
-    blocks_NPC = _flattest(_sample_blocks(photo))
+    blocks_NPC = _sample_blocks(photo)
+    blocks_NPC = blocks_NPC[_flattest(blocks_NPC)].astype(np.float32) * np.float32(255 / PEAKS[photo.dtype])
     fine = _measure(blocks_NPC, level=1)
     coarse = _measure(blocks_NPC, level=2).scaled(math.sqrt(_noise_likeness(blocks_NPC, level=2)))
     return max(fine, coarse, key=lambda estimate: estimate.sigma)
 
 
-def measure_noise(noise: NDArray[np.float32]) -> NoiseEstimate:
-    """What `estimate_noise` would say of noise that is known: what it errs by is the photo, not the kind of noise.
+def measure_noise(noise: NDArray[np.float32], noisy: NDArray[np.float32]) -> NoiseEstimate:
+    """What `estimate_noise` would say of a photo whose noise is known, if no texture misled it.
+
+    It is measured in the same blocks, the flattest of the noisy photo: those of a camera are darker than others, and
+    less noisy.
 
     Args:
         noise: (H, W, 3) or (H, W), the noisy photo minus the clean one, in 8-bit levels; 16 pixels a side at least.
+        noisy: the noisy photo, of the same shape and unit.
     """
-    rows, columns = (extent // BLOCK_PX for extent in noise.shape[:2])
-    noise_HWC = noise.reshape(*noise.shape[:2], -1)[: rows * BLOCK_PX, : columns * BLOCK_PX]
-    grid = noise_HWC.reshape(rows, BLOCK_PX, columns, BLOCK_PX, -1).swapaxes(1, 2)
-    blocks_NPC = grid.reshape(rows * columns, BLOCK_PX**2, -1)
+    noise_NPC, noisy_NPC = _sample_blocks(noise), _sample_blocks(noisy)
+    blocks_NPC = noise_NPC[_flattest(noisy_NPC)]
     return max((_measure(blocks_NPC, level) for level in (1, 2)), key=lambda estimate: estimate.sigma)
 
 
@@ -98,8 +101,8 @@ def _sample_blocks(photo: NDArray[Any]) -> NDArray[Any]:
     return grid.reshape(-1, BLOCK_PX**2, photo_HWC.shape[2])
 
 
-def _flattest(blocks_NPC: NDArray[Any]) -> Floats:
-    """The flattest among the blocks that are hardly clipped, in 8-bit levels."""
+def _flattest(blocks_NPC: NDArray[Any]) -> NDArray[np.intp]:
+    """Which are the flattest among the blocks that are hardly clipped."""
     peak = PEAKS[blocks_NPC.dtype]
     is_clipped = (blocks_NPC == 0) | (blocks_NPC == peak) if blocks_NPC.dtype != np.float32 else np.isnan(blocks_NPC)
     clipped_N = is_clipped.mean(axis=(1, 2))
@@ -108,8 +111,7 @@ def _flattest(blocks_NPC: NDArray[Any]) -> Floats:
     texture_NK = luma_NP @ _texture_basis()
     texture_N = np.einsum("nk,nk->n", texture_NK, texture_NK)
     count = max(FEWEST_BLOCKS, round(FLATTEST_SHARE * len(usable)))
-    flattest = usable[np.argsort(texture_N, kind="stable")[:count]]
-    return blocks_NPC[flattest].astype(np.float32) * np.float32(255 / peak)
+    return usable[np.argsort(texture_N, kind="stable")[:count]]
 
 
 def _measure(blocks_NPC: Floats, level: int) -> NoiseEstimate:

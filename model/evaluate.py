@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,7 +165,7 @@ class Camera:
         max_iso: no photo is taken above it.
         is_edge_aware: OpenCV's edge-aware demosaicing; or else its variable number of gradients (VNG, 8 bit).
         contrast: exponent of the tone curve's slope in the mid-tones; 0 is none.
-        sharpening: amount of an unsharp mask of one pixel, on the noise.
+        sharpening: amount of an unsharp mask of one pixel.
         subsampling: of the JPEG, as Pillow counts: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0.
     """
 
@@ -190,7 +191,7 @@ CAMERAS = (
 
 
 def photograph(clean: Photo, draw: np.random.Generator, number: int) -> Photo:
-    """The photo as the camera of this number takes it at the ISO of this number, opened again from its JPEG."""
+    """The photo with the noise of the camera of this number, at the ISO of this number, opened again from its JPEG."""
     camera = CAMERAS[number % len(CAMERAS)]
     iso = min(camera.max_iso, PHOTO_ISOS[number // len(CAMERAS) % len(PHOTO_ISOS)])
     electrons_at_white = camera.full_well * 100 / iso
@@ -198,9 +199,13 @@ def photograph(clean: Photo, draw: np.random.Generator, number: int) -> Photo:
 
     raw = _to_linear(_uncurved(clean.astype(np.float32) / PEAK, camera.contrast)) / gains
     counted = draw.poisson(raw * electrons_at_white) + draw.normal(0, camera.read_electrons, raw.shape)
-    sensed = _demosaiced(counted / electrons_at_white, is_edge_aware=camera.is_edge_aware)
-    developed = _curved(_to_display((sensed * gains).clip(0, 1)), camera.contrast) * PEAK
-    added = developed - clean  # sharpened alone, as if the clean photo had been sharpened, too
+
+    def develop(sensed: NDArray[Any]) -> Floats:
+        linear = _demosaiced(sensed, is_edge_aware=camera.is_edge_aware) * gains
+        return _curved(_to_display(linear.clip(0, 1)), camera.contrast) * PEAK
+
+    # The noise alone: what demosaicing makes of the detail of photos as sharp as these is no noise.
+    added = develop(counted / electrons_at_white) - develop(raw)
     developed = clean + added + camera.sharpening * (added - _blurred(added))
     file = io.BytesIO()
     Image.fromarray(np.rint(developed).clip(0, PEAK).astype(np.uint8)).save(
@@ -209,7 +214,7 @@ def photograph(clean: Photo, draw: np.random.Generator, number: int) -> Photo:
     return np.asarray(Image.open(file))
 
 
-def _demosaiced(linear: NDArray[np.float64], *, is_edge_aware: bool) -> Floats:
+def _demosaiced(linear: NDArray[Any], *, is_edge_aware: bool) -> Floats:
     """Behind an RGGB mosaic, by OpenCV in 16 bits (edge-aware) or 8 (VNG, of the square root, to keep the shadows)."""
     import cv2
 

@@ -200,6 +200,7 @@ def photograph(clean_HWC: NDArray[np.uint8], *, shot: float, seed: int) -> NDArr
         blue_gain_B=torch.ones(1),
         has_tone_curve_B=torch.tensor([False]),
         demosaicing_B=torch.tensor([Demosaicing.BILINEAR]),
+        spares_detail_B=torch.tensor([False]),
     )
     noisy_BCHW = to_8bit(add_camera_noise(clean_BCHW, camera, generator))
     return (noisy_BCHW[0].permute(1, 2, 0) * PEAK).round().to(torch.uint8).contiguous().numpy()

@@ -19,7 +19,7 @@ from model.noise import PEAK, NoiseConfig, sample_noisy
 from model.weights import NETWORKS
 
 # How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
-TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.15, 0.08, 0.4
+TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.2, 0.08, 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +179,7 @@ def train_steps(
         step_seed = config.seed * 1_000_003 + state.step
         noise_draw = Generator().manual_seed(step_seed)
         noisy_BCHW = sample_noisy(clean_BCHW, config.noise, noise_draw)
-        level_B2 = tell_level(noisy_BCHW - clean_BCHW, noise_draw).to(device)
+        level_B2 = tell_level(noisy_BCHW, clean_BCHW, noise_draw).to(device)
         noisy_BCHW = noisy_BCHW.to(device, memory_format=torch.channels_last)
 
         learning_rate = config.learning_rate * _schedule(state.step, config)
@@ -200,9 +200,10 @@ def train_steps(
         )
 
 
-def tell_level(noise_BCHW: Tensor, generator: Generator) -> Tensor:
+def tell_level(noisy_BCHW: Tensor, clean_BCHW: Tensor, generator: Generator) -> Tensor:
     """What the network is told of the noise, (B, 2) in sRGB units: the truth, with errors as an estimate makes them."""
-    measured = [measure_noise((noise_CHW * PEAK).permute(1, 2, 0).numpy()) for noise_CHW in noise_BCHW]
+    noisy_BHWC, clean_BHWC = ((photo * PEAK).permute(0, 2, 3, 1).numpy() for photo in (noisy_BCHW, clean_BCHW))
+    measured = [measure_noise(noisy - clean, noisy) for noisy, clean in zip(noisy_BHWC, clean_BHWC, strict=True)]
     level_B2 = torch.tensor([[found.luma_sigma, found.chroma_sigma] for found in measured])
     batch = len(level_B2)
     together_B1 = torch.randn(batch, 1, generator=generator) * TOLD_SPREAD

@@ -16,6 +16,7 @@ PLAIN = Cameras(
     blue_gain_B=torch.ones(1),
     has_tone_curve_B=torch.tensor([False]),
     demosaicing_B=torch.tensor([Demosaicing.NONE]),
+    spares_detail_B=torch.tensor([False]),
 )
 
 
@@ -85,6 +86,20 @@ def test_demosaicing_keeps_a_gray_ramp(demosaic):
     ramp_BCHW = torch.linspace(0.2, 0.8, 32).expand(1, 3, 32, 32)
     inner = (..., slice(2, -2), slice(2, -2))
     torch.testing.assert_close(demosaic(ramp_BCHW)[inner], ramp_BCHW[inner])
+
+
+@pytest.mark.parametrize("spares_detail", [True, False])
+def test_the_mistakes_of_demosaicing_can_be_left_out(spares_detail):
+    settings = dataclasses.replace(
+        PLAIN,
+        shot_B=torch.zeros(1),
+        read_variance_B=torch.zeros(1),
+        demosaicing_B=torch.tensor([Demosaicing.BILINEAR]),
+        spares_detail_B=torch.tensor([spares_detail]),
+    )
+    stripes_BCHW = torch.tensor([0.2, 0.8]).repeat(16).expand(1, 3, 32, 32)
+    error_BCHW = add_camera_noise(stripes_BCHW, settings, Generator().manual_seed(0)) - stripes_BCHW
+    assert (error_BCHW.abs().max() < 1e-4) == spares_detail
 
 
 def test_gradient_correction_is_closer_to_the_truth_than_bilinear_interpolation():

@@ -125,10 +125,16 @@ def test_white_noise_is_met_on_real_photos(path, sigma):
 @pytest.mark.parametrize("sigma", [2.0, 25.0])
 def test_known_noise_is_measured_as_an_estimate_would(sigma):
     noise = np.random.default_rng(0).normal(0, sigma, (128, 128, 3)).astype(np.float32)
-    measured = measure_noise(noise)
+    measured = measure_noise(noise, 128 + noise)
     assert measured.sigma == pytest.approx(sigma, rel=0.05)
     assert measured.luma_sigma == pytest.approx(sigma, rel=0.1)
     assert measured.chroma_sigma == pytest.approx(sigma, rel=0.1)
+
+
+def test_noise_is_measured_where_the_noisy_photo_is_flattest():
+    draw = np.random.default_rng(0)
+    noise = draw.normal(0, np.repeat([[2.0], [20.0]], 64, axis=0), (128, 128)).astype(np.float32)
+    assert measure_noise(noise, 128 + noise).sigma == pytest.approx(2, rel=0.1)
 
 
 def test_a_float_photo_is_estimated_like_a_file_and_is_never_clipped():
