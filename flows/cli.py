@@ -8,11 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from model.training import StepMetrics
-    from pipeline.jobs import Progress, Summary
+    from pipeline.forecast import ForecastOptions, Outlook
+    from pipeline.run import Progress, Summary
+
+J = TypeVar("J")
 
 EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -54,6 +57,25 @@ def denoise(options: argparse.Namespace) -> int:
     return _denoise_collection(options, config)
 
 
+def ingest(options: argparse.Namespace) -> int:
+    """`degrain ingest`: a collection into the Parquet shards of an image set."""
+    from pipeline.cluster import ClusterConfig
+    from pipeline.ingest import IngestConfig, IngestJob, forecast_ingest, run_ingest
+
+    job = IngestJob(
+        source=options.source,
+        target=options.target,
+        limit=options.limit,
+        retry_failed=options.retry_failed,
+        max_rejected_fraction=options.max_rejected_fraction,
+        keys=options.keys,
+        where=options.where,
+        ingest=IngestConfig(resize_px=options.resize, min_side_px=options.min_side),
+        cluster=ClusterConfig(address=options.cluster, workers=options.workers),
+    )
+    return _forecast(job, forecast_ingest, options) if options.dry_run else _run(job, run_ingest, options)
+
+
 def demo(options: argparse.Namespace) -> int:
     """`degrain demo`: noise on the photos that ship, the true `denoise` on them, and what was gained."""
     from pathlib import Path
@@ -85,6 +107,7 @@ def train(options: argparse.Namespace) -> int:
         source=options.source,
         run=options.run,
         validation=options.validate,
+        start_from=options.start_from,
         data=options.data,
         licence=options.licence,
         config=config,
@@ -120,7 +143,7 @@ def weights(options: argparse.Namespace) -> int:
 
 def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any: DenoiseConfig, imported late
     from pipeline.cluster import ClusterConfig
-    from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
+    from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
     from pipeline.records import Layout
 
     job = DenoiseJob(
@@ -131,21 +154,35 @@ def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any
         limit=options.limit,
         retry_failed=options.retry_failed,
         max_rejected_fraction=options.max_rejected_fraction,
+        keys=options.keys,
+        where=options.where,
         denoise=config,
         cluster=ClusterConfig(address=options.cluster, workers=options.workers),
     )
-    if options.dry_run:
-        counts = plan_denoise(job)
-        if options.json:
-            print(json.dumps(dataclasses.asdict(counts)))
-            return EXIT_OK
-        for status, photos in counts.photos.items():
-            print(f"{status:12} {photos:>10,} photos {counts.size_bytes[status] / 1e6:>12,.1f} MB")
-        print(f"{'to do':12} {counts.planned_photos:>10,} photos {counts.planned_bytes / 1e6:>12,.1f} MB")
-        return EXIT_OK
+    return _forecast(job, forecast_denoise, options) if options.dry_run else _run(job, run_denoise, options)
+
+
+def _forecast(job: J, look: "Callable[[J, ForecastOptions], Outlook]", options: argparse.Namespace) -> int:
+    """Say what a job would do, and what it will take."""
+    from pipeline.forecast import ForecastOptions, format_outlook
+
+    outlook = look(
+        job,
+        ForecastOptions(
+            sample_photos=options.sample_photos,
+            gpu_megapixels_per_s=options.gpu_megapixels_per_s,
+            price_per_hour=options.price_per_hour,
+        ),
+    )
+    print(json.dumps(outlook.as_dict()) if options.json else format_outlook(outlook))
+    return EXIT_OK
+
+
+def _run(job: J, run: "Callable[[J, Callable[[Progress], None]], Summary]", options: argparse.Namespace) -> int:
+    """Do a job, and say how it ended."""
     with _ProgressBar() as progress:
-        summary = run_denoise(job, progress)
-    print(json.dumps(dataclasses.asdict(summary)) if options.json else _summary_text(summary, options.target))
+        summary = run(job, progress)
+    print(json.dumps(summary.as_dict()) if options.json else _summary_text(summary, options.target))
     return EXIT_OK
 
 
@@ -186,11 +223,11 @@ def _bar_interval_s() -> float:
 
 
 def _summary_text(summary: "Summary", target: str) -> str:
-    if not summary.denoised + summary.untouched + summary.rejected:
+    if not any(summary.outcomes.values()):
         return f"nothing to do: {summary.up_to_date:,} photos are up to date in {target}"
+    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in summary.outcomes.items())
     lines = [
-        f"{summary.inputs:,} photos: {summary.denoised:,} denoised, {summary.untouched:,} untouched, "
-        f"{summary.rejected:,} rejected, {summary.up_to_date:,} up to date",
+        f"{summary.inputs:,} photos: {outcomes}, {summary.up_to_date:,} up to date",
         f"{summary.megapixels:,.1f} megapixels in {summary.seconds:,.1f} s: {summary.images_per_second:.2f} images/s, "
         f"{summary.megapixels_per_second:.2f} megapixels/s",
         f"index: {summary.index} (outcome and reason of every photo)",
@@ -204,24 +241,25 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = _command(commands, "denoise", denoise, "denoise a collection of photos, or one photo")
-    command.add_argument("source", metavar="SOURCE", help="folder, URL (s3://…), image set, or one photo; only read")
+    _denoise_options(command)
+    command.add_argument("--dry-run", action="store_true", help="what `degrain plan` does")
+
+    command = _command(commands, "plan", denoise, "say what denoise would do and what it will take, and write nothing")
+    _denoise_options(command)
+    command.set_defaults(dry_run=True)
+
+    command = _command(commands, "ingest", ingest, "pack a collection of photos into Parquet shards")
+    command.add_argument("source", metavar="SOURCE", help="folder, URL (s3://…) or image set; only read")
+    command.add_argument("target", metavar="TARGET", help="where the image set is made or goes on")
     command.add_argument(
-        "target", metavar="TARGET", help="where the image set is made or goes on; a file for one photo"
+        "--resize",
+        type=int,
+        metavar="N",
+        help="pack 8-bit PNGs, upright, whose shorter side has N pixels; never enlarged [the bytes as they are]",
     )
-    _weights_option(command)
-    command.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="share of the noise to remove [1]")
-    command.add_argument(
-        "--layout", choices=["files", "packed"], default="files", help="the same names, or Parquet shards [files]"
-    )
-    command.add_argument("--limit", type=int, metavar="N", help="process at most N photos")
-    command.add_argument("--retry-failed", action="store_true", help="try photos again that were rejected before")
-    command.add_argument(
-        "--max-rejected-fraction", type=float, default=1.0, metavar="F", help="fail when more are rejected [1]"
-    )
+    command.add_argument("--min-side", type=int, metavar="N", help="skip photos with a side shorter than N pixels")
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
-    command.add_argument("--workers", type=int, metavar="N", help="worker processes [one a GPU, or one a core]")
-    command.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")
-    command.add_argument("--json", action="store_true", help="one JSON object as the last line of standard output")
+    _run_options(command)
 
     command = _command(commands, "demo", demo, "add camera noise to the photos that ship, and remove it")
     command.add_argument("folder", metavar="FOLDER", help="where the photos and a before/after picture are written")
@@ -238,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch [128]")
     command.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise [0]")
     command.add_argument("--validate", metavar="SET", help="score the weights on these photos at the end")
+    command.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
     command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
     command.add_argument("--licence", default="not stated", metavar="TEXT", help="what the card says of the terms")
 
@@ -272,6 +311,45 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
         "--verbose", action="store_true", help="a line on standard error for each shard, and tracebacks"
     )
     return command
+
+
+def _denoise_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="SOURCE", help="folder, URL (s3://…), image set, or one photo; only read")
+    command.add_argument(
+        "target", metavar="TARGET", help="where the image set is made or goes on; a file for one photo"
+    )
+    _weights_option(command)
+    command.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="share of the noise to remove [1]")
+    command.add_argument(
+        "--layout", choices=["files", "packed"], default="files", help="the same names, or Parquet shards [files]"
+    )
+    _run_options(command)
+
+
+def _run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--keys", metavar="TABLE", help="list SOURCE by a Parquet or CSV table, or by the manifest of an S3 Inventory"
+    )
+    command.add_argument(
+        "--where", default="", metavar="SQL", help="take these photos of an image set, as in 'iso <= 400' [all]"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="process at most N photos")
+    command.add_argument("--retry-failed", action="store_true", help="try photos again that were rejected before")
+    command.add_argument(
+        "--max-rejected-fraction", type=float, default=1.0, metavar="F", help="fail when more are rejected [1]"
+    )
+    command.add_argument("--workers", type=int, metavar="N", help="worker processes [one a GPU, or one a core]")
+    command.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")
+    command.add_argument("--json", action="store_true", help="one JSON object as the last line of standard output")
+    plan = command.add_argument_group("what a plan tells")
+    plan.add_argument("--sample-photos", type=int, default=16, metavar="N", help="photos to measure; 0 for none [16]")
+    plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of all machines, for the money")
+    plan.add_argument(
+        "--gpu-megapixels-per-s",
+        type=float,
+        metavar="SPEED",
+        help="of a GPU that is not here, for the cores to feed it",
+    )
 
 
 def _weights_option(command: argparse.ArgumentParser) -> None:

@@ -320,6 +320,11 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def count_gpus() -> int:
+    """GPUs that a denoiser can use here."""
+    return torch.cuda.device_count()
+
+
 def _find_device(name: str) -> torch.device:
     has_gpu = torch.cuda.is_available()
     try:

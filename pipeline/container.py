@@ -1,11 +1,13 @@
 """What every container format shares: the header of a photo and its pixels."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.ifd import Shot
 
 Samples = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16: NumPy's type parameter for the width has no union
 
@@ -23,7 +25,7 @@ class Header:
         format: "jpeg", "png", "tiff", "webp"; else another lower-case name such as "gif" or "heif"; "" when the content
             is no known image format.
         mode: "1", "L", "LA", "RGB", "RGBA", "P", "CMYK", "F" …: what the samples mean, whatever their bit depth.
-        orientation: the EXIF value, 1 to 8; 1 when absent or invalid.
+        shot: what EXIF tells.
         untouched_reason: None when the photo can be denoised faithfully; else why it is copied as it is.
     """
 
@@ -32,8 +34,18 @@ class Header:
     height_px: int | None = None
     mode: str | None = None
     bit_depth: int | None = None
-    orientation: int = 1
+    shot: Shot = field(default_factory=Shot)
     untouched_reason: str | None = None
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF value, 1 to 8; 1 when absent or invalid."""
+        return self.shot.orientation
+
+    @property
+    def pixels(self) -> int:
+        """Width times height, 0 where they are not known."""
+        return (self.width_px or 0) * (self.height_px or 0)
 
 
 @dataclass(frozen=True, slots=True)

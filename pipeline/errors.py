@@ -2,6 +2,7 @@
 
     DegrainError
     ├── PhotoRejected        one photo cannot be used; becomes a row of the index with this message as its reason
+    │   └── PhotoKept        its result cannot be written faithfully; it is copied as it is
     ├── StorageError         a store could not be read or written
     │   ├── ObjectRefused    this one object cannot be read or held; the store works otherwise
     │   │   └── ObjectMissing  there is no such object
@@ -19,6 +20,10 @@ class DegrainError(Exception):
 
 class PhotoRejected(DegrainError):
     """One photo cannot be used. The message is the reason that a person reads in the index."""
+
+
+class PhotoKept(PhotoRejected):
+    """A photo's result cannot be written faithfully: it is copied byte for byte, for this reason."""
 
 
 class StorageError(DegrainError):

@@ -1,14 +1,23 @@
 """Image file directories: the tags of TIFF files and of EXIF blocks, which are TIFF files without a picture."""
 
+import re
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
 from pipeline.errors import PhotoRejected
 
-ORIENTATION = 274
-TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+MAKE, MODEL, ORIENTATION, EXIF_IFD = 271, 272, 274, 34665
+ISO, RECOMMENDED_INDEX, ISO_SPEED, TAKEN_AT = 34855, 34866, 34867, 36867
+TYPE_SIZES = {
+    1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8, 129: 1
+}  # fmt: skip
 UNSIGNED = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+RATIONAL, TEXTS = 5, {1, 2, 7, 129}  # bytes, ASCII, undefined, UTF-8: writers use all of them for text
+MAX_TEXT_BYTES = 128
+ISO_TOO_LARGE = 65535  # the tag has 16 bits: the true value is in another
+MAX_ISO = 2**31 - 1
 MAX_TAGS = 4096  # real directories have a few dozen
 MAX_VALUES = 1 << 21  # 400 megapixels in tiles of 16 × 16
 
@@ -137,16 +146,89 @@ def read_directory(file: File, offset: int) -> Directory:
     return Directory(entries, offset, end + file.pointer_bytes, next_offset)
 
 
-def orientation(file: File, directory: Directory) -> int:
-    """The EXIF orientation, 1 to 8; 1 when it is absent or invalid."""
-    value = file.value(directory, ORIENTATION, 1)
-    return value if 1 <= value <= 8 else 1
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """What EXIF tells of how a photo was taken; the defaults where it tells nothing, or nothing sound.
+
+    Attributes:
+        orientation: 1 to 8.
+        camera: make and model, the make left out where the model repeats it.
+        iso: sensitivity, at least 1.
+        taken_at: what the camera's clock showed, without a time zone.
+    """
+
+    orientation: int = 1
+    camera: str | None = None
+    iso: int | None = None
+    taken_at: datetime | None = None
 
 
-def exif_orientation(exif: bytes) -> int:
-    """The orientation that an EXIF block tells; 1 when it tells none or is damaged."""
+def read_shot(exif: bytes) -> Shot:
+    """What an EXIF block tells, which may be damaged or empty."""
     try:
         file = open_file(exif.removeprefix(b"Exif\0\0"))  # JPEG's prefix, which some writers put into PNG and WebP too
-        return orientation(file, read_directory(file, file.first_offset))
+        return find_shot(file, read_directory(file, file.first_offset))
     except PhotoRejected:
-        return 1
+        return Shot()
+
+
+def find_shot(file: File, directory: Directory) -> Shot:
+    """What the directory of a photo tells. What is damaged is left out, and the rest is told."""
+    try:
+        exif = read_directory(file, file.value(directory, EXIF_IFD, 0))
+    except PhotoRejected:
+        exif = Directory({}, 0, 0, 0)
+    orientation = _number(file, directory, ORIENTATION)
+    iso = _number(file, exif, ISO)
+    if iso is None or iso == ISO_TOO_LARGE:
+        others = (_number(file, exif, tag) for tag in (ISO_SPEED, RECOMMENDED_INDEX))
+        iso = next((other for other in others if other), iso)
+    return Shot(
+        orientation=orientation if orientation is not None and 1 <= orientation <= 8 else 1,
+        camera=_camera(_text(file, directory, MAKE), _text(file, directory, MODEL)),
+        iso=iso if iso is not None and 0 < iso <= MAX_ISO else None,
+        taken_at=_time(_text(file, exif, TAKEN_AT)),
+    )
+
+
+def _number(file: File, directory: Directory, tag: int) -> int | None:
+    """The first value of a tag that should hold a whole number; a fraction is rounded."""
+    entry = directory.entries.get(tag)
+    if entry is None or entry.count == 0:
+        return None
+    try:
+        if entry.kind == RATIONAL:
+            numerator, denominator = file.numbers(entry.offset, "u4", 2)
+            return round(numerator / denominator) if denominator else None
+        return file.numbers(entry.offset, UNSIGNED[entry.kind])[0] if entry.kind in UNSIGNED else None
+    except PhotoRejected:
+        return None
+
+
+def _text(file: File, directory: Directory, tag: int) -> str:
+    """The text of a tag up to its first NUL, without control characters; empty when there is none."""
+    entry = directory.entries.get(tag)
+    if entry is None or entry.kind not in TEXTS or entry.end > len(file.data):
+        return ""
+    data = file.data[entry.offset : min(entry.end, entry.offset + MAX_TEXT_BYTES)].split(b"\0")[0]
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
+def _camera(make: str, model: str) -> str | None:
+    if make and model.lower().startswith(make.split(maxsplit=1)[0].lower()):
+        make = ""
+    return f"{make} {model}".strip() or None
+
+
+def _time(text: str) -> datetime | None:
+    """The time that EXIF writes as 2019:07:04 12:30:00."""
+    if not re.fullmatch(r"\d{4}([:/-]\d\d){2}[ T]\d\d(:\d\d){2}", text, re.ASCII):
+        return None
+    try:
+        return datetime.fromisoformat(re.sub("[:/]", "-", text[:10]) + text[10:])
+    except ValueError:  # such as 0000:00:00, which cameras without a set clock write
+        return None

@@ -4,14 +4,29 @@ JPEG, PNG, TIFF and WebP are denoised. `inspect` tells what a file is and, if it
 pixels into the source's own container, so that its settings and metadata survive: each format's module says how.
 """
 
+import io
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+from PIL import Image
 
 from pipeline import jpeg, png, tiff, webp
 from pipeline.container import Header, Pixels
 from pipeline.errors import PhotoRejected
 
-__all__ = ["Header", "Limits", "Pixels", "decode", "encode", "inspect", "promised_format"]
+__all__ = [
+    "Header",
+    "Limits",
+    "Pixels",
+    "Small",
+    "can_shrink",
+    "decode",
+    "encode",
+    "inspect",
+    "promised_format",
+    "shrink",
+]
 
 
 class Container(Protocol):
@@ -75,6 +90,20 @@ RAW_EXTENSIONS = {
     "iiq", "k25", "kdc", "mdc", "mef", "mos", "mrw", "nef", "nrw", "orf", "pef", "ptx", "pxn", "raf", "raw", "rw2",
     "rwl", "sr2", "srf", "srw", "x3f"
 }  # fmt: skip
+# Decoded by what their headers say of mode and depth, whatever it is that cannot be written back.
+VIEWABLE = {"jpeg", "png"}
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SMALL_PNG_LEVEL = 3  # 91 ms a megapixel, and files 3 % larger than in 292
+MAX_PROFILE_BYTES = 1 << 20
+MAX_SIDE_PX, MAX_BIT_DEPTH = 2**31 - 1, 64  # what the index can hold, and what any real photo has
 APPLE_DOUBLE = b"\0\x05\x16\x07"  # what macOS keeps beside IMG.jpg as ._IMG.jpg
 
 
@@ -116,7 +145,8 @@ def inspect(data: bytes, *, name: str = "", limits: Limits = DEFAULT_LIMITS) -> 
         return Header(format=extension, untouched_reason="camera raw is not denoised")
     if content not in CONTAINERS:
         reason = f"{_display(content)} is not denoised" if content else "not a photo"
-        return Header(format=content, untouched_reason=reason)
+        width_px, height_px = _plain_size(data, content)
+        return Header(format=content, width_px=width_px, height_px=height_px, untouched_reason=reason)
     if len(data) > limits.max_bytes:
         raise PhotoRejected(f"the file has {len(data) / 1e6:,.1f} MB, the limit is {limits.max_bytes / 1e6:,.1f} MB")
     header = CONTAINERS[content].inspect(data)
@@ -160,6 +190,49 @@ def encode(pixels: Pixels, data: bytes, header: Header) -> bytes:
     return container.encode(pixels, data)
 
 
+@dataclass(frozen=True, slots=True)
+class Small:
+    """A smaller copy of a photo: an 8-bit PNG."""
+
+    data: bytes
+    width_px: int
+    height_px: int
+
+
+def can_shrink(header: Header) -> bool:
+    """Whether `shrink` understands the colours of a photo; it need not be one that can be denoised."""
+    if header.untouched_reason is not None and header.format not in VIEWABLE:
+        return False
+    return header.mode in {"L", "LA", "RGB", "RGBA"} and header.bit_depth in {8, 16}
+
+
+def shrink(data: bytes, header: Header, *, side_px: int) -> Small:
+    """A copy whose shorter side has `side_px` pixels, or of the photo's size where that is smaller already.
+
+    Upright, 8-bit, RGB or gray, as PNG with the photo's colour profile. 16 bits are rounded to 8, alpha is left out,
+    and so is all metadata. Lanczos, whose support grows with the reduction: what is too fine for the copy is averaged.
+
+    Raises:
+        PhotoRejected: the picture is damaged or incomplete.
+        ValueError: `can_shrink` says no.
+    """
+    if not can_shrink(header):
+        raise ValueError(f"a {_display(header.format)} of mode {header.mode} and {header.bit_depth} bits is not shrunk")
+    colour = CONTAINERS[header.format].decode(data).colour
+    if colour.dtype == np.uint16:
+        colour = ((colour.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    photo = Image.fromarray(np.ascontiguousarray(colour))
+    if header.orientation in UPRIGHT:
+        photo = photo.transpose(UPRIGHT[header.orientation])
+    scale = min(1.0, side_px / min(photo.size))
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    if size != photo.size:
+        photo = photo.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG", compress_level=SMALL_PNG_LEVEL, icc_profile=_colour_profile(data, header.mode))
+    return Small(buffer.getvalue(), *size)
+
+
 def promised_format(name: str) -> str | None:
     """The format that a file of this name must have to be denoised, or None where the name promises none."""
     return EXTENSIONS.get(_extension(name))
@@ -189,13 +262,40 @@ def _sniff(data: bytes) -> str:
     return next((name for signature, name in SIGNATURES.items() if data.startswith(signature)), "")
 
 
+def _plain_size(data: bytes, content: str) -> tuple[int | None, int | None]:
+    """Width and height of those formats that are not denoised and say so at a fixed place."""
+    start, size_bytes = {"gif": (6, 2), "bmp": (18, 2 if data[14:15] == b"\x0c" else 4)}.get(content, (0, 0))
+    ends = start + size_bytes, start + 2 * size_bytes
+    if not start or len(data) < ends[1]:
+        return None, None
+    width_px = int.from_bytes(data[start : ends[0]], "little")
+    height_px = int.from_bytes(data[ends[0] : ends[1]], "little")
+    if content == "bmp" and height_px > MAX_SIDE_PX:  # negative: the rows go from top to bottom
+        height_px = 2**32 - height_px
+    return (width_px, height_px) if max(width_px, height_px) <= MAX_SIDE_PX else (None, None)
+
+
 def _display(name: str) -> str:
     return DISPLAY_NAMES.get(name, name.upper())
+
+
+def _colour_profile(data: bytes, mode: str | None) -> bytes | None:
+    """The ICC profile of a photo, where it has one for its kind of colour."""
+    try:
+        profile = Image.open(io.BytesIO(data)).info.get("icc_profile")
+    except Exception:  # noqa: BLE001  # Pillow need not understand what our own modules do
+        return None
+    if not isinstance(profile, bytes) or len(profile) > MAX_PROFILE_BYTES:
+        return None
+    return profile if profile[16:20] == (b"GRAY" if mode in {"L", "LA"} else b"RGB ") else None
 
 
 def _check_size(header: Header, limits: Limits) -> None:
     if not header.width_px or not header.height_px:
         raise PhotoRejected(f"the photo has no pixels: {header.width_px} × {header.height_px}")
+    if max(header.width_px, header.height_px) > MAX_SIDE_PX or (header.bit_depth or 0) > MAX_BIT_DEPTH:
+        claim = f"{header.width_px} × {header.height_px} pixels of {header.bit_depth} bits"
+        raise PhotoRejected(f"the photo is corrupt: it claims to have {claim}")
     megapixels = header.width_px * header.height_px / 1e6
     if header.untouched_reason is None and megapixels > limits.max_megapixels:
         raise PhotoRejected(f"the photo has {megapixels:,.1f} megapixels, the limit is {limits.max_megapixels:,.1f}")

@@ -14,22 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
-from pipeline.records import INDEX_SCHEMA, PACKED_SCHEMA, Layout, Outcome, PhotoRecord, index_table
+from pipeline.index import Part, count_outcomes, merge
+from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, index_rows, index_table
 from pipeline.storage import Store
 
 MANIFEST = "manifest.json"
 FORMAT = "degrain image set"
 VERSION = 1
-PART_ROWS = 1_000_000  # of one published index part: some 100 MB
+GATHERED_ROWS = 100_000  # of committed shards, held while they are gathered in one file
+PARALLEL_PARTS = 4  # of an index, read at once: 40 MB each
 PARALLEL_READS = 16  # of small objects, when an index is published
 
 
@@ -138,14 +139,6 @@ class ImageSet:
         """Where the layout `packed` keeps the photos of a shard."""
         return f"shards/{shard}.parquet"
 
-    def write_packed(self, shard: str, records: Sequence[PhotoRecord], photos: Sequence[bytes]) -> None:
-        """Write a shard's photos and their rows as one Parquet object that opens in Hugging Face datasets."""
-        images = [{"bytes": photo, "path": record.key} for record, photo in zip(records, photos, strict=True)]
-        table = index_table(records).add_column(
-            0, PACKED_SCHEMA.field("image"), pa.array(images, PACKED_SCHEMA[0].type)
-        )
-        self.store.write(self.packed_key(shard), _parquet_bytes(table.cast(PACKED_SCHEMA)))
-
     def commit(self, shard: str, records: Sequence[PhotoRecord]) -> None:
         """Make a shard done, its payload being written. Of two workers with the same shard one wins; both may go on."""
         with suppress(ObjectExists):
@@ -162,11 +155,9 @@ class ImageSet:
         """
         manifest = self.read_manifest()
         assert manifest is not None, "only an opened image set is published"
-        with self._merged(manifest, shards) as merged:
-            counted = merged.sql("SELECT outcome, count(*) FROM merged GROUP BY outcome").fetchall()
-            rows = merged.sql("SELECT * FROM merged ORDER BY key").to_arrow_reader(100_000)
-            index = tuple(self._write_parts(run, rows))
-        counts = {Outcome(outcome): count for outcome, count in sorted(counted)}
+        with self._merged(manifest, shards) as parts:
+            index = tuple(self._publish_part(run, number, part, manifest) for number, part in enumerate(parts))
+            counts = count_outcomes([part.path for part in parts])
         published = dataclasses.replace(
             manifest, run=run, index=index, counts=counts, published_at=datetime.now(UTC).isoformat(timespec="seconds")
         )
@@ -185,65 +176,54 @@ class ImageSet:
     def local_index(self, shards: Sequence[str] = ()) -> Iterator[list[Path]]:
         """The index as local files, for as long as the context lasts, as if these shards were published too."""
         manifest = self.read_manifest()
-        if manifest is None:
+        if manifest is None or not (manifest.index or shards):
             yield []
             return
-        with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-            if not shards:
-                yield self._local_parts(manifest, Path(name))
-                return
-            path = Path(name) / "index.parquet"
-            with self._merged(manifest, shards) as merged:
-                merged.sql("SELECT * FROM merged").write_parquet(str(path))
-            yield [path]
+        with self._merged(manifest, shards) as parts:
+            yield [part.path for part in parts]
 
     @contextmanager
-    def _merged(self, manifest: Manifest, shards: Iterable[str]) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A database with a view `merged`: the index, and what the shards have committed."""
-        with (
-            tempfile.TemporaryDirectory(prefix="degrain-") as name,
-            duckdb.connect(config={"temp_directory": name}) as database,
-        ):
-            committed = Path(name) / "committed.parquet"
-            self._gather(shards, committed)
-            _create_merged_view(database, self._local_parts(manifest, Path(name)), committed)
-            yield database
+    def _merged(self, manifest: Manifest, shards: Iterable[str]) -> Iterator[list[Part]]:
+        """The index with what the shards have committed in it, as local files."""
+        with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+            folder = Path(name)
+            with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+                paths = list(pool.map(self._fetch, manifest.index, (folder / f"{n}.parquet" for n in count())))
+            committed = folder / "committed.parquet"
+            rows = self._gather(shards, committed)
+            if rows or not paths:
+                yield merge(paths, committed, folder)
+            else:
+                yield [Part(path, kept=number) for number, path in enumerate(paths)]
 
-    def _local_parts(self, manifest: Manifest, folder: Path) -> list[Path]:
-        parts = []
-        for number, key in enumerate(manifest.index):
-            part = folder / f"part-{number}.parquet"
-            part.write_bytes(self._read_parquet(key))
-            parts.append(part)
-        return parts
+    def _fetch(self, key: str, path: Path) -> Path:
+        path.write_bytes(self._read_parquet(key))
+        return path
 
-    def _gather(self, shards: Iterable[str], path: Path) -> None:
-        """Write the rows of committed shards to one local file."""
+    def _gather(self, shards: Iterable[str], path: Path) -> int:
+        """Write the rows of committed shards to one local file, in the order given; returns how many there are."""
+        keys = (f"commits/{shard}.parquet" for shard in shards)
+        waiting: list[pa.Table] = []
+        rows = waiting_rows = 0
         with pq.ParquetWriter(path, INDEX_SCHEMA) as writer, ThreadPoolExecutor(PARALLEL_READS) as pool:
-            keys = (f"commits/{shard}.parquet" for shard in shards)
             while some := list(islice(keys, PARALLEL_READS)):  # a `map` over all would hold what is not yet written
-                for data in pool.map(self._read_parquet, some):
-                    writer.write_table(pq.read_table(io.BytesIO(data)).cast(INDEX_SCHEMA))
+                found = list(pool.map(self._read_commit, some))
+                waiting += found
+                waiting_rows += sum(map(len, found))
+                if waiting_rows >= GATHERED_ROWS:
+                    writer.write_table(pa.concat_tables(waiting))
+                    rows, waiting, waiting_rows = rows + waiting_rows, [], 0
+            writer.write_table(pa.concat_tables([INDEX_SCHEMA.empty_table(), *waiting]))
+        return rows + waiting_rows
 
-    def _write_parts(self, run: str, rows: pa.RecordBatchReader) -> Iterator[str]:
-        """Write sorted rows as index parts of at most `PART_ROWS`, one in memory at a time; yields their keys."""
-        waiting: list[pa.RecordBatch] = []
-        number, room = 0, PART_ROWS
-        for batch in rows:
-            rest = batch
-            while rest.num_rows >= room:
-                yield self._write_part(run, number, [*waiting, rest.slice(0, room)])
-                rest = rest.slice(room)
-                number, waiting, room = number + 1, [], PART_ROWS
-            waiting.append(rest)
-            room -= rest.num_rows
-        if number == 0 or room < PART_ROWS:
-            yield self._write_part(run, number, waiting)
+    def _read_commit(self, key: str) -> pa.Table:
+        return index_rows(pq.read_table(io.BytesIO(self._read_parquet(key)), use_threads=False))
 
-    def _write_part(self, run: str, number: int, batches: list[pa.RecordBatch]) -> str:
-        """Its name holds a hash of its content: what the manifest points to is never overwritten by something else."""
-        table = pa.Table.from_batches(batches).cast(INDEX_SCHEMA) if batches else INDEX_SCHEMA.empty_table()
-        data = _parquet_bytes(table.combine_chunks())
+    def _publish_part(self, run: str, number: int, part: Part, before: Manifest) -> str:
+        """Its key holds a hash of its content: what the manifest points to is never overwritten by something else."""
+        if part.kept is not None:
+            return before.index[part.kept]
+        data = part.path.read_bytes()
         key = f"index/part-{run}-{number:05}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
         self.store.write(key, data)
         return key
@@ -274,31 +254,6 @@ def _parse_manifest(values: dict[str, Any]) -> Manifest:  # Any: JSON that a per
     if not all(type(count) is int for count in counts.values()):
         raise TypeError("'counts' must be whole numbers")
     return manifest
-
-
-def _create_merged_view(database: duckdb.DuckDBPyConnection, parts: Sequence[Path], committed: Path) -> None:
-    """The newest row of each key: that of the last attempt, whenever its commit is published."""
-    database.read_parquet(str(committed)).create_view("all_committed")
-    database.execute(
-        """
-        CREATE TEMP VIEW committed AS
-        SELECT * FROM all_committed QUALIFY row_number() OVER (PARTITION BY key ORDER BY attempts DESC, run DESC) = 1
-        """
-    )
-    if not parts:
-        database.execute("CREATE TEMP VIEW merged AS SELECT * FROM committed")
-        return
-    database.read_parquet([str(part) for part in parts]).create_view("published")
-    database.execute(
-        """
-        CREATE TEMP VIEW merged AS
-        SELECT * FROM committed ANTI JOIN published
-            ON committed.key = published.key AND committed.attempts < published.attempts
-        UNION ALL BY NAME
-        SELECT * FROM published ANTI JOIN committed
-            ON committed.key = published.key AND committed.attempts >= published.attempts
-        """
-    )
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from pipeline.container import SIGNED, Header, Pixels, Samples
-from pipeline.errors import PhotoRejected
-from pipeline.ifd import exif_orientation
+from pipeline.errors import PhotoKept, PhotoRejected
+from pipeline.ifd import read_shot
 
 SIGNATURE = b"\xff\xd8\xff"
 START, END, SCAN, TABLES, HUFFMAN, RESTART_INTERVAL = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
@@ -34,6 +34,7 @@ MAX_SEGMENTS, MAX_SCANS = 1 << 16, 100  # real photos have a few dozen, and up t
 PADDING = b"\x00\xff \r\n\x1a"
 
 # Both start with a literal, which makes the search fast, and look a bounded way ahead, which keeps it linear.
+FILL = re.compile(rb"\xff*(?=\xff)")  # bytes before a marker that mean nothing (ITU-T T.81, B.1.1.2)
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 RESTART_IN_SCAN = re.compile(rb"\xff\xff{0,8}+([\xd0-\xd7])")  # fill bytes may stand before a marker
 RESTARTS = bytes(range(0xD0, 0xD8))
@@ -114,7 +115,7 @@ def inspect(data: bytes) -> Header:
         height_px=layout.height_px,
         mode={1: "L", 3: "RGB", 4: "CMYK"}.get(len(layout.components)),
         bit_depth=layout.bit_depth,
-        orientation=exif_orientation(exif),
+        shot=read_shot(exif),
         untouched_reason=_untouched_reason(data, layout),
     )
 
@@ -141,14 +142,23 @@ def decode(data: bytes) -> Pixels:
 def encode(pixels: Pixels, data: bytes) -> bytes:
     """Write `pixels` with the tables, subsampling, scan kind, restarts and every other segment of the JPEG `data`.
 
+    What lies behind the photo (previews, gain maps, videos, makers' own blocks) stays at its very offset, because
+    segments of many kinds point there: fill bytes before the end marker make the new picture as long as the old one.
+
     Raises:
         PhotoRejected: the pixels need far more bytes than the source had.
+        PhotoKept: something lies behind the photo, and the new picture has no room before it.
     """
     layout = _layout(data)
     metadata = [data[s.start : s.end] for s in layout.segments if s.marker not in CODING]
     new = _encode(pixels.colour, data, layout)
-    coding = [new[s.start : s.end] for s in _segments(new) if s.marker in CODING]
-    return b"".join([b"\xff\xd8", *metadata, *coding, data[layout.end :]])
+    *coding, end = (new[s.start : s.end] for s in _segments(new) if s.marker in CODING)
+    picture = b"".join([b"\xff\xd8", *metadata, *coding])
+    trailer = data[layout.end :]
+    fill_bytes = layout.end - len(picture) - len(end) if _is_trailed(trailer) else 0
+    if fill_bytes < 0:
+        raise PhotoKept("other data lie behind the photo, and the denoised picture has no room before them")
+    return b"".join([picture, b"\xff" * fill_bytes, end, trailer])
 
 
 def _layout(data: bytes) -> Layout:
@@ -197,8 +207,8 @@ def _segments(data: bytes) -> Iterator[Segment]:
     position = 2
     while True:
         start = position
-        while data[position : position + 2] == b"\xff\xff":  # fill bytes
-            position += 1
+        if (fill := FILL.match(data, position)) is not None:
+            position = fill.end()
         if position + 2 > len(data):
             raise PhotoRejected(TRUNCATED)
         marker = data[position + 1]
@@ -217,9 +227,7 @@ def _segments(data: bytes) -> Iterator[Segment]:
             found = MARKER_IN_SCAN.search(data, end)
             if found is None:
                 raise PhotoRejected(TRUNCATED)
-            start_of_data, end = end, found.start()
-            while end > start_of_data and data[end - 1] == 0xFF:
-                end -= 1
+            end += len(data[end : found.start()].rstrip(b"\xff"))
         yield Segment(marker, start, payload, end)
         position = end
 
@@ -261,7 +269,6 @@ def _tables(payload: bytes) -> dict[int, tuple[int, ...]]:
 
 
 def _untouched_reason(data: bytes, layout: Layout) -> str | None:
-    trailer_reason = _trailer_reason(data[layout.end :])
     reasons = (
         (layout.frame in (0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG is not denoised"),
         (layout.frame in (0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG is not denoised"),
@@ -270,7 +277,10 @@ def _untouched_reason(data: bytes, layout: Layout) -> str | None:
         (len(layout.components) == 4, "CMYK is not denoised"),
         (len(layout.components) not in (1, 3, 4), f"JPEG of {len(layout.components)} channels is not denoised"),
         (_is_signed(data, layout), SIGNED),
-        (trailer_reason is not None, trailer_reason),
+        (
+            _is_out_of_place(data, layout),
+            "JPEG with metadata amid its tables and data behind it cannot be written back",
+        ),
         (_subsampling(layout) is None, "JPEG with this chroma subsampling cannot be written back"),
         (layout.are_tables_redefined, "JPEG that changes its quantisation tables midway cannot be written back"),
         (
@@ -281,15 +291,15 @@ def _untouched_reason(data: bytes, layout: Layout) -> str | None:
     return next((reason for applies, reason in reasons if applies), None)
 
 
-def _trailer_reason(trailer: bytes) -> str | None:
-    """What lies behind the end of the photo. Offsets and sizes elsewhere point to it and would go wrong."""
-    if not trailer.strip(PADDING):
-        return None
-    if SIGNATURE in trailer:
-        return "another picture lies behind the photo (a preview or a gain map), which a rewrite would break"
-    if b"ftyp" in trailer.lstrip(PADDING)[:16]:
-        return "a video lies behind the photo, which a rewrite would break"
-    return "other data lie behind the photo, which a rewrite would break"
+def _is_trailed(trailer: bytes) -> bool:
+    """Whether more than padding lies behind the end of the photo."""
+    return bool(trailer.strip(PADDING))
+
+
+def _is_out_of_place(data: bytes, layout: Layout) -> bool:
+    """Whether metadata that may point behind the photo would move: they are written before all tables."""
+    is_coding = [segment.marker in CODING for segment in layout.segments]
+    return _is_trailed(data[layout.end :]) and not all(is_coding[is_coding.index(True) :])
 
 
 def _is_exif(data: bytes, segment: Segment) -> bool:

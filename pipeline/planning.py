@@ -1,30 +1,32 @@
 """What is new, changed, stale or failed, and how it is cut into shards. Pure: Parquet files in, a Parquet file out.
 
-The joins run in DuckDB, which spills to disk: no archive is ever held in Python objects.
+The joins run in DuckDB, which spills to disk, and shards are cut and named from whole columns: no archive is ever held
+in Python objects.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from pipeline.database import create_unique_view, in_batches, literal, open_database, scan
 from pipeline.records import LISTING_SCHEMA, PLAN_SCHEMA, PlannedPhoto, ShardPlan, SourceObject, Status
-
-T = TypeVar("T")
 
 PLAN_HEADER = "degrain_plan"
 LISTING_BATCH = 50_000  # rows held while a listing streams to its file
-PLAN_BATCH = 20_000  # rows held while a plan streams to its file
+PLAN_BATCH = 100_000  # rows held while a plan streams to its file
+READ_BATCH = 10_000  # rows held while a plan streams from it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +75,45 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanCounts:
-    """Photos and bytes of a listing by status, and what of it the plan holds."""
+class Amount:
+    """How much some photos are.
 
-    photos: dict[Status, int]
-    size_bytes: dict[Status, int]
-    planned_photos: int
-    planned_bytes: int
+    Attributes:
+        megapixels: of those that have been opened before, and have not changed since.
+        unopened_bytes: of the others.
+    """
+
+    photos: int = 0
+    size_bytes: int = 0
+    megapixels: float = 0.0
+    unopened_bytes: int = 0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(
+            photos=self.photos + other.photos,
+            size_bytes=self.size_bytes + other.size_bytes,
+            megapixels=self.megapixels + other.megapixels,
+            unopened_bytes=self.unopened_bytes + other.unopened_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanCounts:
+    """What a listing holds by status, and what of it the plan does."""
+
+    amounts: dict[Status, Amount]
+    planned: Amount
+    shards: int
 
     is_complete: bool  # whether the plan holds all that is to be done, and no limit left some for later
+
+    @property
+    def photos(self) -> dict[Status, int]:
+        return {status: amount.photos for status, amount in self.amounts.items()}
+
+    @property
+    def planned_photos(self) -> int:
+        return self.planned.photos
 
 
 def write_listing(objects: Iterable[SourceObject], path: Path) -> int:
@@ -111,7 +143,7 @@ def write_plan(
     """Compare a listing with what is done, and write the photos to process, cut into shards, to `plan`.
 
     A photo is processed if and only if its etag or size, the weights' hash or the parameters' hash differ from those of
-    its row (and, where `retry_failed`, if it was rejected). The same inputs give the same plan.
+    its row (and, where `retry_failed`, if it was rejected). The same inputs give the same plan, byte for byte.
 
     Args:
         listing: a file that `write_listing` wrote. Of a key that is in it twice, one row counts.
@@ -122,59 +154,37 @@ def write_plan(
         tainted: plan files whose photos may have been written by a run that was given up before it committed them: what
             the index says of those is not to be trusted.
     """
-    with duckdb.connect(config={"temp_directory": str(plan.parent)}) as database:
-        database.execute("SET preserve_insertion_order = false")
-        _create_views(database, listing, done, pending, tainted)
-        database.execute(
-            """
-            CREATE TEMP TABLE compared AS
-            SELECT listing.*,
-                CASE WHEN pending.key IS NOT NULL THEN 'planned'
-                     WHEN done.key IS NULL THEN 'new'
-                     WHEN done.source_etag <> listing.etag THEN 'changed'
-                     WHEN done.source_size_bytes <> listing.size_bytes THEN 'changed'
-                     WHEN done.weights <> $weights OR done.parameters <> $parameters THEN 'stale'
-                     WHEN tainted.attempt > done.attempts THEN 'stale'
-                     WHEN done.outcome = 'rejected' THEN 'failed'
-                     ELSE 'up_to_date' END AS status,
-                coalesce(done.attempts, 0) + 1 AS attempt
-            FROM listing LEFT JOIN done USING (key) LEFT JOIN pending USING (key) LEFT JOIN tainted USING (key)
-            """,
-            {"weights": options.header.weights, "parameters": options.header.parameters},
-        )
-        counted = database.execute("SELECT status, count(*), sum(size_bytes) FROM compared GROUP BY status").fetchall()
-        photos = {Status(status): int(count) for status, count, _ in counted}
+    with open_database(plan.parent) as database:
+        create_unique_view(database, "listing", scan([listing]), "etag DESC, size_bytes DESC, place DESC")
+        _compare(database, options.header, done, pending=pending, tainted=tainted)
+        amounts = _amounts(database)
         wanted = processed_statuses(options.retry_failed)
-        wanted_photos = sum(photos.get(status, 0) for status in wanted)
-        planned_photos = wanted_photos if options.limit is None else min(wanted_photos, options.limit)
-        todo = database.sql(
-            "SELECT * FROM compared WHERE list_contains($wanted, status) ORDER BY key LIMIT $limit",
-            params={"wanted": [str(status) for status in wanted], "limit": planned_photos},
-        )
-        planned_bytes = _write_shards(todo.to_arrow_reader(PLAN_BATCH), planned_photos, plan, options)
-    return PlanCounts(
-        photos=photos,
-        size_bytes={Status(status): int(size) for status, _, size in counted},
-        planned_photos=planned_photos,
-        planned_bytes=planned_bytes,
-        is_complete=planned_photos == wanted_photos,
-    )
+        wanted_photos = sum(amounts[status].photos for status in wanted if status in amounts)
+        photos = wanted_photos if options.limit is None else min(wanted_photos, options.limit)
+        limit = f"LIMIT {photos}" if photos < wanted_photos else ""
+        statuses = ", ".join(literal(status) for status in wanted)
+        todo = database.sql(f"SELECT * FROM compared WHERE status IN ({statuses}) ORDER BY key {limit}")
+        planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), photos, plan, options)
+    return PlanCounts(amounts=amounts, planned=planned, shards=shards, is_complete=photos == wanted_photos)
 
 
-def cut_into_shards(
-    photos: Iterable[T], size_bytes: Callable[[T], int], *, max_photos: int, max_bytes: int
-) -> Iterator[list[T]]:
-    """Cut neighbours into shards, each as full as the limits let it be. A larger photo is a shard of its own."""
-    shard: list[T] = []
-    shard_bytes = 0
-    for photo in photos:
-        if shard and (len(shard) == max_photos or shard_bytes + size_bytes(photo) > max_bytes):
-            yield shard
-            shard, shard_bytes = [], 0
-        shard.append(photo)
-        shard_bytes += size_bytes(photo)
-    if shard:
-        yield shard
+def shard_ends(size_bytes: NDArray[np.int64], *, max_photos: int, max_bytes: int) -> NDArray[np.int64]:
+    """Where shards of neighbours end, each as full as the limits let it be. A larger photo is a shard of its own.
+
+    Args:
+        size_bytes: of the photos, in their order.
+
+    Returns:
+        For each shard the place behind its last photo; the last is the number of photos.
+    """
+    count = len(size_bytes)
+    before = np.concatenate([[0], np.cumsum(size_bytes)])  # bytes before each photo
+    fitting = np.searchsorted(before, before[:-1] + max_bytes, side="right") - 1
+    ends_from = np.maximum(np.minimum(fitting, np.arange(count) + max_photos), np.arange(count) + 1)
+    ends = [0]
+    while ends[-1] < count:
+        ends.append(int(ends_from[ends[-1]]))
+    return np.array(ends[1:], np.int64)
 
 
 def processed_statuses(retry_failed: bool) -> list[Status]:
@@ -189,18 +199,25 @@ def read_header(plan: Path) -> PlanHeader:
 
 def read_shards(plan: Path, run: str) -> Iterator[ShardPlan]:
     """The shards of a plan, in the order of their keys, read a batch of rows at a time."""
-    rows = (row for batch in pq.ParquetFile(plan).iter_batches() for row in batch.to_pylist())
-    for shard, members in groupby(rows, key=lambda row: row["shard"]):
-        photos = tuple(PlannedPhoto(row["key"], row["size_bytes"], row["etag"], row["attempt"]) for row in members)
-        yield ShardPlan(shard, run, photos)
+    columns = ["shard", "key", "size_bytes", "etag", "attempt", "place"]
+    batches = pq.ParquetFile(plan).iter_batches(READ_BATCH, columns=columns)
+    rows = chain.from_iterable(zip(*(batch[name].to_pylist() for name in columns), strict=True) for batch in batches)
+    for shard, members in groupby(rows, key=itemgetter(0)):
+        yield ShardPlan(shard, run, tuple(PlannedPhoto(*values) for _, *values in members))
+
+
+def read_shard_names(plan: Path) -> list[str]:
+    """What the shards of a plan are called, in the order of their keys."""
+    batches = pq.ParquetFile(plan).iter_batches(PLAN_BATCH, columns=["shard"])
+    return list(dict.fromkeys(chain.from_iterable(pc.unique(batch["shard"]).to_pylist() for batch in batches)))
 
 
 def write_open_part(plan: Path, committed: Collection[str], path: Path) -> None:
     """Write those rows of a plan to `path` whose shards are not committed."""
     file = pq.ParquetFile(plan)
     done = pa.array(list(committed), pa.string())
-    with pq.ParquetWriter(path, file.schema_arrow) as writer:
-        for batch in file.iter_batches():
+    with _plan_writer(path, file.schema_arrow) as writer:
+        for batch in file.iter_batches(PLAN_BATCH):
             writer.write_batch(batch.filter(pc.invert(pc.is_in(batch["shard"], done))))
 
 
@@ -210,75 +227,167 @@ def count_photos(plan: Path, *, without: Collection[str] = ()) -> int:
     if not without:
         return int(file.metadata.num_rows)
     done = pa.array(list(without), pa.string())
-    batches = file.iter_batches(columns=["shard"])
+    batches = file.iter_batches(PLAN_BATCH, columns=["shard"])
     return sum(batch.num_rows - int(pc.sum(pc.is_in(batch["shard"], done)).as_py() or 0) for batch in batches)
 
 
-def _create_views(
+def amount_of(plan: Path) -> Amount:
+    """How much a plan holds; none of it counts as opened."""
+    batches = pq.ParquetFile(plan).iter_batches(PLAN_BATCH, columns=["size_bytes"])
+    sizes = [(len(batch), pc.sum(batch["size_bytes"]).as_py() or 0) for batch in batches]
+    size_bytes = sum(size for _, size in sizes)
+    return Amount(photos=sum(photos for photos, _ in sizes), size_bytes=size_bytes, unopened_bytes=size_bytes)
+
+
+def _compare(
     database: duckdb.DuckDBPyConnection,
-    listing: Path,
+    header: PlanHeader,
     done: Sequence[Path],
+    *,
     pending: Sequence[Path],
     tainted: Sequence[Path],
 ) -> None:
-    no_rows = (
-        "SELECT '' AS key, '' AS source_etag, 0::BIGINT AS source_size_bytes, '' AS outcome, '' AS weights, "
-        "'' AS parameters, 0 AS attempts WHERE false"
+    """Make the table `compared`: a row for each of the view `listing`.
+
+    Of what is up to date, which is most of an archive, only its size is kept.
+    """
+    done_rows = (
+        "SELECT key, source_etag, source_size_bytes, attempts, outcome = 'rejected' AS is_rejected, "
+        "weights <> $weights OR parameters <> $parameters AS is_stale, width_px::BIGINT * height_px AS pixels "
+        f"FROM {scan(done)}"
+        if done
+        else "SELECT '' AS key, '' AS source_etag, 0 AS source_size_bytes, 0 AS attempts, false AS is_rejected, "
+        "$weights = $parameters AS is_stale, 0 AS pixels WHERE false"
     )
     database.execute(
-        f"CREATE VIEW listing AS SELECT * FROM read_parquet({_quoted([listing])}) "
-        "QUALIFY row_number() OVER (PARTITION BY key ORDER BY etag DESC, size_bytes DESC) = 1"
+        f"""
+        CREATE TEMP TABLE compared AS
+        WITH done AS ({done_rows}),
+        pending AS ({_plan_rows(pending)}),
+        tainted AS ({_plan_rows(tainted)}),
+        judged AS (
+            SELECT listing.*, coalesce(done.attempts, 0) + 1 AS attempt, done.pixels,
+                CASE WHEN pending.key IS NOT NULL THEN 'planned'
+                     WHEN done.key IS NULL THEN 'new'
+                     WHEN done.source_etag <> listing.etag THEN 'changed'
+                     WHEN done.source_size_bytes <> listing.size_bytes THEN 'changed'
+                     WHEN done.is_stale THEN 'stale'
+                     WHEN tainted.attempt > done.attempts THEN 'stale'
+                     WHEN done.is_rejected THEN 'failed'
+                     ELSE 'up_to_date' END AS status
+            FROM listing LEFT JOIN done USING (key) LEFT JOIN pending USING (key) LEFT JOIN tainted USING (key)
+        )
+        SELECT if(status = 'up_to_date', NULL, key) AS key, if(status = 'up_to_date', NULL, etag) AS etag,
+            if(status = 'up_to_date', NULL, place) AS place, if(status = 'changed', NULL, pixels) AS pixels,
+            size_bytes, attempt, status
+        FROM judged
+        """,
+        {"weights": header.weights, "parameters": header.parameters},
     )
-    database.execute(f"CREATE VIEW done AS {_select_from(done) or no_rows}")
-    for name, plans in (("pending", pending), ("tainted", tainted)):
-        rows = _select_from(plans) or "SELECT '' AS key, 0 AS attempt WHERE false"
-        database.execute(f"CREATE VIEW {name} AS SELECT key, max(attempt) AS attempt FROM ({rows}) GROUP BY key")
 
 
-def _select_from(files: Sequence[Path]) -> str:
-    return f"SELECT * FROM read_parquet({_quoted(files)})" if files else ""
+def _plan_rows(plans: Sequence[Path]) -> str:
+    if not plans:
+        return "SELECT '' AS key, 0 AS attempt WHERE false"
+    if len(plans) == 1:
+        return f"SELECT key, attempt FROM {scan(plans)}"
+    return f"SELECT key, max(attempt) AS attempt FROM {scan(plans)} GROUP BY key"
 
 
-def _write_shards(todo: pa.RecordBatchReader, photos: int, plan: Path, options: PlanOptions) -> int:
-    """Cut sorted rows into shards, and write them as they come: DuckDB could do this only in memory. Returns bytes."""
+def _amounts(database: duckdb.DuckDBPyConnection) -> dict[Status, Amount]:
+    rows = database.execute(
+        """
+        SELECT status, count(*), sum(size_bytes), coalesce(sum(pixels), 0) / 1e6,
+            coalesce(sum(size_bytes) FILTER (pixels IS NULL), 0)
+        FROM compared GROUP BY status
+        """
+    ).fetchall()
+    found = {
+        Status(status): Amount(
+            photos=photos, size_bytes=int(size_bytes), megapixels=float(megapixels), unopened_bytes=int(unopened_bytes)
+        )
+        for status, photos, size_bytes, megapixels, unopened_bytes in rows
+    }
+    return {status: found[status] for status in Status if status in found}
+
+
+def _write_shards(todo: Iterator[pa.Table], photos: int, plan: Path, options: PlanOptions) -> tuple[Amount, int]:
+    """Cut sorted rows into shards, and write them as they come. Returns how much they are, and the number of shards."""
     size = options.shard_size
     max_photos = max(1, min(size.max_photos, photos // size.min_shards))
-    rows = (row for batch in todo for row in batch.to_pylist())
     schema = PLAN_SCHEMA.with_metadata({PLAN_HEADER: json.dumps(dataclasses.asdict(options.header))})
-    planned_bytes = 0
-    waiting: list[dict[str, Any]] = []  # Any: a row of a plan
-    with pq.ParquetWriter(plan, schema) as writer:
-        for shard in cut_into_shards(rows, itemgetter("size_bytes"), max_photos=max_photos, max_bytes=size.max_bytes):
-            name = _shard_name(shard, options.header)
-            waiting.extend({**row, "shard": name} for row in shard)
-            planned_bytes += sum(row["size_bytes"] for row in shard)
-            if len(waiting) >= PLAN_BATCH:
-                writer.write_table(pa.Table.from_pylist(waiting, schema))
-                waiting = []
-        writer.write_table(pa.Table.from_pylist(waiting, schema))
-    return planned_bytes
+    planned, shards = Amount(), 0
+    open_shard: list[pa.Table] = []  # the last photos so far, which more may join
+    with _plan_writer(plan, schema) as writer:
+        for batch in chain(todo, [None]):
+            rows = pa.concat_tables([*open_shard, *([] if batch is None else [batch])]).combine_chunks()
+            ends = shard_ends(_numbers(rows["size_bytes"]), max_photos=max_photos, max_bytes=size.max_bytes)
+            if batch is not None:
+                ends = ends[:-1]
+            closed = int(ends[-1]) if len(ends) else 0
+            cut, open_shard = rows.slice(0, closed), [rows.slice(closed)]
+            names = pa.array(list(_shard_names(cut, ends, options.header)), pa.string())
+            shard = names.take(pa.array(np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))))
+            writer.write_table(cut.append_column("shard", shard).select(PLAN_SCHEMA.names).cast(schema))
+            planned, shards = planned + _amount(cut), shards + len(ends)
+    return planned, shards
 
 
-def _shard_name(shard: Sequence[dict[str, Any]], header: PlanHeader) -> str:  # Any: a row of a plan
-    """A hash of the work, which two different lists of photos never share, whatever a stranger calls his photos."""
-    photos = [[row["key"], row["size_bytes"], row["etag"], row["attempt"]] for row in shard]
-    return hashlib.sha256(json.dumps([header.weights, header.parameters, photos]).encode()).hexdigest()[:32]
+def _shard_names(photos: pa.Table, ends: NDArray[np.int64], header: PlanHeader) -> Iterator[str]:
+    """A hash of each shard's work, which two different lists of photos never share, whatever a stranger calls his.
+
+    What is hashed can be read back in one way only: what makes the result, the number of photos, all numbers of a
+    fixed length with the lengths of keys and etags among them, and then those themselves.
+    """
+    made_by = hashlib.sha256(json.dumps([header.weights, header.parameters]).encode())
+    key_places, keys = _text(photos["key"])
+    etag_places, etags = _text(photos["etag"])
+    numbers = np.column_stack(
+        [np.diff(key_places), np.diff(etag_places), _numbers(photos["size_bytes"]), _numbers(photos["attempt"])]
+    ).astype("<i8")
+    for start, end in pairwise([0, *ends.tolist()]):
+        shard = made_by.copy()
+        shard.update((end - start).to_bytes(8, "little"))
+        shard.update(numbers[start:end].data)
+        shard.update(keys[key_places[start] : key_places[end]])
+        shard.update(etags[etag_places[start] : etag_places[end]])
+        yield shard.hexdigest()[:32]
 
 
-def _quoted(paths: Sequence[Path]) -> str:
-    """File names as a SQL list: DuckDB takes no parameters in a view or a COPY."""
-    names = [_literal(str(path)) for path in paths]
-    return names[0] if len(names) == 1 else f"[{', '.join(names)}]"
+def _text(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], memoryview]:
+    """Where each text of a column starts in its bytes, and the last ends; and those bytes."""
+    texts = column.cast(pa.large_string()).combine_chunks()
+    _, places, data = texts.buffers()
+    starts = np.frombuffer(places, np.int64)[texts.offset : texts.offset + len(texts) + 1] if len(texts) else [0]
+    return np.asarray(starts, np.int64), memoryview(data or b"")
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return np.asarray(column.cast(pa.int64()))
+
+
+def _amount(rows: pa.Table) -> Amount:
+    unopened = rows["size_bytes"].filter(pc.is_null(rows["pixels"]))
+    return Amount(
+        photos=len(rows),
+        size_bytes=pc.sum(rows["size_bytes"]).as_py() or 0,
+        megapixels=float(pc.sum(rows["pixels"]).as_py() or 0) / 1e6,
+        unopened_bytes=pc.sum(unopened).as_py() or 0,
+    )
+
+
+def _plan_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Keys in order are short when each is written as what it adds to the one before."""
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=["status", "shard", "place"],
+        column_encoding={"key": "DELTA_BYTE_ARRAY"},
+    )
 
 
 def _listing_table(batch: Sequence[SourceObject]) -> pa.Table:
-    columns = [
-        pa.array([listed.key for listed in batch], pa.string()),
-        pa.array([listed.size_bytes for listed in batch], pa.int64()),
-        pa.array([listed.etag for listed in batch], pa.string()),
-    ]
-    return pa.Table.from_arrays(columns, schema=LISTING_SCHEMA)
+    columns = [[getattr(listed, name) for listed in batch] for name in LISTING_SCHEMA.names]
+    arrays = [pa.array(values, column.type) for values, column in zip(columns, LISTING_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=LISTING_SCHEMA)

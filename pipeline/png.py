@@ -8,7 +8,7 @@ import imagecodecs
 
 from pipeline.container import SIGNED, Header, Pixels, Samples
 from pipeline.errors import PhotoRejected
-from pipeline.ifd import exif_orientation
+from pipeline.ifd import read_shot
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
@@ -68,7 +68,7 @@ def inspect(data: bytes) -> Header:
         height_px=layout.height_px,
         mode="1" if mode == "L" and layout.bit_depth == 1 else mode,
         bit_depth=layout.bit_depth,
-        orientation=exif_orientation(exif),
+        shot=read_shot(exif),
         untouched_reason=_untouched_reason(layout),
     )
 

@@ -1,7 +1,8 @@
 """The values that travel between processes, and every Arrow schema: the only place where columns are named."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -10,10 +11,16 @@ import pyarrow as pa
 
 
 class Outcome(StrEnum):
-    """How an input ended. Every input has exactly one."""
+    """How an input ended. Every input has exactly one.
+
+    `denoise` makes what is denoised or untouched, `ingest` what is packed or skipped (it is a photo, and the settings
+    leave it out); either rejects what it cannot use.
+    """
 
     DENOISED = "denoised"
     UNTOUCHED = "untouched"
+    PACKED = "packed"
+    SKIPPED = "skipped"
     REJECTED = "rejected"
 
 
@@ -40,21 +47,29 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SourceObject:
-    """One object of a listing. `key` is relative to the listed root, with `/` between its parts."""
+    """One object of a listing. `key` is relative to the listed root, with `/` between its parts.
+
+    `place` is the object that holds its bytes beside others, in a packed image set; None where it is its own.
+    """
 
     key: str
     size_bytes: int
     etag: str
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedPhoto:
-    """One input that a run will process. `attempt` counts from 1 over all runs that tried this key."""
+    """One input that a run will process. `attempt` counts from 1 over all runs that tried this key.
+
+    `place` is as in `SourceObject`.
+    """
 
     key: str
     size_bytes: int
     etag: str
     attempt: int
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +91,12 @@ class PhotoRecord:
 
     Attributes:
         key: the source's key.
-        output_key: where the result lies in the target, None where there is none (rejected).
+        output_key: where the result lies in the target, None where there is none (rejected, skipped).
+        output_width_px, output_height_px: of the result: others than the source's where it was resized.
         format, width_px, height_px, mode, bit_depth, orientation: of the source, as far as it could be read.
+        camera: make and model, as EXIF has them.
+        iso: sensitivity, as EXIF has it.
+        taken_at: what the camera's clock showed, as EXIF has it: without a time zone.
         noise_sigma_before, noise_sigma_after: estimated standard deviation of the noise, in 8-bit levels.
         chroma_share: share of the estimated noise variance that is in the colour, 0–1.
         strength: share of the network's correction that was applied, 0–1.
@@ -97,12 +116,17 @@ class PhotoRecord:
     output_key: str | None = None
     output_size_bytes: int | None = None
     output_sha256: str | None = None
+    output_width_px: int | None = None
+    output_height_px: int | None = None
     format: str | None = None
     width_px: int | None = None
     height_px: int | None = None
     mode: str | None = None
     bit_depth: int | None = None
     orientation: int | None = None
+    camera: str | None = None
+    iso: int | None = None
+    taken_at: datetime | None = None
     noise_sigma_before: float | None = None
     noise_sigma_after: float | None = None
     chroma_share: float | None = None
@@ -122,9 +146,11 @@ class PhotoRecord:
     finished_at: datetime
 
     @property
-    def megapixels(self) -> float:
-        """Size of the photo, 0 where it could not be read."""
-        return (self.width_px or 0) * (self.height_px or 0) / 1e6
+    def megapixels(self) -> float | None:
+        """Size of the source, None where it could not be read."""
+        if self.width_px is None or self.height_px is None:
+            return None
+        return self.width_px * self.height_px / 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +158,7 @@ class Receipt:
     """What a worker says of a committed shard: counts, never pixels."""
 
     shard: str
-    denoised: int
-    untouched: int
-    rejected: int
+    outcomes: dict[Outcome, int]
     megapixels: float
     bytes_read: int
     bytes_written: int
@@ -142,7 +166,19 @@ class Receipt:
 
     @property
     def photos(self) -> int:
-        return self.denoised + self.untouched + self.rejected
+        return sum(self.outcomes.values())
+
+    @classmethod
+    def of(cls, shard: str, records: Sequence[PhotoRecord], seconds: float) -> "Receipt":
+        """The receipt for a shard with these rows, which took so long."""
+        return cls(
+            shard=shard,
+            outcomes=dict(Counter(record.outcome for record in records)),
+            megapixels=sum(record.megapixels or 0 for record in records),
+            bytes_read=sum(record.source_size_bytes for record in records if record.source_sha256 is not None),
+            bytes_written=sum(record.output_size_bytes or 0 for record in records),
+            seconds=seconds,
+        )
 
 
 LISTING_SCHEMA = pa.schema(
@@ -150,6 +186,7 @@ LISTING_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("etag", pa.string(), nullable=False),
+        pa.field("place", pa.string()),
     ]
 )
 
@@ -162,6 +199,8 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
+DUPLICATE_OF = "duplicate_of"  # the first key with the same bytes: a fact of the whole index, made when it is published
+
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -173,12 +212,19 @@ INDEX_SCHEMA = pa.schema(
         pa.field("output_key", pa.string()),
         pa.field("output_size_bytes", pa.int64()),
         pa.field("output_sha256", pa.string()),
+        pa.field("output_width_px", pa.int32()),
+        pa.field("output_height_px", pa.int32()),
+        pa.field(DUPLICATE_OF, pa.string()),
         pa.field("format", pa.string()),
         pa.field("width_px", pa.int32()),
         pa.field("height_px", pa.int32()),
+        pa.field("megapixels", pa.float64()),
         pa.field("mode", pa.string()),
         pa.field("bit_depth", pa.int32()),
         pa.field("orientation", pa.int32()),
+        pa.field("camera", pa.string()),
+        pa.field("iso", pa.int32()),
+        pa.field("taken_at", pa.timestamp("us")),
         pa.field("noise_sigma_before", pa.float32()),
         pa.field("noise_sigma_after", pa.float32()),
         pa.field("chroma_share", pa.float32()),
@@ -199,13 +245,26 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
+# How the work went is in the index alone: a packed shard that is made twice is the same, byte for byte.
+COLUMNS_OF_THE_WORK = {"read_s", "decode_s", "denoise_s", "encode_s", "write_s", "finished_at"}
+
 # A packed shard opens in Hugging Face datasets: the metadata says that `image` is an Image feature.
 IMAGE_FIELD = pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
-PACKED_SCHEMA = pa.schema([IMAGE_FIELD, *INDEX_SCHEMA]).with_metadata(
-    {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'}
-)
+PACKED_SCHEMA = pa.schema(
+    [IMAGE_FIELD, *(column for column in INDEX_SCHEMA if column.name not in {DUPLICATE_OF, *COLUMNS_OF_THE_WORK})]
+).with_metadata({"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'})
 
 
 def index_table(records: Iterable[PhotoRecord]) -> pa.Table:
     """Rows of the index, in the order given."""
-    return pa.Table.from_pylist([dataclasses.asdict(record) for record in records], schema=INDEX_SCHEMA)
+    rows = [{**dataclasses.asdict(record), "megapixels": record.megapixels} for record in records]
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+
+
+def index_rows(table: pa.Table) -> pa.Table:
+    """The table with the columns of the index: those that an older degrain did not know are null."""
+    columns = [
+        table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
+        for column in INDEX_SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=INDEX_SCHEMA)

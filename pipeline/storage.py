@@ -1,4 +1,4 @@
-"""Stores: list as a stream, read, write whole objects. The only module that knows fsspec and the file system.
+"""Stores: list as a stream, read, write whole objects; and the one that is a folder.
 
 A key is relative to the store's root, its parts divided by `/`. A key that could leave the root, or that other systems
 could not hold, is unsafe: `unsafe_reason` says why, and every store refuses it with `ObjectRefused`.
@@ -8,30 +8,48 @@ import contextlib
 import errno
 import io
 import os
-import re
 import stat
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-import fsspec
+from typing import Protocol, TypeVar
 
 from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
 from pipeline.records import SourceObject
-
-T = TypeVar("T")
+from pipeline.redaction import explain, redacted, without_password
 
 TEMPORARY = ".degrain-tmp"
 MAX_PART_BYTES = 255  # of a file name, on every file system in common use
-S3_PAGE = 1000  # objects of a listing that S3 sends at once, at most
+
+AHEAD_BYTES = 64 * 1024**2
+AT_ONCE = 32
+QUEUED = 4  # objects that wait or are read, for each request at once: it also bounds a queue of empty objects
+
+
+class Sized(Protocol):
+    """What has a key and the size that a listing gave it: a `SourceObject`, a `PlannedPhoto`."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+W = TypeVar("W", bound=Sized)
 
 
 class Store(Protocol):
     """A root in some storage. Safe to use from several threads; each process opens its own."""
 
     url: str
+
+    @property
+    def retries(self) -> int:
+        """Requests that failed and were made again so far, to whoever counts."""
 
     def list(self, prefix: str = "") -> Iterator[SourceObject]:
         """Every object whose key starts with the folder `prefix`, in no promised order; keys stay relative to the root.
@@ -47,6 +65,29 @@ class Store(Protocol):
             ObjectRefused: there is one, but this one cannot be read.
             StorageError: the store cannot be read.
         """
+
+    def read_many(
+        self, wanted: Iterable[W], *, ahead_bytes: int = AHEAD_BYTES, at_once: int = AT_ONCE
+    ) -> Iterator[tuple[W, bytes | ObjectRefused]]:
+        """Each object that is wanted with its bytes, in the order asked; others are read meanwhile.
+
+        What refuses one object stands in its place. Closing the iterator early stops what is under way.
+
+        Args:
+            wanted: what to read; taken only as far as there is room.
+            ahead_bytes: of objects (by their listed sizes) that are read, or being read, before they are taken. An
+                object that is larger comes alone.
+            at_once: requests under way, at most.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from `start`, fewer where it ends before; raises what `read` raises."""
+
+    def size(self, key: str) -> int:
+        """Bytes of an object; raises what `read` raises."""
 
     def write(self, key: str, data: bytes) -> None:
         """Put the whole object, replacing what was there: readers see the old one or the new one, never a part.
@@ -79,18 +120,19 @@ def open_store(url: str) -> Store:
     """The store at a path or an fsspec URL (`s3://bucket/folder`, `memory://…`); nothing is created.
 
     Raises:
-        ValueError: the URL's scheme is unknown, or the library for it is not installed, or it holds a password: URLs
+        ValueError: the URL's scheme is unknown, or the library for it is not installed, or it holds credentials: URLs
             go into messages and manifests.
+        StorageError: the library for it finds no credentials that it can use.
     """
-    if (shown := re.sub(r"//[^/@]*:[^/@]*@", "//…@", url)) != url:
+    if (shown := without_password(url)) != url:
         raise ValueError(f"{shown} holds a password: leave it out, and put it where the library for it finds it")
+    if "://" in url and "?" in url and (shown := redacted(url)) != url:
+        raise ValueError(f"{shown} holds credentials: leave them out, and put them where the library for it finds them")
     if "://" not in url or url.startswith(("file://", "local://")):
         return LocalStore(Path(url.split("://", 1)[-1]))
-    try:
-        filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"cannot open {url}: {_explain(error)}") from error
-    return ObjectStore(url.rstrip("/"), filesystem, root)
+    from pipeline.object_store import ObjectStore
+
+    return ObjectStore.open(url)
 
 
 def unsafe_reason(key: str) -> str | None:
@@ -117,12 +159,16 @@ class LocalStore:
     """A folder. Objects appear whole: they are written beside the root's objects, synced, and renamed into place.
 
     Links to files are followed within the root; a link that leads out of it, or to anything else than a file, is
-    listed, and refused when it is read. So is a folder that may not be read.
+    listed, and refused when it is read. So is a folder that may not be read, and a file on a bad sector: one that the
+    disk cannot read, while it reads another file.
     """
+
+    retries = 0
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))  # the same folder has the same URL, however it is named
         self.url = str(self.root)
+        self._last_read: Path | None = None
 
     def list(self, prefix: str = "") -> Iterator[SourceObject]:
         folders = [self.root / prefix if prefix else self.root]
@@ -140,25 +186,31 @@ class LocalStore:
                 continue
             except PermissionError as error:
                 if folder == self.root:
-                    raise StorageError(f"cannot list {self.url}: {_explain(error)}") from error
+                    raise StorageError(f"cannot list {self.url}: {explain(error)}") from error
                 yield SourceObject(self._key(folder), 0, "unreadable")
             except OSError as error:
-                raise StorageError(f"cannot list {folder}: {_explain(error)}") from error
+                raise StorageError(f"cannot list {folder}: {explain(error)}") from error
 
     def read(self, key: str) -> bytes:
-        path = self._path(key)
-        try:
-            mode = path.stat().st_mode  # first: `resolve` answers a link to itself with a RuntimeError
-            if not path.resolve().is_relative_to(self.root.resolve()):
-                raise ObjectRefused(f"{key} is a link that leads out of {self.url}")
-            if not stat.S_ISREG(mode):  # a pipe would never end
-                raise ObjectRefused(f"cannot read {key} in {self.url}: it is no file")
+        with self._readable(key) as path:
             return path.read_bytes()
-        except OSError as error:
-            if error.errno in _MEDIUM_ERRORS:
-                raise StorageError(f"cannot read {key} in {self.url}: {_explain(error)}") from error
-            refusal = ObjectMissing if isinstance(error, FileNotFoundError | NotADirectoryError) else ObjectRefused
-            raise refusal(f"cannot read {key} in {self.url}: {_explain(error)}") from error
+
+    def read_many(
+        self, wanted: Iterable[W], *, ahead_bytes: int = AHEAD_BYTES, at_once: int = AT_ONCE
+    ) -> Iterator[tuple[W, bytes | ObjectRefused]]:
+        with ThreadPoolExecutor(at_once, "read") as pool:
+            yield from read_ahead(
+                lambda key: pool.submit(self.read, key), wanted, ahead_bytes=ahead_bytes, at_once=at_once
+            )
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        with self._readable(key) as path, path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def size(self, key: str) -> int:
+        with self._readable(key) as path:
+            return path.stat().st_size
 
     def write(self, key: str, data: bytes) -> None:
         with self._written(key, data) as temporary:
@@ -175,14 +227,14 @@ class LocalStore:
         try:
             return self._path(key).is_file()
         except OSError as error:
-            raise StorageError(f"cannot look for {key} in {self.url}: {_explain(error)}") from error
+            raise StorageError(f"cannot look for {key} in {self.url}: {explain(error)}") from error
 
     def delete(self, key: str) -> None:
         try:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 self._path(key).unlink()
         except OSError as error:
-            raise StorageError(f"cannot delete {key} in {self.url}: {_explain(error)}") from error
+            raise StorageError(f"cannot delete {key} in {self.url}: {explain(error)}") from error
 
     def clean(self) -> None:
         folder = self.root / TEMPORARY
@@ -196,8 +248,33 @@ class LocalStore:
             (self.root / TEMPORARY).rmdir()
 
     def _path(self, key: str) -> Path:
-        _refuse_unsafe(key)
+        refuse_unsafe(key)
         return self.root / key
+
+    @contextlib.contextmanager
+    def _readable(self, key: str) -> Iterator[Path]:
+        """The path of a file that may be read; what goes wrong with it meanwhile is the file's own, or the disk's."""
+        path = self._path(key)
+        try:
+            mode = path.stat().st_mode  # first: `resolve` answers a link to itself with a RuntimeError
+            if not path.resolve().is_relative_to(self.root.resolve()):
+                raise ObjectRefused(f"{key} is a link that leads out of {self.url}")
+            if not stat.S_ISREG(mode):  # a pipe would never end
+                raise ObjectRefused(f"cannot read {key} in {self.url}: it is no file")
+            yield path
+            self._last_read = path
+        except OSError as error:
+            is_bad_sector = error.errno in _SECTOR_ERRORS and self._reads_others(path)
+            if error.errno in _MEDIUM_ERRORS and not is_bad_sector:
+                raise StorageError(f"cannot read {key} in {self.url}: {explain(error)}") from error
+            refusal = ObjectMissing if isinstance(error, FileNotFoundError | NotADirectoryError) else ObjectRefused
+            raise refusal(f"cannot read {key} in {self.url}: {explain(error)}") from error
+
+    def _reads_others(self, path: Path) -> bool:
+        """Whether the disk still gives some other file: the one that was read last, or one of the first."""
+        first = (self.root / found.key for found in islice(self.list(), PROBES))
+        others = (other for other in (self._last_read, *first) if other not in (None, path))
+        return any(_reads_from_disk(other) for other in others if other is not None)
 
     def _describe(self, entry: os.DirEntry[str]) -> SourceObject | None:
         """What a listing says of a file or a link; None for what is neither, or has just been removed."""
@@ -230,7 +307,7 @@ class LocalStore:
             yield temporary
         except OSError as error:
             kind = ObjectRefused if error.errno in _NAME_ERRORS else StorageError
-            raise kind(f"cannot write {key} to {self.url}: {_explain(error)}") from error
+            raise kind(f"cannot write {key} to {self.url}: {explain(error)}") from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -241,98 +318,55 @@ _MEDIUM_ERRORS = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EMFI
 # The file system cannot hold an object of this name beside those that it holds.
 _NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
+# One file may be the reason: its sector is bad, or it was replaced on the server that it comes from.
+_SECTOR_ERRORS = (errno.EIO, errno.ESTALE)
+PROBES = 8  # other files that are tried before a disk is taken for ill
+
 _NO_LINKS_ERRORS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-class ObjectStore:
-    """Any fsspec file system whose writes are whole objects: S3 and its kin, `memory://`."""
-
-    def __init__(self, url: str, filesystem: Any, root: str) -> None:  # Any: fsspec is untyped
-        self.url = url
-        self._filesystem = filesystem
-        self._root = root.rstrip("/")
-
-    def list(self, prefix: str = "") -> Iterator[SourceObject]:
-        folder = f"{self._root}/{prefix}" if prefix else self._root
-        is_s3 = hasattr(self._filesystem, "call_s3")
-        for path, size_bytes, etag in self._find_s3(folder) if is_s3 else self._find(folder):
-            key = path.removeprefix(self._root + "/")
-            if not key.endswith("/"):
-                yield SourceObject(key, size_bytes, etag)
-
-    def read(self, key: str) -> bytes:
-        path = self._path(key)
-        return bytes(self._call(f"read {key} in {self.url}", lambda: self._filesystem.cat_file(path)))
-
-    def write(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        self._call(f"write {key} in {self.url}", lambda: self._filesystem.pipe_file(path, data))
-
-    def create(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-
-        def put() -> None:
-            try:
-                self._filesystem.pipe_file(path, data, mode="create")
-            except FileExistsError as error:
-                raise ObjectExists(f"{key} is already in {self.url}") from error
-            except OSError as error:
-                # Some S3 servers answer a lost create-only PUT with "invalid argument" instead of "exists".
-                if error.errno == errno.EINVAL and self._filesystem.exists(path):
-                    raise ObjectExists(f"{key} is already in {self.url}") from error
-                raise
-
-        self._call(f"create {key} in {self.url}", put)
-
-    def exists(self, key: str) -> bool:
-        path = self._path(key)
-        try:
-            found = self._call(f"look for {key} in {self.url}", lambda: self._filesystem.info(path))
-        except ObjectMissing:
-            return False
-        return bool(found["type"] == "file")
-
-    def delete(self, key: str) -> None:
-        path = self._path(key)
-        with contextlib.suppress(ObjectMissing):
-            self._call(f"delete {key} in {self.url}", lambda: self._filesystem.rm_file(path))
-
-    def clean(self) -> None:
-        """An object store keeps no unfinished writes under their names."""
-
-    def close(self) -> None:
-        """Nor anything else but objects."""
-
-    def _path(self, key: str) -> str:
-        _refuse_unsafe(key)
-        return f"{self._root}/{key}"
-
-    def _find(self, folder: str) -> Iterator[tuple[str, int, str]]:
-        """Path, size and etag of everything in a folder. fsspec has no way to ask for a part of it."""
-        found = self._call(f"list {self.url}", lambda: self._filesystem.find(folder, detail=True))
-        for path, details in found.items():
-            if details["type"] == "file" and path != folder:
-                yield path, int(details["size"]), _etag(details)
-
-    def _find_s3(self, folder: str) -> Iterator[tuple[str, int, str]]:
-        """The same, a page at a time: s3fs itself would hold all of it, a gigabyte for each million objects."""
-        bucket, key, _ = self._filesystem.split_path(folder)
-        asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": S3_PAGE}
+def read_ahead(
+    begin: Callable[[str], Future[bytes]], wanted: Iterable[W], *, ahead_bytes: int, at_once: int
+) -> Iterator[tuple[W, bytes | ObjectRefused]]:
+    """What `Store.read_many` promises, where `begin` starts to read an object, or queues it."""
+    queue = iter(wanted)
+    following = next(queue, None)
+    under_way: deque[tuple[W, Future[bytes]]] = deque()
+    room = ahead_bytes
+    taken: tuple[W, bytes | ObjectRefused] | None = None
+    try:
         while True:
-            page = self._call(f"list {self.url}", lambda: self._filesystem.call_s3("list_objects_v2", **asked))
-            for found in page.get("Contents", ()):
-                yield f"{bucket}/{found['Key']}", int(found["Size"]), str(found["ETag"]).strip('"')
-            if not page.get("IsTruncated"):
+            while following is not None and (
+                not under_way or (following.size_bytes <= room and len(under_way) < QUEUED * at_once)
+            ):
+                room -= following.size_bytes
+                under_way.append((following, begin(following.key)))
+                following = next(queue, None)
+            if taken is not None:
+                yield taken
+            if not under_way:
                 return
-            asked["ContinuationToken"] = page["NextContinuationToken"]
+            one, future = under_way.popleft()
+            room += one.size_bytes
+            try:
+                taken = one, future.result()
+            except ObjectRefused as error:
+                taken = one, error
+    finally:
+        for _, future in under_way:
+            future.cancel()
 
-    def _call(self, what: str, request: Callable[[], T]) -> T:
-        try:
-            return request()
-        except StorageError:
-            raise
-        except Exception as error:
-            raise _translated(error, what) from error
+
+def _reads_from_disk(path: Path) -> bool:
+    """Whether the file's first byte can be read, and not only remembered."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.read(1)
+    except OSError:
+        return False
+    return True
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -365,36 +399,6 @@ def split_url(url: str) -> tuple[str, str]:
     return str(path.parent), path.name
 
 
-def _refuse_unsafe(key: str) -> None:
+def refuse_unsafe(key: str) -> None:
     if (reason := unsafe_reason(key)) is not None:
         raise ObjectRefused(f"{key!r} is not used as a name: {reason}")
-
-
-def _translated(error: Exception, what: str) -> StorageError:
-    """What an object store's error means: one object is missing or refused, or the store as a whole does not work."""
-    response = getattr(error.__cause__, "response", None) or {}
-    code = response.get("Error", {}).get("Code")
-    if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
-        return ObjectMissing(f"cannot {what}: there is no such object")
-    if code == "InvalidObjectState":
-        return ObjectRefused(f"cannot {what}: it lies in an archive class (restore it, and try again)")
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return ObjectRefused(f"cannot {what}: its name is too long")
-    return StorageError(f"cannot {what}: {_explain(error)}")
-
-
-def _etag(details: dict[str, Any]) -> str:  # Any: what a listing says differs by backend
-    for name in ("ETag", "etag", "md5", "md5Hash"):
-        if details.get(name):
-            return str(details[name]).strip('"')
-    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        if details.get(name):
-            return f"{details[name]}-{details['size']}"
-    return f"{details['size']}"
-
-
-def _explain(error: BaseException) -> str:
-    """One short line: what a person can act on."""
-    if isinstance(error, OSError) and error.strerror:
-        return " ".join(error.strerror.lower().split())[:200]
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.container import SIGNED, Header, Pixels, Samples
 from pipeline.errors import PhotoRejected
-from pipeline.ifd import CORRUPT, TRUNCATED, UNSIGNED, Directory, File, open_file, orientation, read_directory
+from pipeline.ifd import CORRUPT, EXIF_IFD, TRUNCATED, UNSIGNED, Directory, File, find_shot, open_file, read_directory
 
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_SIZES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
@@ -25,7 +25,7 @@ TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_SIZES, SUB_IFDS, EXTRA_SAMPLES, SAMP
     338,
     339,
 )
-EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD = 34665, 34853, 40965
+GPS_IFD, INTEROPERABILITY_IFD = 34853, 40965
 PHOTOSHOP_LAYERS, DNG_VERSION, CONTENT_CREDENTIALS = 37724, 50706, 52545
 
 REDUCED, MASK = 1, 4  # bits of SUBFILE_TYPE
@@ -111,7 +111,7 @@ def inspect(data: bytes) -> Header:
         height_px=height_px,
         mode=_mode(file, photo, samples, bit_depth),
         bit_depth=bit_depth,
-        orientation=orientation(file, photo),
+        shot=find_shot(file, photo),
         untouched_reason=reason,
     )
 

@@ -14,8 +14,10 @@ from model.denoiser import Denoiser
 from model.metrics import gaussian_psnr_db
 from model.training import PatchSampler, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
 from model.weights import Card, dump_weights, parse_weights
-from pipeline.errors import PhotoRejected
+from pipeline.errors import ObjectRefused, PhotoRejected
 from pipeline.images import decode, inspect
+from pipeline.jobs import read_weights
+from pipeline.sources import photos_of
 from pipeline.storage import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class TrainJob:
         run: path or URL of the run's folder; a run that is there goes on at its last checkpoint.
         validation: collection that the weights are scored on at the end, white Gaussian noise in the protocol of
             papers; the card holds the scores.
+        start_from: weights to begin with, by name, path or URL; None begins with random ones.
         data, licence: what the card says of the photos, and under which terms the weights may be used.
         checkpoint_every: steps between checkpoints.
         log_every: steps whose mean makes one line of the metrics.
@@ -43,6 +46,7 @@ class TrainJob:
     source: str
     run: str
     validation: str | None = None
+    start_from: str | None = None
     data: str = ""
     licence: str = "not stated"
     checkpoint_every: int = 500
@@ -61,6 +65,8 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     photos = load_photos(job.source, min_side_px=job.config.patch_px)
     sampler = PatchSampler(photos, job.config)
     state = TrainState(job.config)
+    if job.start_from is not None:
+        _start_from(state, job)
     history = _resume(store, state, job.config)
 
     losses: list[float] = []
@@ -92,6 +98,13 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     return card.scores
 
 
+def _start_from(state: TrainState, job: TrainJob) -> None:
+    _, weights = read_weights(job.start_from or "")
+    if weights.card.network != job.config.network:
+        raise ValueError(f"{job.start_from} holds a network {weights.card.network!r}, not {job.config.network!r}")
+    state.start_from(weights.tensors)
+
+
 def score(weights: bytes, collection: str) -> dict[str, float]:
     """Mean PSNR in dB over the photos of a collection, for white Gaussian noise in the protocol of papers."""
     photos = load_photos(collection)
@@ -107,15 +120,18 @@ def score(weights: bytes, collection: str) -> dict[str, float]:
 def load_photos(collection: str, *, min_side_px: int = 1) -> list[NDArray[np.uint8]]:
     """The 8-bit colour photos of a collection in the order of their keys, as (H, W, 3); others are named in the log.
 
+    Of an image set, whatever its layout, exact duplicates are left out.
+
     Raises:
         ValueError: there are none.
     """
-    store = open_store(collection)
     photos = []
-    for key in sorted(listed.key for listed in store.list()):
+    for key, data in photos_of(open_store(collection)).read_all():
         try:
-            pixels = _decode_colour(store.read(key), key)
-        except PhotoRejected as error:
+            if isinstance(data, ObjectRefused):
+                raise data
+            pixels = _decode_colour(data, key)
+        except (PhotoRejected, ObjectRefused) as error:
             log.warning("left out %s: %s", key, error)
             continue
         if min(pixels.shape[:2]) >= min_side_px:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.container import SIGNED, Header, Pixels
 from pipeline.errors import PhotoRejected
-from pipeline.ifd import exif_orientation
+from pipeline.ifd import read_shot
 
 LOSSY, LOSSLESS, ALPHA, EXTENDED, ANIMATION = b"VP8 ", b"VP8L", b"ALPH", b"VP8X", b"ANIM"
 START_CODE = b"\x9d\x01\x2a"
@@ -63,7 +63,7 @@ def inspect(data: bytes) -> Header:
         height_px=layout.height_px,
         mode="RGBA" if layout.has_alpha else "RGB",
         bit_depth=8,
-        orientation=exif_orientation(exif),
+        shot=read_shot(exif),
         untouched_reason=reason,
     )
 

@@ -1,12 +1,19 @@
-"""What several test modules share: a fixed choice of examples, and a real S3 server on loopback."""
+"""What several test modules share: a fixed choice of examples, and servers of object storage on loopback."""
 
+import contextlib
+import shutil
+import socket
+import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 
 import pytest
 import s3fs
+from faults.proxy import BAD_DAY, FaultProxy
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
+from seaweed import BUCKET, Seaweed, seaweed
 
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same examples each time, on any machine
 settings.load_profile("fixed")
@@ -32,6 +39,113 @@ def s3_bucket() -> Iterator[str]:
 def s3_url(s3_bucket: str) -> str:
     """URL of an empty folder in the bucket."""
     return f"{s3_bucket}/{uuid.uuid4().hex}"
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """The environment with these variables; no client that was made before is used in it, and none of it afterwards."""
+    with pytest.MonkeyPatch.context() as changes:
+        for name, value in variables.items():
+            changes.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def seaweed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A real S3 server of this session."""
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def seaweed_url(seaweed_server: Seaweed) -> Iterator[str]:
+    """URL of an empty folder on the real S3 server, which the environment tells how to reach for this test."""
+    with environment(seaweed_server.environment):
+        yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def proxy(seaweed_server: Seaweed) -> Iterator[FaultProxy]:
+    """A proxy before the real S3 server, which the environment names for this test. It does no harm till it is told."""
+    with (
+        FaultProxy(seaweed_server.port, shares={}) as between,
+        environment({**seaweed_server.environment, "AWS_ENDPOINT_URL": between.url}),
+    ):
+        yield between
+
+
+@pytest.fixture
+def proxied_url(proxy: FaultProxy, request: pytest.FixtureRequest) -> str:
+    """URL of an empty folder behind the proxy: of the same name in each session, so that the same faults happen."""
+    return f"s3://{BUCKET}/{sha256(request.node.nodeid.encode()).hexdigest()[:16]}"
+
+
+@pytest.fixture
+def faulty_url(proxy: FaultProxy, proxied_url: str) -> str:
+    """The same on a bad day: a third of the requests fail in one way or another."""
+    proxy.shares = dict(BAD_DAY)
+    return proxied_url
+
+
+@pytest.fixture(scope="session")
+def google_server() -> Iterator[str]:
+    """Address of a stand-in for Google Cloud Storage."""
+    from fake_google import google
+
+    with google() as address:
+        yield address
+
+
+@pytest.fixture
+def gs_url(google_server: str) -> Iterator[str]:
+    """URL of an empty folder there, if the extra `gs` is installed."""
+    gcsfs = pytest.importorskip("gcsfs.core", reason="the extra gs is not installed")
+    with environment({"STORAGE_EMULATOR_HOST": google_server, "NO_GCE_CHECK": "true"}):
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield f"gs://{BUCKET}/{uuid.uuid4().hex}"
+        gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+AZURE_SETTINGS = (
+    "DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
+    # The emulator's one account, as its manual tells it.
+    "AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;"
+)
+
+
+@pytest.fixture(scope="session")
+def azure_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Connection string of Azure's own emulator, if that and the extra `az` are installed."""
+    adlfs = pytest.importorskip("adlfs", reason="the extra az is not installed")
+    if (command := shutil.which("azurite-blob")) is None:
+        pytest.skip("Azure's emulator is not installed: npm install -g azurite")
+    folder = tmp_path_factory.mktemp("azurite")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = ["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--location", folder]
+    server = subprocess.Popen([command, "--blobPort", str(port), *flags], cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"Azure's emulator ended with {server.wait(0.05)}")
+        settings = AZURE_SETTINGS.format(port=port)
+        adlfs.AzureBlobFileSystem(connection_string=settings).mkdir(BUCKET)
+        yield settings
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def az_url(azure_settings: str) -> Iterator[str]:
+    """URL of an empty folder on Azure's emulator."""
+    with environment({"AZURE_STORAGE_CONNECTION_STRING": azure_settings}):
+        yield f"az://{BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from ray.exceptions import OutOfMemoryError
 from pipeline import cluster
 from pipeline.cluster import POISON_REASON, ClusterConfig, connected, map_shards
 from pipeline.errors import RunFailed, StorageError
-from pipeline.records import PlannedPhoto, Receipt, ShardPlan
+from pipeline.records import Outcome, PlannedPhoto, Receipt, ShardPlan
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 
@@ -56,14 +56,16 @@ class WorkerFactory:
 def receipt(plan: ShardPlan, *, rejected: int = 0) -> Receipt:
     return Receipt(
         shard=plan.shard,
-        denoised=len(plan.photos) - rejected,
-        untouched=0,
-        rejected=rejected,
+        outcomes={Outcome.DENOISED: len(plan.photos) - rejected, Outcome.REJECTED: rejected},
         megapixels=0.0,
         bytes_read=0,
         bytes_written=0,
         seconds=0.0,
     )
+
+
+def rejected_of(receipts: list[Receipt]) -> dict[str, int]:
+    return {found.shard: found.outcomes[Outcome.REJECTED] for found in receipts}
 
 
 def shard(name: str, *keys: str) -> ShardPlan:
@@ -110,7 +112,7 @@ def test_a_worker_that_dies_once_costs_a_retry_and_nothing_else(folder: Path) ->
 
     receipts = list(map_shards(plans, WorkerFactory(folder), ClusterConfig(workers=1)))
 
-    assert {found.shard: found.rejected for found in receipts} == {"s0": 0, "s1": 0}
+    assert rejected_of(receipts) == {"s0": 0, "s1": 0}
 
 
 def test_the_photo_that_kills_its_worker_each_time_is_found_and_the_rest_of_its_shard_is_done(folder: Path) -> None:
@@ -118,7 +120,7 @@ def test_the_photo_that_kills_its_worker_each_time_is_found_and_the_rest_of_its_
 
     receipts = list(map_shards(plans, WorkerFactory(folder), ClusterConfig(workers=2)))
 
-    assert {found.shard: found.rejected for found in receipts} == {"s0": 1, **{f"s{n}": 0 for n in range(1, 6)}}
+    assert rejected_of(receipts) == {"s0": 1, **{f"s{n}": 0 for n in range(1, 6)}}
     assert (folder / "done-s0").read_text() == f"poison: {POISON_REASON}"
     assert (folder / "done-s1").read_text() == ""
 
@@ -128,7 +130,7 @@ def test_two_poisonous_photos_in_one_shard_are_both_found(folder: Path) -> None:
 
     receipts = list(map_shards(plans, WorkerFactory(folder), ClusterConfig(workers=1)))
 
-    assert [found.rejected for found in receipts] == [2]
+    assert rejected_of(receipts) == {"s0": 2}
 
 
 def test_a_worker_that_ray_kills_for_its_memory_is_a_death_like_any_other(

@@ -1,74 +1,31 @@
 """`degrain denoise` as a user runs it: the command in a process of its own, real Ray, real files, a real S3 server."""
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from commands import (
+    degrain,
+    start_degrain,
+    summary_of,
+    wait_for_commits,
+    wait_until_workers_are_gone,
+    write_many,
+)
+from loop import index_of
 from photos import saved, scene, write_archive
 
 MANY = 40
 
 
-def degrain(*arguments: object, timeout_s: float = 150) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-
-def start_degrain(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def summary_of(finished: subprocess.CompletedProcess[str]) -> dict:
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout.splitlines()[-1])
-
-
-def index_of(target: Path) -> dict[str, dict]:
-    manifest = json.loads((target / "manifest.json").read_text())
-    rows = [row for part in manifest["index"] for row in pq.read_table(target / part).to_pylist()]
-    assert len(rows) == len({row["key"] for row in rows})
-    return {row["key"]: row for row in rows}
-
-
 def hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def write_many(folder: Path, count: int = MANY, side_px: int = 64) -> None:
-    folder.mkdir()
-    for number in range(count):
-        (folder / f"{number:03}.png").write_bytes(saved(scene(seed=number, side_px=side_px), "PNG"))
-
-
-def wait_for_commits(target: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while len(list((target / "commits").glob("*"))) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def wait_until_workers_are_gone(process: subprocess.Popen[str]) -> None:
-    """Until every actor in the session that `start_degrain` opened has ended: none of them writes any more."""
-    deadline = time.monotonic() + 60
-    while (
-        subprocess.run(
-            ["pgrep", "-s", str(process.pid), "-f", "ray::_Actor"], capture_output=True, check=False
-        ).returncode
-        == 0
-    ):
-        assert time.monotonic() < deadline, "Ray's workers outlive their driver"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +104,7 @@ def test_rejected_photos_are_tried_again_only_when_asked(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGKILL]], ids=["INT", "TERM", "KILL"])
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, signals: list[signal.Signals]) -> None:
-    write_many(tmp_path / "source", side_px=512)  # seconds of work are left when the signal comes
+    write_many(tmp_path / "source", MANY, side_px=512)  # seconds of work are left when the signal comes
     process = start_degrain("denoise", tmp_path / "source", tmp_path / "target", "--workers", 2)
     wait_for_commits(tmp_path / "target", 3, process)
 
@@ -177,7 +134,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, signals: li
 
 
 def test_an_interrupted_run_under_other_settings_is_closed_and_its_results_are_redone(tmp_path: Path) -> None:
-    write_many(tmp_path / "source", side_px=512)
+    write_many(tmp_path / "source", MANY, side_px=512)
     process = start_degrain("denoise", tmp_path / "source", tmp_path / "target")
     wait_for_commits(tmp_path / "target", 3, process)
     process.send_signal(signal.SIGTERM)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, JpegImagePlugin
 
 from pipeline import images
-from pipeline.errors import PhotoRejected
-from pipeline.images import Limits, Pixels
+from pipeline.errors import PhotoKept, PhotoRejected
+from pipeline.images import Limits, Pixels, decode, encode, inspect
 
 HEIGHT, WIDTH = 40, 56
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -275,6 +275,50 @@ def huffman_tables(data: bytes) -> list[bytes]:
 def test_padding_behind_the_end_of_a_jpeg_survives():
     source = jpeg() + bytes(700)
     assert inverted(source).endswith(b"\xff\xd9" + bytes(700))
+
+
+def pillow_rgb(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+TRAILERS = {"picture": jpeg, "video": lambda: ftyp(b"mp42") + bytes(300), "maker": lambda: b"SEFH\0\0\0SEFT"}
+
+
+@pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+def test_what_lies_behind_a_jpeg_stays_at_its_very_offset(trailer, options):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    source = jpeg(noise, segment(0xE5, b"an offset of what lies behind"), **options) + trailer()
+    result = encode(Pixels(np.full_like(noise, 90)), source, inspect(source))
+    assert len(result) == len(source)
+    assert result.endswith(b"\xff\xff\xff\xd9" + trailer())
+    assert result.index(b"an offset") == source.index(b"an offset")
+    assert np.abs(pillow_rgb(result).astype(int) - 90).max() <= 1
+    np.testing.assert_array_equal(decode(result, inspect(result)).colour, pillow_rgb(result))
+
+
+def test_the_second_picture_of_a_multi_picture_file_is_still_found():
+    noise, preview = (np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8) for seed in (0, 1))
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "MPO", save_all=True, append_images=[Image.fromarray(preview)])
+    source = file.getvalue()
+    result = encode(Pixels(np.full_like(noise, 90)), source, inspect(source))
+    before, after = Image.open(io.BytesIO(source)), Image.open(io.BytesIO(result))
+    before.seek(1)
+    after.seek(1)
+    assert np.array_equal(np.asarray(after), np.asarray(before))
+
+
+def test_a_result_with_no_room_before_what_lies_behind_is_not_written():
+    source = jpeg(np.full((64, 64, 3), 90, np.uint8)) + b"SEFH"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with pytest.raises(PhotoKept, match="no room before them"):
+        encode(Pixels(noise), source, inspect(source))
+
+
+def test_megabytes_of_fill_bytes_do_not_matter():
+    source = jpeg()[:-2] + b"\xff" * 20_000_000 + b"\xff\xd9"
+    np.testing.assert_array_equal(decode(source, inspect(source)).colour, pillow_rgb(jpeg()))
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"optimize": True}], ids=str)
@@ -699,9 +743,7 @@ UNTOUCHED = {
     "hierarchical JPEG": lambda: jpeg_with_frame(0xC5),
     "arithmetic coding": lambda: jpeg_with_frame(0xC9),
     "12-bit JPEG": lambda: jpeg_with_frame(0xC1, bit_depth=12),
-    "another picture lies behind the photo": lambda: jpeg() + jpeg(),
-    "a video lies behind": lambda: jpeg() + ftyp(b"mp42"),
-    "other data lie behind": lambda: jpeg() + b"SEFH",
+    "metadata amid its tables": lambda: jpeg().replace(b"\xff\xc0", segment(0xE5, b"late") + b"\xff\xc0", 1) + b"SEFH",
     "chroma subsampling": lambda: bytes(imagecodecs.jpeg8_encode(photo(), subsampling="440")),
     "this chroma subsampling": lambda: bytes(imagecodecs.jpeg8_encode(photo(), subsampling="411")),
     "16-bit quantisation": lambda: jpeg().replace(b"\xff\xc0", WIDE_TABLE + b"\xff\xc0", 1),

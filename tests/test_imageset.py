@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import imageset
+from pipeline import imageset, index
 from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
 from pipeline.imageset import MANIFEST, ImageSet, Manifest
-from pipeline.records import INDEX_SCHEMA, PACKED_SCHEMA, Layout, Outcome, PhotoRecord, index_table
+from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, index_table
 from pipeline.storage import LocalStore, Store, open_store
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -330,11 +330,11 @@ def test_many_shards_are_gathered(images: ImageSet, monkeypatch: pytest.MonkeyPa
     assert images.publish("run-1", shards).counts == {Outcome.DENOISED: 8}
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [3]), (4, [3, 1]), (9, [3, 3, 3]), (11, [3, 3, 3, 2])])
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [3]), (4, [2, 2]), (9, [3, 3, 3]), (11, [2, 3, 3, 3])])
 def test_an_index_is_split_into_parts(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch, count: int, sizes: list[int]
 ) -> None:
-    monkeypatch.setattr(imageset, "PART_ROWS", 3)
+    monkeypatch.setattr(index, "PART_ROWS", 3)
     images.commit("s1", [row(f"{number:02}") for number in range(count)])
 
     manifest = images.publish("run-1", ["s1"])
@@ -344,13 +344,37 @@ def test_an_index_is_split_into_parts(
     assert published(images)["key"].to_pylist() == [f"{number:02}" for number in range(count)]
 
 
+def test_a_part_that_no_commit_touches_stays_as_it_is(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "PART_ROWS", 2)
+    commit(images, {"s1": [row(key, "run-1") for key in "bdfh"], "s2": [row("g", "run-2")]})
+
+    first = images.publish("run-1", ["s1"])
+    second = images.publish("run-2", ["s2"])
+
+    assert (len(first.index), len(second.index)) == (2, 3)
+    assert second.index[0] == first.index[0]
+    assert published(images)["key"].to_pylist() == list("bdfgh")
+
+
+def test_an_index_can_be_read_as_if_shards_were_published(images: ImageSet) -> None:
+    commit(images, {"s1": [row("a"), row("b")], "s2": [row("b", "run-2")]})
+    images.publish("run-1", ["s1"])
+    before = keys(images.store, "")
+
+    with images.local_index(["s2"]) as parts:
+        found = pa.concat_tables([pq.read_table(part) for part in parts])
+
+    assert found.select(["key", "run"]).to_pylist() == [{"key": "a", "run": "run-1"}, {"key": "b", "run": "run-2"}]
+    assert keys(images.store, "") == before
+
+
 def test_a_local_index_lasts_as_long_as_its_context(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imageset, "PART_ROWS", 3)
+    monkeypatch.setattr(index, "PART_ROWS", 3)
     images.commit("s1", [row(str(number)) for number in range(5)])
     images.publish("run-1", ["s1"])
 
     with images.local_index() as parts:
-        assert [pq.read_table(part).num_rows for part in parts] == [3, 2]
+        assert [pq.read_table(part).num_rows for part in parts] == [2, 3]
     assert not any(part.exists() for part in parts)
 
 
@@ -374,7 +398,7 @@ def test_an_index_holds_the_last_row_of_every_key(runs: list[list[list[str]]], p
     images.open_for(SOURCE, Layout.FILES)
     expected = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(imageset, "PART_ROWS", part_rows)
+        patch.setattr(index, "PART_ROWS", part_rows)
         for number, shards in enumerate(runs):
             run = f"run-{number}"
             named = {f"{run}-{place}": [row(key, run) for key in shard] for place, shard in enumerate(shards)}
@@ -420,14 +444,14 @@ class Mortal:
         self._changes_left -= 1
 
 
-# Three new parts, the manifest, and two old parts to delete.
-CHANGES = 6
+# Four new parts, the manifest, and two old parts to delete.
+CHANGES = 7
 
 
 @pytest.fixture
 def in_two_parts(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     """A set with five published rows in two parts, and a committed shard that replaces two of them and adds three."""
-    monkeypatch.setattr(imageset, "PART_ROWS", 3)
+    monkeypatch.setattr(index, "PART_ROWS", 3)
     commit(images, {"s1": [row(key, "run-1") for key in "bdfhj"], "s2": [row(key, "run-2") for key in "abcdi"]})
     images.publish("run-1", ["s1"])
     return images
@@ -463,35 +487,6 @@ def test_a_start_that_dies_is_finished_by_the_next(store: Store) -> None:
         ImageSet(Mortal(store, changes=0)).open_for(SOURCE, Layout.FILES)
 
     assert ImageSet(store).open_for(SOURCE, Layout.FILES) == ImageSet(store).read_manifest()
-
-
-# Packed
-
-
-def test_a_packed_shard_holds_the_photos_as_they_are(images: ImageSet) -> None:
-    rows = [row("2019/a.jpg", width_px=1), row("写真.png")]
-    photos = [bytes(range(256)), b""]
-
-    images.write_packed("s1", rows, photos)
-
-    table = pq.read_table(io.BytesIO(images.store.read(images.packed_key("s1"))))
-    assert [image["bytes"] for image in table["image"].to_pylist()] == photos
-    assert [image["path"] for image in table["image"].to_pylist()] == ["2019/a.jpg", "写真.png"]
-    assert table.drop_columns("image").equals(index_table(rows))
-
-
-@pytest.mark.parametrize("rows", [[], [row("a.jpg")]], ids=["empty", "one"])
-def test_a_packed_shard_says_that_its_images_are_images(images: ImageSet, rows: list[PhotoRecord]) -> None:
-    images.write_packed("s1", rows, [b"1"] * len(rows))
-
-    schema = pq.read_schema(io.BytesIO(images.store.read("shards/s1.parquet")))
-    assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
-    assert schema.equals(PACKED_SCHEMA)
-
-
-def test_a_packed_shard_needs_a_photo_for_each_row(images: ImageSet) -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        images.write_packed("s1", [row("a.jpg")], [])
 
 
 def test_a_set_lies_where_it_was_put(tmp_path: Path) -> None:

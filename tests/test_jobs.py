@@ -1,64 +1,24 @@
-"""What the commands do, with the real planner, workers and stores; a loop in this process replaces the cluster."""
+"""What denoising makes of a collection or an image set, with the real workers and stores."""
 
 import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from photos import saved, scene
+from loop import Loop, index_of, photos_of
+from photos import saved, scene, write_archive
 
-from pipeline import jobs
-from pipeline.cluster import ClusterConfig, ShardWorker
 from pipeline.denoise import DenoiseConfig
-from pipeline.errors import ImageSetError, RunFailed
-from pipeline.imageset import ImageSet
-from pipeline.jobs import DenoiseJob, Summary, plan_denoise, run_denoise
+from pipeline.ingest import IngestJob, run_ingest
+from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
 from pipeline.one_photo import denoise_one
-from pipeline.records import Receipt, ShardPlan, Status
-from pipeline.storage import LocalStore
-
-
-class Killed(BaseException):
-    """Stands for the death of the process."""
-
-
-class Loop:
-    """Does shards one after the other here, and dies where it is told to."""
-
-    def __init__(self) -> None:
-        self.shards = 0
-        self.dies_after = 10**9
-        self.dies_before_commit = False
-
-    def __call__(
-        self, plans: Iterable[ShardPlan], make_worker: Callable[[int], ShardWorker], config: ClusterConfig
-    ) -> Iterator[Receipt]:
-        worker = make_worker(1)
-        for plan in plans:
-            if self.shards == self.dies_after:
-                self._die(worker, plan)
-            yield worker.run(plan, {})
-            self.shards += 1
-
-    def _die(self, worker: ShardWorker, plan: ShardPlan) -> None:
-        if self.dies_before_commit:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(ImageSet, "commit", lambda *_: None)
-                worker.run(plan, {})
-        raise Killed
+from pipeline.records import Layout, Status
+from pipeline.run import Summary
 
 
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
-    loop = Loop()
-    monkeypatch.setattr(jobs, "connected", lambda _: nullcontext())
-    monkeypatch.setattr(jobs, "map_shards", loop)
-    return loop
+    return Loop.instead_of_cluster(monkeypatch)
 
 
 @pytest.fixture
@@ -73,127 +33,8 @@ def run(job: DenoiseJob) -> Summary:
     return run_denoise(job, lambda progress: None)
 
 
-def with_strength(job: DenoiseJob, strength: float) -> DenoiseJob:
-    return dataclasses.replace(job, denoise=DenoiseConfig(strength=strength))
-
-
-def index_of(job: DenoiseJob) -> dict[str, dict]:
-    target = Path(job.target)
-    manifest = json.loads((target / "manifest.json").read_text())
-    return {row["key"]: row for part in manifest["index"] for row in pq.read_table(target / part).to_pylist()}
-
-
-def assert_sound(job: DenoiseJob) -> None:
-    """Every row's object is there, and is the one that the row speaks of."""
-    store = LocalStore(Path(job.target))
-    for row in index_of(job).values():
-        if row["output_key"] is not None:
-            assert row["output_sha256"] == hashlib.sha256(store.read(row["output_key"])).hexdigest()
-
-
-@pytest.mark.parametrize("dies_after", range(4))
-@pytest.mark.parametrize("dies_before_commit", [False, True])
-def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(
-    job: DenoiseJob, loop: Loop, dies_after: int, dies_before_commit: bool
-) -> None:
-    loop.dies_after, loop.dies_before_commit = dies_after, dies_before_commit
-    with pytest.raises(Killed):
-        run(job)
-
-    loop.dies_after = 10**9
-    summary = run(job)
-
-    assert (summary.inputs, summary.denoised, summary.up_to_date) == (4, 4 - dies_after, dies_after)
-    assert len(index_of(job)) == 4
-    assert_sound(job)
-    assert len(list((Path(job.target) / "plans").iterdir())) == 1
-
-
-@pytest.mark.parametrize("limit", [None, 1])
-def test_what_an_abandoned_run_overwrote_is_made_right_again(job: DenoiseJob, loop: Loop, limit: int | None) -> None:
-    run(job)
-    loop.dies_after, loop.dies_before_commit = loop.shards + 1, True
-    with pytest.raises(Killed):
-        run(with_strength(job, 0.3))
-
-    loop.dies_after = 10**9
-    for _ in range(4):
-        run(dataclasses.replace(job, limit=limit))
-
-    assert_sound(job)
-    assert {row["strength"] for row in index_of(job).values()} == {1.0}
-    assert run(job).up_to_date == 4
-
-
-def test_photos_that_came_while_a_run_lay_still_are_done_beside_it(job: DenoiseJob, loop: Loop) -> None:
-    loop.dies_after = 2
-    with pytest.raises(Killed):
-        run(job)
-    (Path(job.source) / "new.png").write_bytes(saved(scene(side_px=32), "PNG"))
-
-    loop.dies_after = 10**9
-    summary = run(job)
-
-    assert (summary.inputs, summary.denoised, summary.up_to_date) == (5, 3, 2)
-    assert len(list((Path(job.target) / "runs").iterdir())) == 2
-
-
-def test_photos_that_went_while_a_run_lay_still_are_rows_and_the_counts_add_up(job: DenoiseJob, loop: Loop) -> None:
-    loop.dies_after = 1
-    with pytest.raises(Killed):
-        run(job)
-    for number in (2, 3):
-        (Path(job.source) / f"{number}.png").unlink()
-
-    loop.dies_after = 10**9
-    summary = run(job)
-
-    assert (summary.inputs, summary.denoised, summary.rejected, summary.up_to_date) == (4, 1, 2, 1)
-
-
-def test_a_photo_that_changed_while_a_run_lay_still_ends_up_as_it_is_now(job: DenoiseJob, loop: Loop) -> None:
-    loop.dies_after = 1
-    with pytest.raises(Killed):
-        run(job)
-    (Path(job.source) / "3.png").write_bytes(saved(scene(seed=33, side_px=32), "PNG"))
-    loop.dies_after = 10**9
-    run(job)
-    run(job)
-
-    assert run(job).up_to_date == 4
-    changed = index_of(job)["3.png"]
-    assert changed["source_size_bytes"] == (Path(job.source) / "3.png").stat().st_size
-    assert_sound(job)
-
-
-def test_a_limit_is_kept_when_an_interrupted_run_goes_on(job: DenoiseJob, loop: Loop) -> None:
-    loop.dies_after = 1
-    with pytest.raises(Killed):
-        run(job)
-
-    loop.dies_after = 10**9
-    limited = run(dataclasses.replace(job, limit=2))
-    rest = run(job)
-
-    assert (limited.inputs, limited.denoised, limited.up_to_date) == (3, 2, 1)
-    assert (rest.inputs, rest.denoised, rest.up_to_date) == (4, 1, 3)
-
-
-def test_too_many_rejected_photos_end_the_run_and_can_be_tried_again(job: DenoiseJob) -> None:
-    good = {path: path.read_bytes() for path in Path(job.source).iterdir()}
-    for path in good:
-        path.write_bytes(b"")
-    with pytest.raises(RunFailed, match=r"1 of 4 photos were rejected, more than the allowed share of 0;"):
-        run(dataclasses.replace(job, max_rejected_fraction=0.0))
-    assert [row["reason"] for row in index_of(job).values()] == ["the file is empty"]
-
-    for path, data in good.items():
-        times = path.stat()
-        path.write_bytes(data)
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    summary = run(dataclasses.replace(job, retry_failed=True))
-
-    assert (summary.denoised, summary.up_to_date) == (4, 0)
+def ingest(source: Path, target: Path) -> Summary:
+    return run_ingest(IngestJob(source=str(source), target=str(target)), lambda progress: None)
 
 
 def test_an_image_set_can_be_a_source(job: DenoiseJob, tmp_path: Path) -> None:
@@ -201,8 +42,50 @@ def test_an_image_set_can_be_a_source(job: DenoiseJob, tmp_path: Path) -> None:
 
     second = run(dataclasses.replace(job, source=job.target, target=str(tmp_path / "second")))
 
-    assert second.denoised == 4
+    assert second.outcomes["denoised"] == 4
     assert sorted(path.name for path in (tmp_path / "second/images").iterdir()) == [f"{n}.png" for n in range(4)]
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_packed_image_set_is_denoised_as_its_source_would_be(loop: Loop, tmp_path: Path, layout: Layout) -> None:
+    expected = write_archive(tmp_path / "source")
+    ingest(tmp_path / "source", tmp_path / "packed")
+    run(DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "direct")))
+
+    summary = run(DenoiseJob(source=str(tmp_path / "packed"), target=str(tmp_path / "target"), layout=layout))
+
+    assert summary.outcomes == {"denoised": 6, "untouched": 2, "rejected": 0}
+    direct = photos_of(tmp_path / "direct")
+    assert photos_of(tmp_path / "target") == {key: data for key, data in direct.items() if key != "notes.txt"}
+    assert {key: row["outcome"] for key, row in index_of(tmp_path / "target").items()}.items() <= expected.items()
+
+
+def test_of_a_packed_image_set_only_what_changed_is_denoised_again(loop: Loop, job: DenoiseJob, tmp_path: Path) -> None:
+    packed = dataclasses.replace(job, source=str(tmp_path / "packed"))
+    ingest(Path(job.source), tmp_path / "packed")
+    run(packed)
+    (Path(job.source) / "1.png").write_bytes(saved(scene(seed=11, side_px=32), "PNG"))
+    (Path(job.source) / "4.png").write_bytes(saved(scene(seed=4, side_px=32), "PNG"))
+    ingest(Path(job.source), tmp_path / "packed")
+
+    plan, summary = plan_denoise(packed), run(packed)
+
+    assert plan.photos == {Status.NEW: 1, Status.CHANGED: 1, Status.UP_TO_DATE: 3}
+    assert (summary.outcomes["denoised"], summary.up_to_date) == (2, 3)
+    run(dataclasses.replace(job, target=str(tmp_path / "direct")))
+    assert photos_of(job.target) == photos_of(tmp_path / "direct")
+
+
+def test_a_photo_whose_bytes_in_a_packed_set_are_damaged_is_a_row(loop: Loop, job: DenoiseJob, tmp_path: Path) -> None:
+    ingest(Path(job.source), tmp_path / "packed")
+    photo = (Path(job.source) / "2.png").read_bytes()
+    for shard in (tmp_path / "packed/shards").iterdir():
+        shard.write_bytes(shard.read_bytes().replace(photo[-60:], bytes(60)))
+
+    summary = run(dataclasses.replace(job, source=str(tmp_path / "packed")))
+
+    assert (summary.outcomes["denoised"], summary.outcomes["rejected"]) == (3, 1)
+    assert index_of(job.target)["2.png"]["reason"].endswith(".parquet are damaged")
 
 
 def test_a_folder_with_a_manifest_of_something_else_is_a_folder_of_photos(job: DenoiseJob) -> None:
@@ -210,7 +93,7 @@ def test_a_folder_with_a_manifest_of_something_else_is_a_folder_of_photos(job: D
 
     summary = run(job)
 
-    assert (summary.denoised, summary.untouched) == (4, 1)
+    assert (summary.outcomes["denoised"], summary.outcomes["untouched"]) == (4, 1)
 
 
 def test_a_target_in_its_source_is_left_out_however_it_is_spelt(job: DenoiseJob, tmp_path: Path) -> None:
@@ -222,46 +105,8 @@ def test_a_target_in_its_source_is_left_out_however_it_is_spelt(job: DenoiseJob,
     assert (first.inputs, second.inputs) == (4, 4)
 
 
-@pytest.mark.parametrize("folder", ["plans", "commits", "index"])
-def test_a_damaged_object_of_the_set_is_named(job: DenoiseJob, loop: Loop, folder: str) -> None:
-    loop.dies_after = 2 if folder != "index" else 10**9
-    if folder == "index":
-        run(job)
-    else:
-        with pytest.raises(Killed):
-            run(job)
-    for path in (Path(job.target) / folder).iterdir():
-        path.write_bytes(path.read_bytes()[:-9])
-    loop.dies_after = 10**9
-
-    with pytest.raises(ImageSetError, match=rf"/{folder}/.*\.parquet is damaged"):
-        run(job)
-
-
-def test_files_that_a_desktop_leaves_behind_do_no_harm(job: DenoiseJob) -> None:
-    Path(job.target).mkdir()
-    (Path(job.target) / ".DS_Store").write_bytes(b"view")
-    run(job)
-    for folder in ("plans", "commits", "runs"):
-        (Path(job.target) / folder / ".DS_Store").write_bytes(b"view")
-
-    assert run(job).up_to_date == 4
-
-
-def test_a_dry_run_tells_what_is_left_of_an_interrupted_run(job: DenoiseJob, loop: Loop) -> None:
-    loop.dies_after = 1
-    with pytest.raises(Killed):
-        run(job)
-    before = sorted(Path(job.target).rglob("*"))
-
-    counts = plan_denoise(job)
-
-    assert (counts.photos[Status.PLANNED], counts.planned_photos) == (3, 3)
-    assert sorted(Path(job.target).rglob("*")) == before
-
-
 def test_the_record_of_a_run_tells_what_repeats_it(job: DenoiseJob) -> None:
-    summary = run(with_strength(job, 0.5))
+    summary = run(dataclasses.replace(job, denoise=DenoiseConfig(strength=0.5)))
 
     facts = json.loads((Path(job.target) / f"runs/{summary.run}.json").read_text())
     assert facts["settings"]["denoise"]["strength"] == 0.5

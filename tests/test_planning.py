@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -15,14 +16,16 @@ from hypothesis import strategies as st
 
 from pipeline import planning
 from pipeline.planning import (
+    Amount,
     PlanCounts,
     PlanHeader,
     PlanOptions,
     ShardSize,
     count_photos,
-    cut_into_shards,
     read_header,
+    read_shard_names,
     read_shards,
+    shard_ends,
     write_listing,
     write_open_part,
     write_plan,
@@ -149,7 +152,7 @@ def test_a_photo_that_is_as_its_row_says_is_left_alone(plan: Planner, outcome: O
     counts, shards = plan([photo("a.jpg")], [row("a.jpg", outcome=outcome)])
 
     assert shards == []
-    assert counts.planned_photos == counts.planned_bytes == 0
+    assert (counts.planned, counts.shards) == (Amount(), 0)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,7 @@ def test_nothing_listed_is_a_plan_without_shards(plan: Planner) -> None:
     counts, shards = plan([], [row("a.jpg")])
 
     assert shards == []
-    assert counts == PlanCounts(photos={}, size_bytes={}, planned_photos=0, planned_bytes=0, is_complete=True)
+    assert counts == PlanCounts(amounts={}, planned=Amount(), shards=0, is_complete=True)
     assert read_header(plan.newest) == HEADER
 
 
@@ -263,7 +266,9 @@ def test_a_limit_takes_the_first_keys(plan: Planner) -> None:
     counts, shards = plan([photo(key) for key in "dbca"], [row("a")], options=replace(OPTIONS, limit=2))
 
     assert planned_keys(shards) == ["b", "c"]
-    assert (counts.photos[Status.NEW], counts.planned_photos, counts.planned_bytes) == (3, 2, 2000)
+    assert counts.photos[Status.NEW] == 3
+    assert counts.planned == Amount(photos=2, size_bytes=2000, unopened_bytes=2000)
+    assert not counts.is_complete
 
 
 @pytest.mark.parametrize("key", ODD_KEYS, ids=ascii)
@@ -303,6 +308,65 @@ def test_a_plan_holds_sorted_rows_with_their_status(plan: Planner) -> None:
     assert table.column("key").to_pylist() == ["a", "c"]
     assert table.column("status").to_pylist() == [Status.STALE, Status.NEW]
     assert (table.schema.names, table.schema.types) == (PLAN_SCHEMA.names, PLAN_SCHEMA.types)
+
+
+def test_a_plan_says_how_large_photos_are_that_were_opened_before(plan: Planner) -> None:
+    sized = {"width_px": 2000, "height_px": 1000}
+    listing = [photo(key) for key in ("changed", "new", "rejected", "same", "stale")]
+    done = [
+        row("changed", etag="e0", **sized),
+        row("rejected", outcome=Outcome.REJECTED),
+        row("same", **sized),
+        row("stale", weights="w0", **sized),
+    ]
+
+    counts, _ = plan(listing, done, options=replace(OPTIONS, retry_failed=True))
+
+    unopened = Amount(photos=1, size_bytes=1000, unopened_bytes=1000)
+    opened = Amount(photos=1, size_bytes=1000, megapixels=2.0)
+    assert counts.amounts == {
+        Status.NEW: unopened,
+        Status.CHANGED: unopened,
+        Status.STALE: opened,
+        Status.FAILED: unopened,
+        Status.UP_TO_DATE: opened,
+    }
+    assert counts.planned == Amount(photos=4, size_bytes=4000, megapixels=2.0, unopened_bytes=3000)
+
+
+def test_a_plan_tells_in_which_object_photos_lie_together(plan: Planner) -> None:
+    placed = replace(photo("a.jpg"), place="shards/1.parquet")
+
+    _, shards = plan([placed, photo("b.jpg")])
+
+    assert [found.place for found in planned(shards)] == ["shards/1.parquet", None]
+    assert [shard.shard for shard in shards] == [shard.shard for shard in plan([photo("a.jpg"), photo("b.jpg")])[1]]
+
+
+def test_the_same_inputs_give_the_same_file(plan: Planner) -> None:
+    listing = [photo(f"{number}.jpg", size_bytes=number) for number in range(3000)]
+    written = []
+    for order in (listing, listing[::-1]):
+        plan(order, [row(f"{number}.jpg") for number in range(0, 3000, 7)])
+        written.append(plan.newest.read_bytes())
+
+    assert written[0] == written[1]
+
+
+def test_the_names_of_shards_are_read_without_their_photos(plan: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "PLAN_BATCH", 3)
+    _, shards = plan([photo(f"{number:02}") for number in range(11)], options=replace(OPTIONS, shard_size=PAIRS))
+
+    assert read_shard_names(plan.newest) == [shard.shard for shard in shards]
+
+
+def test_shards_are_read_as_they_are_taken(plan: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "READ_BATCH", 2)
+    size = ShardSize(max_photos=3, min_shards=1)
+    _, shards = plan([photo(f"{number:02}") for number in range(11)], options=replace(OPTIONS, shard_size=size))
+
+    assert [len(shard.photos) for shard in shards] == [3, 3, 3, 2]
+    assert next(read_shards(plan.newest, "run")) == shards[0]
 
 
 def test_a_plan_is_the_same_in_small_batches(plan: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +459,8 @@ def test_a_plan_holds_what_the_rule_says(
 
     assert planned(shards) == plan_by_the_rule(listing, index, pending, options)
     assert counts.planned_photos == len(planned(shards))
-    assert counts.planned_bytes == sum(photo.size_bytes for photo in planned(shards))
+    assert counts.planned.size_bytes == sum(photo.size_bytes for photo in planned(shards))
+    assert counts.shards == len(shards)
     assert sum(counts.photos.values()) == len(listing)
 
 
@@ -410,7 +475,9 @@ def test_counts_say_how_each_listed_photo_stands(
 
     statuses = [(status_by_the_rule(listed, done.get(listed.key)), listed.size_bytes) for listed in listing]
     assert counts.photos == Counter(status for status, _ in statuses)
-    assert counts.size_bytes == {of: sum(size for status, size in statuses if status == of) for of, _ in statuses}
+    assert {status: amount.size_bytes for status, amount in counts.amounts.items()} == {
+        of: sum(size for status, size in statuses if status == of) for of, _ in statuses
+    }
 
 
 # Shards
@@ -418,9 +485,10 @@ def test_counts_say_how_each_listed_photo_stands(
 
 @given(st.lists(st.integers(0, 20)), st.integers(1, 5), st.integers(1, 30))
 def test_a_shard_is_as_full_as_its_limits_let_it_be(sizes: list[int], max_photos: int, max_bytes: int) -> None:
-    shards = list(cut_into_shards(sizes, int, max_photos=max_photos, max_bytes=max_bytes))
+    ends = shard_ends(np.array(sizes, np.int64), max_photos=max_photos, max_bytes=max_bytes).tolist()
 
-    assert [size for shard in shards for size in shard] == sizes
+    assert (ends or [0])[-1] == len(sizes)
+    shards = [sizes[start:end] for start, end in pairwise([0, *ends])]
     assert all(shards)
     for shard in shards:
         assert len(shard) == 1 or (len(shard) <= max_photos and sum(shard) <= max_bytes)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from pipeline.records import INDEX_SCHEMA
+from pipeline.records import INDEX_SCHEMA, Outcome
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,7 +22,7 @@ def test_every_file_that_it_links_or_runs_exists() -> None:
 def test_it_names_every_column_of_the_index_and_no_other() -> None:
     table = README.split("### Columns of the index")[1].split("\n## ")[0]
 
-    assert set(re.findall(r"`([a-z_0-9]+)`", table)) - {"denoised", "untouched", "rejected"} == set(INDEX_SCHEMA.names)
+    assert set(re.findall(r"`([a-z_0-9]+)`", table)) - set(Outcome) == set(INDEX_SCHEMA.names)
 
 
 def test_it_names_every_option_of_denoise(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,7 +30,7 @@ def test_it_names_every_option_of_denoise(capsys: pytest.CaptureFixture[str]) ->
         main(["denoise", "--help"])
     options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--verbose"}
 
-    usage = README.split("degrain denoise SOURCE TARGET")[1].split("degrain demo")[0]
+    usage = README.split("degrain denoise SOURCE TARGET")[1].split("\ndegrain ")[0]
     assert set(re.findall(r"--[a-z-]+", usage)) == options
 
 

@@ -1,4 +1,4 @@
-"""Stores: one contract that every store keeps, and what only a folder or only an object store can go through."""
+"""Stores: one contract that every store keeps, and what only a folder can go through."""
 
 import errno
 import os
@@ -6,21 +6,21 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
-import fsspec
 import pytest
-import s3fs
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
-from pipeline.storage import TEMPORARY, LocalStore, ObjectStore, Store, open_store, split_url, unsafe_reason
+from pipeline.records import SourceObject
+from pipeline.storage import QUEUED, TEMPORARY, LocalStore, Store, open_store, read_ahead, split_url, unsafe_reason
 
 UNSAFE_KEYS = [
     "",
@@ -43,7 +43,20 @@ UNSAFE_KEYS = [
 ODD_KEYS = ["ünï/çödé 写真.jpg", "with space/and 'quotes' \".jpg", "100%/a+b#c?.jpg", "[a]*{b}.jpg", "👩‍👩‍👧.png", "-r"]
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+LARGE_BODIES = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of their own libraries
+
+
+@pytest.fixture(
+    params=[
+        "local",
+        "memory",
+        "s3",
+        "seaweed",
+        pytest.param("faulty", marks=pytest.mark.faults),
+        pytest.param("gs", marks=LARGE_BODIES),
+        pytest.param("az", marks=LARGE_BODIES),
+    ]
+)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Each store in turn, empty."""
     if request.param == "local":
@@ -86,6 +99,71 @@ def test_keeps_an_object_under_any_safe_key(store: Store, key: str) -> None:
     assert keys(store) == [key]
 
 
+def test_reads_many_in_the_order_asked(store: Store) -> None:
+    for number in range(20):
+        store.write(f"{number}.jpg", b"%d" % number * number)
+    wanted = [SourceObject(f"{number}.jpg", number, "") for number in range(19, -1, -1)]
+
+    found = list(store.read_many(wanted, ahead_bytes=50, at_once=4))
+
+    assert [(one.key, data) for one, data in found] == [(f"{n}.jpg", b"%d" % n * n) for n in range(19, -1, -1)]
+
+
+def test_what_refuses_one_object_stands_in_its_place(store: Store) -> None:
+    store.write("a.jpg", b"1")
+    wanted = [SourceObject(key, 1, "") for key in ("no.jpg", "a.jpg", "../out.jpg", "a.jpg")]
+
+    missing, first, unsafe, again = (found for _, found in store.read_many(wanted))
+
+    assert (first, again) == (b"1", b"1")
+    assert isinstance(missing, ObjectMissing)
+    assert isinstance(unsafe, ObjectRefused)
+
+
+def test_reading_many_may_be_given_up(store: Store) -> None:
+    for number in range(8):
+        store.write(f"{number}", b"1")
+    before = {thread.name for thread in threading.enumerate()}
+
+    reading = store.read_many(store.list(), at_once=2)
+    next(reading)
+    reading.close()
+
+    assert [
+        name for name in {thread.name for thread in threading.enumerate()} - before if name.startswith("read")
+    ] == []
+    assert store.read("7") == b"1"
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "expected"),
+    [(0, 10, b"0123456789"), (0, 1, b"0"), (7, 2, b"78"), (7, 99, b"789"), (10, 1, b""), (99, 9, b""), (3, 0, b"")],
+)
+def test_reads_a_range_as_far_as_the_object_goes(store: Store, start: int, length: int, expected: bytes) -> None:
+    store.write("a.parquet", b"0123456789")
+
+    assert store.read_range("a.parquet", start, length) == expected
+
+
+def test_a_range_of_an_empty_object_is_empty(store: Store) -> None:
+    store.write("a.parquet", b"")
+
+    assert store.read_range("a.parquet", 0, 8) == b""
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_range_and_the_size_of_what_is_not_there_are_missing(store: Store, length: int) -> None:
+    for ask in (lambda: store.read_range("no.parquet", 0, length), lambda: store.size("no.parquet")):
+        with pytest.raises(ObjectMissing, match=r"no\.parquet in "):
+            ask()
+
+
+def test_says_how_large_an_object_is(store: Store) -> None:
+    store.write("a.parquet", bytes(12_345))
+
+    assert store.size("a.parquet") == 12_345
+
+
 def test_a_second_write_replaces_the_whole_object(store: Store) -> None:
     store.write("a.jpg", b"a long first version")
     store.write("a.jpg", b"second")
@@ -103,7 +181,9 @@ def test_create_refuses_the_second_and_keeps_the_first(store: Store) -> None:
     assert store.read("commits/a") == b"first"
 
 
-@pytest.mark.parametrize("store", ["local", "s3"], indirect=True)  # memory belongs to one process: it only looks first
+@pytest.mark.parametrize(
+    "store", ["local", "s3", "seaweed"], indirect=True
+)  # memory belongs to one process: it only looks first
 def test_of_eight_racing_creators_one_wins(store: Store) -> None:
     barrier = Barrier(8)
 
@@ -175,15 +255,18 @@ def test_a_folder_is_no_object(store: Store) -> None:
     store.write("2019/a.jpg", b"1")
 
     assert not store.exists("2019")
-    with pytest.raises(ObjectRefused):
-        store.read("2019")
+    for verb in (store.read, store.size):
+        with pytest.raises(ObjectRefused):
+            verb("2019")
 
 
 @pytest.mark.parametrize("key", UNSAFE_KEYS, ids=ascii)
 def test_refuses_an_unsafe_key_in_every_verb(store: Store, key: str) -> None:
     verbs = [
         store.read,
+        store.size,
         store.exists,
+        lambda key: store.read_range(key, 0, 1),
         store.delete,
         lambda key: store.write(key, b""),
         lambda key: store.create(key, b""),
@@ -202,6 +285,84 @@ def test_cleaning_and_closing_keep_every_object(store: Store) -> None:
     store.close()
 
     assert keys(store) == ["a.jpg"]
+
+
+# Reading ahead
+
+Sizes = st.lists(st.integers(0, 40), max_size=30)
+
+
+def listing(sizes: list[int]) -> list[SourceObject]:
+    return [SourceObject(str(number), size_bytes, "") for number, size_bytes in enumerate(sizes)]
+
+
+@given(Sizes, st.integers(0, 100), st.integers(1, 4))
+def test_no_more_is_read_ahead_than_there_is_room_for(sizes: list[int], ahead_bytes: int, at_once: int) -> None:
+    waiting: list[int] = []
+
+    class Waiting(Future[bytes]):
+        """Read, and waiting to be taken."""
+
+        def result(self, timeout: float | None = None) -> bytes:
+            waiting.pop(0)
+            return super().result(timeout)
+
+    def begin(key: str) -> Future[bytes]:
+        waiting.append(sizes[int(key)])
+        assert len(waiting) == 1 or sum(waiting) <= ahead_bytes
+        assert len(waiting) <= QUEUED * at_once
+        future = Waiting()
+        future.set_result(key.encode())
+        return future
+
+    found = list(read_ahead(begin, listing(sizes), ahead_bytes=ahead_bytes, at_once=at_once))
+
+    assert [(one.key, data) for one, data in found] == [(str(n), b"%d" % n) for n in range(len(sizes))]
+
+
+def test_the_next_is_read_while_one_is_looked_at() -> None:
+    begun: list[str] = []
+
+    def begin(key: str) -> Future[bytes]:
+        begun.append(key)
+        future: Future[bytes] = Future()
+        future.set_result(b"")
+        return future
+
+    reading = read_ahead(begin, listing([100, 100, 100]), ahead_bytes=1, at_once=1)
+    next(reading)
+
+    assert begun == ["0", "1"]
+
+
+def test_giving_up_cancels_what_is_read() -> None:
+    futures: list[Future[bytes]] = []
+
+    def begin(key: str) -> Future[bytes]:
+        futures.append(Future())
+        if key == "0":
+            futures[-1].set_result(b"")
+        return futures[-1]
+
+    reading = read_ahead(begin, listing([1, 1, 1]), ahead_bytes=9, at_once=9)
+    next(reading)
+    reading.close()
+
+    assert [future.cancelled() for future in futures] == [False, True, True]
+
+
+def test_a_store_that_fails_ends_the_reading() -> None:
+    futures: list[Future[bytes]] = []
+
+    def begin(key: str) -> Future[bytes]:
+        futures.append(Future())
+        if key == "0":
+            futures[-1].set_exception(StorageError("the store is down"))
+        return futures[-1]
+
+    with pytest.raises(StorageError, match="the store is down"):
+        next(read_ahead(begin, listing([1, 1, 1]), ahead_bytes=9, at_once=9))
+    assert [future.cancelled() for future in futures] == [False, True, True]
 
 
 # Names
@@ -246,19 +407,24 @@ def test_an_unknown_scheme_is_the_callers_mistake() -> None:
         open_store("gopher://photos")
 
 
-def test_a_url_with_a_password_is_refused_without_telling_it() -> None:
+@pytest.mark.parametrize("password", ["a-secret", "a/secret", "a:secret"])
+def test_a_url_with_a_password_is_refused_without_telling_it(password: str) -> None:
     with pytest.raises(ValueError, match=r"^sftp://…@host/photos holds a password") as caught:
-        open_store("sftp://user:a-secret@host/photos")
+        open_store(f"sftp://user:{password}@host/photos")
 
     assert "secret" not in str(caught.value)
-    assert open_store("memory://user@host/a:b@c").url == "memory://user@host/a:b@c"
+
+
+def test_a_url_may_hold_a_user_and_a_name_that_looks_like_a_password() -> None:
+    for url in ("memory://user@host/a:b@c", "memory://host:9000/a@b"):
+        assert open_store(url).url == url
 
 
 # Only a folder
 
 
 def fail_with(number: int) -> Any:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     return fail
@@ -390,6 +556,25 @@ def test_an_ill_disk_is_no_refused_object(local: LocalStore, monkeypatch: pytest
     assert not isinstance(caught.value, ObjectRefused)
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no file at hand that cannot be read")
+def test_a_file_that_the_disk_cannot_read_is_refused_while_it_reads_another() -> None:
+    with pytest.raises(ObjectRefused, match=r"^cannot read mem in /proc/\d+: input/output error$"):
+        LocalStore(Path("/proc/self")).read("mem")
+
+
+def test_a_disk_that_reads_no_other_file_either_is_ill(local: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("a.jpg", "b.jpg"):
+        local.write(key, b"1")
+        local.read(key)
+    monkeypatch.setattr(Path, "read_bytes", fail_with(errno.EIO))
+    monkeypatch.setattr(Path, "open", fail_with(errno.EIO))
+
+    with pytest.raises(StorageError) as caught:
+        local.read("a.jpg")
+
+    assert not isinstance(caught.value, ObjectRefused)
+
+
 def test_a_link_that_leads_out_of_the_root_is_listed_and_refused(local: LocalStore, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     (local.root / "out.jpg").symlink_to("../secret")
@@ -510,116 +695,6 @@ def test_a_name_too_long_for_the_file_system_is_refused(local: LocalStore) -> No
         with pytest.raises(ObjectRefused, match=r"file name too long$"):
             verb(key)
     assert unsafe_reason(key) is None
-
-
-# Only an object store
-
-
-def test_a_listing_is_read_a_page_at_a_time(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "S3_PAGE", 2)
-    store = open_store(s3_url)
-    for number in range(5):
-        store.write(f"{number}", b"1")
-
-    listing = store.list()
-    first = next(listing)
-    store.delete("4")
-
-    assert [first.key, *(found.key for found in listing)] == ["0", "1", "2", "3"]
-
-
-def test_a_folder_that_the_web_console_made_is_no_object(s3_url: str) -> None:
-    store = open_store(s3_url)
-    folder = f"{s3_url.partition('://')[2].partition('/')[2]}/2019/"
-    s3fs.S3FileSystem().call_s3("put_object", Bucket="photos", Key=folder, Body=b"")
-    store.write("2019/a.jpg", b"1")
-
-    assert keys(store) == ["2019/a.jpg"]
-
-
-def test_an_archived_object_is_refused_and_the_store_works_on(s3_url: str) -> None:
-    store = open_store(s3_url)
-    key = f"{s3_url.partition('://')[2].partition('/')[2]}/cold.jpg"
-    s3fs.S3FileSystem().call_s3("put_object", Bucket="photos", Key=key, Body=b"1", StorageClass="GLACIER")
-
-    with pytest.raises(ObjectRefused, match=r"^cannot read cold\.jpg in s3://\S+: it lies in an archive class"):
-        store.read("cold.jpg")
-
-
-def test_a_bucket_that_is_not_there_is_no_missing_object(s3_bucket: str) -> None:
-    store = open_store("s3://no-such-bucket/photos")
-
-    for verb in (store.read, store.exists, lambda key: store.write(key, b""), lambda _: list(store.list())):
-        with pytest.raises(StorageError, match=r"bucket does not exist$") as caught:
-            verb("a.jpg")
-        assert not isinstance(caught.value, ObjectRefused)
-
-
-def test_a_server_that_does_not_answer_is_one_line_without_credentials(s3_bucket: str) -> None:
-    quick = {"retries": {"max_attempts": 0}}
-    filesystem = s3fs.S3FileSystem(
-        endpoint_url="http://127.0.0.1:9", key="user", secret="a-secret", config_kwargs=quick, skip_instance_cache=True
-    )
-    filesystem.retries = 1
-    store = ObjectStore("s3://photos", filesystem, "photos")
-
-    with pytest.raises(StorageError, match=r"^cannot read a\.jpg in s3://photos: EndpointConnectionError: ") as caught:
-        store.read("a.jpg")
-
-    assert str(caught.value).isprintable()
-    assert "secret" not in str(caught.value)
-
-
-class Unwilling(fsspec.AbstractFileSystem):
-    """A file system that answers every request with one error."""
-
-    cachable = False
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-    def cat_file(self, *_: object, **__: object) -> bytes:
-        raise self.error
-
-    pipe_file = info = find = rm_file = cat_file
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EBUSY, "slow\ndown " * 999), RuntimeError("slow\ndown " * 999)])
-def test_a_long_answer_becomes_one_short_line(error: Exception) -> None:
-    store = ObjectStore("s3://photos", Unwilling(error), "photos")
-
-    for verb in (store.read, store.exists, store.delete, lambda key: store.write(key, b""), lambda _: [*store.list()]):
-        with pytest.raises(StorageError) as caught:
-            verb("a.jpg")
-        assert str(caught.value).isprintable()
-        assert len(str(caught.value)) < 300
-
-
-def test_a_key_too_long_for_the_server_is_refused() -> None:
-    store = ObjectStore("s3://photos", Unwilling(OSError(errno.ENAMETOOLONG, "KeyTooLongError")), "photos")
-
-    with pytest.raises(ObjectRefused, match=r"its name is too long$"):
-        store.write("a.jpg", b"")
-
-
-@pytest.mark.parametrize("error", [PermissionError("Access Denied"), PermissionError("The token has expired")])
-def test_a_forbidden_store_is_no_refused_object(error: PermissionError) -> None:
-    store = ObjectStore("s3://photos", Unwilling(error), "photos")
-
-    with pytest.raises(StorageError, match=str(error)) as caught:
-        store.read("a.jpg")
-
-    assert not isinstance(caught.value, ObjectRefused)
-
-
-def test_a_lost_create_that_is_answered_with_invalid_argument_says_that_the_object_exists() -> None:
-    filesystem = Unwilling(OSError(errno.EINVAL, "Invalid argument"))
-    filesystem.exists = lambda _: True
-    store = ObjectStore("s3://photos", filesystem, "photos")
-
-    with pytest.raises(ObjectExists):
-        store.create("commit", b"")
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])

@@ -1,0 +1,188 @@
+"""Ingest: pack a collection of photos, as they are or smaller, into the Parquet shards of an image set."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from pipeline.cluster import ClusterConfig
+from pipeline.errors import PhotoRejected
+from pipeline.forecast import ForecastOptions, Outlook
+from pipeline.images import Header, Limits, can_shrink, inspect, shrink
+from pipeline.imageset import ImageSet
+from pipeline.planning import PlanCounts, PlanHeader, ShardSize
+from pipeline.records import Layout, Outcome
+from pipeline.run import Progress, Summary, Work, do_work, plan_work
+from pipeline.sample import look_ahead
+from pipeline.shard import PIXELS_IN_MEMORY, PhotoResult, Recipe, Room, Worker, codec_faults, rejecting, timed
+from pipeline.sources import open_both
+from pipeline.storage import open_store
+
+RESULT_VERSION = 1  # raise it when the same photo gives another result: what is finished becomes stale
+SHARD_BYTES = 256 * 1024**2
+SHARD_PHOTOS = 10_000
+SHARDS_PER_WORKER = 4  # at least; without a number, of one for each core here: a cluster's are not known yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestConfig:
+    """What of a photo is packed.
+
+    Attributes:
+        resize_px: of each photo pack an upright 8-bit PNG in RGB or gray whose shorter side has so many pixels, or
+            fewer where the photo has: it is never enlarged. What cannot be resized faithfully is skipped. None packs
+            the bytes as they are.
+        min_side_px: skip photos whose shorter side is shorter, and those whose size cannot be told.
+        limits: what is too large to be packed at all.
+    """
+
+    resize_px: int | None = None
+    min_side_px: int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name in ("resize_px", "min_side_px"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: expected at least 1")
+
+    @property
+    def parameters(self) -> str:
+        """Hash of everything that decides what becomes of a photo."""
+        values = {"verb": "ingest", "version": RESULT_VERSION, **dataclasses.asdict(self)}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestJob:
+    """What `degrain ingest` is asked to do.
+
+    Attributes:
+        source, target: paths or fsspec URLs of a collection of photos, and of the image set to make or go on with.
+        limit, retry_failed, max_rejected_fraction: as in `Work`.
+        keys: path or URL of a table that lists the source, such as an S3 Inventory.
+        where: which photos of a source that is an image set: SQL over the columns of its index.
+    """
+
+    source: str
+    target: str
+    limit: int | None = None
+    retry_failed: bool = False
+    max_rejected_fraction: float = 1.0
+    keys: str | None = None
+    where: str = ""
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def plan_ingest(job: IngestJob) -> PlanCounts:
+    """What `run_ingest` would do now. Writes nothing to the target.
+
+    Raises:
+        ValueError: see `run_ingest`.
+    """
+    return plan_work(_ingest_work(job))
+
+
+def forecast_ingest(job: IngestJob, options: ForecastOptions) -> Outlook:
+    """What `run_ingest` would do now, and what it will take by a sample of the photos. Writes nothing to the target.
+
+    Raises:
+        ValueError: see `run_ingest`.
+        StorageError: the source cannot be read.
+    """
+    return look_ahead(_ingest_work(job), options, gpus=0)
+
+
+def run_ingest(job: IngestJob, report: Callable[[Progress], None]) -> Summary:
+    """Pack what is new or changed in the source, and publish it in the target.
+
+    The index has a row for each input: packed, skipped (the settings leave it out), or rejected (no photo that could be
+    read). A photo that changed is packed anew, into a new shard, to which its row then points; its old bytes stay in
+    the old shard, and what reads shards without the index finds both.
+
+    Raises:
+        ValueError: the source does not exist or is empty, or the target is otherwise in use.
+        DegrainError: the run had to stop; what is committed stays.
+    """
+    return do_work(_ingest_work(job), report)
+
+
+def pack_photo(data: bytes, key: str, config: IngestConfig, *, room: Room | None = None) -> PhotoResult:
+    """What of one photo is packed; or why it is skipped or rejected, and never as an exception.
+
+    Args:
+        data: the photo's file.
+        key: its key: a file whose name says another format than its content is rejected.
+        config: what is packed.
+        room: where photos that are decoded at the same time must fit.
+    """
+    result = PhotoResult(outcome=Outcome.REJECTED)
+    with rejecting(result, key):
+        result.header = header = inspect(data, name=key, limits=config.limits)
+        if not header.format:
+            raise PhotoRejected("the file is no photo")
+        if (reason := _skip_reason(header, config)) is not None:
+            result.outcome, result.reason = Outcome.SKIPPED, reason
+            return result
+        if config.resize_px is None:
+            result.data = data
+        else:
+            with (room or Room()).taken(header.pixels), timed(result, "encode"), codec_faults():
+                small = shrink(data, header, side_px=config.resize_px)
+            result.data, result.size_px = small.data, (small.width_px, small.height_px)
+        result.outcome = Outcome.PACKED
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestWorkerFactory:
+    """All that a worker needs to pack shards: travels to its process, and is called there."""
+
+    source: str
+    target: str
+    config: IngestConfig
+
+    def __call__(self, threads: int) -> Worker:
+        return Worker(open_store(self.source), ImageSet(open_store(self.target)), Layout.PACKED, self.recipe(threads))
+
+    def recipe(self, threads: int) -> Recipe:  # noqa: ARG002  # the codecs take what they need
+        return Recipe(
+            process=partial(pack_photo, config=self.config, room=Room(PIXELS_IN_MEMORY)),
+            limits=self.config.limits,
+            weights="",
+            parameters=self.config.parameters,
+        )
+
+
+def _ingest_work(job: IngestJob) -> Work:
+    source, target = open_both(job.source, job.target, keys=job.keys, where=job.where)
+    workers = job.cluster.workers or os.cpu_count() or 1
+    return Work(
+        header=PlanHeader(source=source.url, weights="", parameters=job.ingest.parameters),
+        write_listing=lambda path: source.write_listing(path, target=target),
+        target=ImageSet(target),
+        layout=Layout.PACKED,
+        outcomes=(Outcome.PACKED, Outcome.SKIPPED, Outcome.REJECTED),
+        make_worker=IngestWorkerFactory(source=source.url, target=target.url, config=job.ingest),
+        shard_size=ShardSize(max_photos=SHARD_PHOTOS, max_bytes=SHARD_BYTES, min_shards=SHARDS_PER_WORKER * workers),
+        limit=job.limit,
+        retry_failed=job.retry_failed,
+        max_rejected_fraction=job.max_rejected_fraction,
+        cluster=job.cluster,
+        settings=dataclasses.asdict(job),
+    )
+
+
+def _skip_reason(header: Header, config: IngestConfig) -> str | None:
+    if (least := config.min_side_px) is not None:
+        if not header.pixels:
+            return f"its size is not known, and at least {least} pixels are asked for"
+        if (side := min(header.width_px or 0, header.height_px or 0)) < least:
+            return f"its shorter side has {side} pixels, and at least {least} are asked for"
+    if config.resize_px is not None and not can_shrink(header):
+        return f"it cannot be resized faithfully: {header.untouched_reason}"
+    return None

@@ -1,0 +1,273 @@
+"""A store in the cloud: S3 and its kin, Google's and Azure's storage, or whatever else fsspec reaches."""
+
+import asyncio
+import errno
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from fsspec.asyn import sync
+
+from pipeline import clouds
+from pipeline.clouds import Cloud, Page, connect
+from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
+from pipeline.records import SourceObject
+from pipeline.redaction import explain, showable
+from pipeline.retries import GaveUp, Patience, Retries, answer_of
+from pipeline.storage import AHEAD_BYTES, AT_ONCE, W, read_ahead, refuse_unsafe
+
+T = TypeVar("T")
+
+SLOWEST_BYTES_PER_S = 250_000  # of an upload; one that is slower is taken for stuck
+PROBES = 8  # other objects that are tried before a refusal is taken for that of the whole store
+
+
+class ObjectStore:
+    """A folder of a bucket, or of anything like it, through fsspec. Requests run in fsspec's event loop.
+
+    Each is made again where that helps; `retries` says how often. An object that was created is known by its metadata:
+    a create that was done, and whose answer was lost, finds its own object when it is made again.
+
+    Access denied is an object's own refusal where another object can be read at that moment: the one that was read
+    last, or one of a few of the listing. Otherwise nobody can be read, and that is an error of the store.
+    """
+
+    def __init__(self, url: str, cloud: Cloud, root: str, *, patience: Patience | None = None) -> None:
+        self.url = url
+        self._cloud = cloud
+        self._root = root.rstrip("/")
+        self._retries = Retries(url, patience or Patience())
+        self._last_read: str | None = None
+
+    @classmethod
+    def open(cls, url: str) -> "ObjectStore":
+        """Raises ValueError if nothing that is installed knows the URL's scheme."""
+        return cls(url.rstrip("/"), *connect(url))
+
+    @property
+    def retries(self) -> int:
+        return self._retries.count
+
+    @property
+    def throttled(self) -> int:
+        """Of the requests that were made again, those that the server had put off."""
+        return self._retries.throttled
+
+    def list(self, prefix: str = "") -> Iterator[SourceObject]:
+        folder = f"{self._root}/{prefix}" if prefix else self._root
+        token = None
+        while True:
+            page, token = self._run(self._page, folder, token)
+            for path, size_bytes, etag in page:
+                key = path.removeprefix(self._root + "/")
+                if not key.endswith("/"):
+                    yield SourceObject(key, size_bytes, etag)
+            if token is None:
+                return
+
+    def read(self, key: str) -> bytes:
+        return self._run(self._read, key)
+
+    def read_many(
+        self, wanted: Iterable[W], *, ahead_bytes: int = AHEAD_BYTES, at_once: int = AT_ONCE
+    ) -> Iterator[tuple[W, bytes | ObjectRefused]]:
+        turns = asyncio.Semaphore(at_once)
+
+        async def read(key: str) -> bytes:
+            async with turns:
+                return await self._read(key)
+
+        def begin(key: str) -> Future[bytes]:
+            return asyncio.run_coroutine_threadsafe(read(key), self._cloud.filesystem.loop)
+
+        return read_ahead(begin, wanted, ahead_bytes=ahead_bytes, at_once=at_once)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        if length == 0:
+            self.size(key)
+            return b""
+        return self._run(self._read, key, start, start + length)
+
+    def size(self, key: str) -> int:
+        details = self._run(self._details, key)
+        if details["type"] != "file":
+            raise ObjectMissing(f"cannot read {key} in {self.url}: it is a folder")
+        return int(details["size"])
+
+    def write(self, key: str, data: bytes) -> None:
+        self._run(self._put, key, data)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._run(self._create, key, data)
+
+    def exists(self, key: str) -> bool:
+        try:
+            return bool(self._run(self._details, key)["type"] == "file")
+        except ObjectMissing:
+            return False
+
+    def delete(self, key: str) -> None:
+        self._run(self._remove, key)
+
+    def clean(self) -> None:
+        """Nothing: each write is one request, which leaves an object or nothing."""
+
+    def close(self) -> None:
+        """Nothing else than objects was left."""
+
+    def _run(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:  # Any: what the work takes
+        result: T = sync(self._cloud.filesystem.loop, work, *arguments)
+        return result
+
+    async def _page(self, folder: str, token: Any) -> Page:  # Any: see `Page`
+        try:
+            return await self._request(f"list {self.url}", lambda: self._cloud.page(folder, token))
+        except ObjectMissing as error:
+            raise StorageError(f"cannot list {self.url}: there is no such bucket") from error
+
+    async def _read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
+        path = self._path(key)
+        data = await self._request(f"read {key} in {self.url}", self._getting(path, start, end), path)
+        self._last_read = path
+        return data
+
+    def _getting(self, path: str, start: int | None, end: int | None) -> Callable[[], Awaitable[bytes]]:
+        async def get() -> bytes:
+            try:
+                return await self._cloud.get(path, start, end)
+            except Exception as error:
+                if answer_of(error).status == 416:  # the object ends before the range starts
+                    return b""
+                raise
+
+        return get
+
+    async def _details(self, key: str) -> dict[str, Any]:  # Any: fsspec is untyped
+        path = self._path(key)
+        return await self._request(f"look for {key} in {self.url}", lambda: self._cloud.details(path), path)
+
+    async def _put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        await self._request(f"write {key} in {self.url}", _uploading(data, lambda: self._cloud.put(path, data)))
+
+    async def _create(self, key: str, data: bytes) -> None:
+        path, writer = self._path(key), uuid.uuid4().hex
+        what = f"create {key} in {self.url}"
+
+        async def create() -> bool:
+            try:
+                await self._cloud.create(path, data, writer)
+            except Exception as error:
+                if _means_taken(error):
+                    return False
+                raise
+            return True
+
+        if await self._request(what, _uploading(data, create)):
+            return
+        if await self._request(what, lambda: self._cloud.writer(path)) != writer:
+            raise ObjectExists(f"{key} is already in {self.url}")
+
+    async def _remove(self, key: str) -> None:
+        path = self._path(key)
+        try:
+            await self._request(f"delete {key} in {self.url}", lambda: self._cloud.remove(path))
+        except ObjectMissing:
+            return
+
+    def _path(self, key: str) -> str:
+        refuse_unsafe(key)
+        return f"{self._root}/{key}"
+
+    async def _request(self, what: str, request: Callable[[], Awaitable[T]], path: str | None = None) -> T:
+        """What the request gives, in some attempts.
+
+        Args:
+            what: the store is asked for, for messages.
+            request: to make.
+            path: the object whose own refusal this may be.
+        """
+        try:
+            return await self._retries.call(request)
+        except Exception as error:  # noqa: BLE001 - raised again, as one of ours
+            last = error.__cause__ if isinstance(error, GaveUp) and isinstance(error.__cause__, Exception) else error
+            kind, reason = _meaning(last)
+            if path is not None and _is_denial(last) and await self._reads_others(path):
+                kind = ObjectRefused
+            tried = f" (tried {error.attempts} times)" if isinstance(error, GaveUp) else ""
+            raise kind(f"cannot {what}: {reason}{tried}") from showable(last)
+
+    async def _reads_others(self, path: str) -> bool:
+        """Whether some other object can be read now."""
+        last = self._last_read
+        if last is not None and last != path and await self._reads(last):
+            return True
+        try:
+            page, _ = await self._page(self._root, None)
+        except StorageError:
+            return False
+        others = [other for other, size_bytes, _ in page if size_bytes and other != path]
+        for other in others[:: max(1, len(others) // PROBES)]:
+            if await self._reads(other):
+                return True
+        return False
+
+    async def _reads(self, path: str) -> bool:
+        try:
+            await self._request(f"read {path}", self._getting(path, 0, 1))
+        except StorageError:
+            return False
+        return True
+
+
+def _uploading(data: bytes, request: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+    """The request, ended when it takes so long that the server must have stopped listening: no timeout sees that."""
+
+    async def limited() -> T:
+        limit = asyncio.timeout(clouds.READ_TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S)
+        try:
+            async with limit:
+                return await request()
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(errno.ETIMEDOUT, "the server has stopped listening") from error
+            raise
+
+    return limited
+
+
+def _means_taken(error: Exception) -> bool:
+    """Whether a create found an object. Some S3 servers do not say which condition was not met."""
+    answer = answer_of(error)
+    return isinstance(error, FileExistsError) or answer.status == 412 or answer.code == "BlobAlreadyExists"
+
+
+def _is_denial(error: Exception) -> bool:
+    """Whether access was denied, which may be to one object only; not that the credentials are unknown or expired."""
+    answer = answer_of(error)
+    if answer.code:
+        return answer.code in (
+            "AccessDenied",
+            "AllAccessDisabled",
+            "403",
+            "Forbidden",
+            "AuthorizationPermissionMismatch",
+        )
+    return answer.status == 403 or isinstance(error, PermissionError) or str(error).startswith("Forbidden: ")
+
+
+def _meaning(error: Exception) -> tuple[type[StorageError], str]:
+    """Whether one object is missing or refused, or the store as a whole does not work; and why, in one line."""
+    answer = answer_of(error)
+    if answer.code in ("NoSuchBucket", "ContainerNotFound"):
+        return StorageError, explain(error)
+    if isinstance(error, FileNotFoundError) or answer.status == 404:
+        return ObjectMissing, "there is no such object"
+    if answer.code == "InvalidObjectState":
+        return ObjectRefused, "it lies in an archive class (restore it, and try again)"
+    if answer.code == "KeyTooLongError" or getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        return ObjectRefused, "its name is too long"
+    if answer.code == "EntityTooLarge":
+        return ObjectRefused, "it is larger than the store takes"
+    return StorageError, explain(error)

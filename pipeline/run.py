@@ -1,0 +1,383 @@
+"""The life of a run, whatever its verb: list, compare, freeze the plan, do its shards, commit, publish, record the end.
+
+What is committed stays, whatever happens: a run that was interrupted goes on under its own frozen plan.
+"""
+
+import dataclasses
+import logging
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.cluster import ClusterConfig, ShardWorker, connected, map_shards
+from pipeline.errors import RunFailed
+from pipeline.imageset import ImageSet, Manifest
+from pipeline.planning import (
+    PlanCounts,
+    PlanHeader,
+    PlanOptions,
+    ShardSize,
+    amount_of,
+    count_photos,
+    processed_statuses,
+    read_header,
+    read_shard_names,
+    read_shards,
+    write_open_part,
+    write_plan,
+)
+from pipeline.records import Layout, Outcome, Receipt, ShardPlan, Status
+from pipeline.shard import Recipe
+
+log = logging.getLogger(__name__)
+
+LISTING, PLAN = "listing.parquet", "plan.parquet"
+LIBRARIES = ("degrain", "torch", "ray", "pillow", "imagecodecs", "tifffile", "numpy", "pyarrow")
+
+
+class WorkerFactory(Protocol):
+    """Makes the workers of a run: called in each actor's process, so that it must be picklable."""
+
+    def __call__(self, threads: int) -> ShardWorker:
+        """A worker with so many threads for itself."""
+
+    def recipe(self, threads: int) -> Recipe:
+        """What such a worker does to each photo."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """All in which one verb differs from another.
+
+    Attributes:
+        header: where the photos come from, and the hashes of what decides a result.
+        write_listing: writes the listing of the source to a file, and returns the number of objects.
+        target: the image set to make or go on with.
+        layout: how it keeps its photos.
+        outcomes: how inputs may end.
+        shard_size: how large the unit of work is.
+        limit: process at most so many photos.
+        retry_failed: process inputs again that were rejected before.
+        max_rejected_fraction: fail as soon as more than this share of the planned photos is rejected.
+        settings: for the record of the run: what repeats it.
+    """
+
+    header: PlanHeader
+    write_listing: Callable[[Path], int]
+    target: ImageSet
+    layout: Layout
+    outcomes: tuple[Outcome, ...]
+    make_worker: WorkerFactory
+    shard_size: ShardSize = field(default_factory=ShardSize)
+    limit: int | None = None
+    retry_failed: bool = False
+    max_rejected_fraction: float = 1.0
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}: expected at least 1")
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise ValueError(f"max_rejected_fraction is {self.max_rejected_fraction}: expected a number from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is; reported when it starts and after each shard."""
+
+    planned: int
+    outcomes: dict[Outcome, int]
+    megapixels: float = 0.0
+
+    @property
+    def done(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def rejected(self) -> int:
+        return self.outcomes[Outcome.REJECTED]
+
+    def plus(self, receipt: Receipt) -> "Progress":
+        outcomes = {outcome: count + receipt.outcomes.get(outcome, 0) for outcome, count in self.outcomes.items()}
+        return dataclasses.replace(self, outcomes=outcomes, megapixels=self.megapixels + receipt.megapixels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How a run ended. `inputs` = the sum of `outcomes` + `up_to_date`.
+
+    `seconds` is that of the work on photos, without listing, planning and starting the cluster.
+    """
+
+    inputs: int
+    outcomes: dict[Outcome, int]
+    up_to_date: int
+    seconds: float
+    megapixels: float
+    images_per_second: float
+    megapixels_per_second: float
+    run: str
+    index: str
+
+    def as_dict(self) -> dict[str, object]:
+        """The same with a count for each outcome beside the rest, as `--json` prints it."""
+        values = dataclasses.asdict(self)
+        inputs, outcomes = values.pop("inputs"), values.pop("outcomes")
+        return {"inputs": inputs, **{str(outcome): count for outcome, count in outcomes.items()}, **values}
+
+
+def plan_work(work: Work) -> PlanCounts:
+    """What a run would do now, what is left of an interrupted one included. Writes nothing to the target.
+
+    Raises:
+        ValueError: see `do_work`.
+    """
+    with planned(work) as (counts, _):
+        return counts
+
+
+@contextmanager
+def planned(work: Work) -> Iterator[tuple[PlanCounts, list[Path]]]:
+    """What a run would do now, and the plans that it would do, as local files for as long as the context lasts."""
+    _check_verb(work, work.target.check_for(work.header.source, work.layout))
+    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+        folder = Path(name)
+        _list(work, folder / LISTING)
+        interrupted = _interrupted(work, folder)
+        counts = _plan(work, interrupted, folder)
+        for run in interrupted.resumed:
+            counts = dataclasses.replace(
+                counts,
+                planned=counts.planned + amount_of(run.plan),
+                shards=counts.shards + len(read_shard_names(run.plan)),
+            )
+        yield counts, [*(run.plan for run in interrupted.resumed), folder / PLAN]
+
+
+def do_work(work: Work, report: Callable[[Progress], None]) -> Summary:
+    """Process what is new or changed in the source, and publish it in the target.
+
+    A run that was interrupted goes on under its own frozen plan; what came since is planned beside it. With a limit, a
+    resumed run stops at the end of the shard that reaches it.
+
+    Raises:
+        ValueError: the source does not exist or is empty, or the target is otherwise in use.
+        DegrainError: the run had to stop; what is committed stays.
+    """
+    target = work.target
+    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+        folder = Path(name)
+        _list(work, folder / LISTING)
+        target.store.clean()
+        manifest = target.open_for(work.header.source, work.layout)
+        _check_verb(work, manifest)
+        interrupted = _interrupted(work, folder)
+        for run_name, committed in interrupted.committed.items():
+            manifest = target.publish(run_name, committed)
+        interrupted.committed.clear()
+        counts = _plan(work, interrupted, folder)
+        runs = interrupted.resumed
+        if counts.planned_photos:
+            runs.append(_freeze(target, folder / PLAN))
+        if counts.is_complete:  # or the next run must still know what they may have left behind
+            for run in interrupted.superseded:
+                target.end_run(run.name, {"ended": "superseded by a run with other settings"})
+
+        shards = _shards_within(work.limit, runs)
+        progress = Progress(planned=shards.photos, outcomes=dict.fromkeys(work.outcomes, 0))
+        seconds = 0.0
+        if shards.photos:
+            try:
+                progress, seconds = _process(work, runs, shards, progress, report)
+            except RunFailed:
+                _publish(target, runs)
+                raise
+            manifest = _publish(target, runs)
+        summary = _summary(work, counts, progress, seconds, manifest)
+        for run in runs:
+            if run.left == 0:
+                target.end_run(run.name, _facts(work, summary))
+        target.store.close()
+        return summary
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run, what of its frozen plan was open when we took it up (a local file), and what we committed since."""
+
+    name: str
+    plan: Path
+    committed: set[str] = field(default_factory=set)
+
+    @property
+    def left(self) -> int:
+        """Photos that are still to be processed."""
+        return count_photos(self.plan, without=self.committed)
+
+    def shards(self) -> Iterator[ShardPlan]:
+        return read_shards(self.plan, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Interrupted:
+    """Runs that never ended: those to go on with, those with other settings, and the shards that each committed."""
+
+    resumed: list[_Run]
+    superseded: list[_Run]
+    committed: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shards:
+    """Shards to do, read lazily, and how many photos they hold."""
+
+    photos: int
+    plans: Iterable[ShardPlan]
+
+
+def _check_verb(work: Work, manifest: Manifest) -> None:
+    """An image set is made by one verb: another one would do everything in it again."""
+    strange = [outcome for outcome in manifest.counts if outcome not in work.outcomes]
+    if strange:
+        raise ValueError(
+            f"{work.target.store.url} holds photos that are {' or '.join(strange)}, which another command made: "
+            "name another target"
+        )
+
+
+def _list(work: Work, path: Path) -> None:
+    if work.write_listing(path) == 0:
+        raise ValueError(f"there are no photos in {work.header.source}: it is empty, or does not exist")
+
+
+def _interrupted(work: Work, folder: Path) -> _Interrupted:
+    found = _Interrupted([], [], {})
+    names = work.target.unfinished_runs()
+    committed = work.target.committed_shards() if names else set()
+    for name in names:
+        plan, open_part = folder / f"{name}.parquet", folder / f"{name}-open.parquet"
+        plan.write_bytes(work.target.read_plan(name))
+        write_open_part(plan, committed, open_part)
+        shards = [shard for shard in read_shard_names(plan) if shard in committed]
+        if shards:
+            found.committed[name] = shards
+        runs = found.resumed if read_header(plan) == work.header else found.superseded
+        runs.append(_Run(name, open_part))
+    return found
+
+
+def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
+    """Plan what the interrupted runs do not hold already."""
+    limit = None if work.limit is None else max(0, work.limit - sum(run.left for run in interrupted.resumed))
+    options = PlanOptions(header=work.header, retry_failed=work.retry_failed, limit=limit, shard_size=work.shard_size)
+    committed = list(chain.from_iterable(interrupted.committed.values()))
+    with work.target.local_index(committed) as index:
+        return write_plan(
+            folder / LISTING,
+            index,
+            folder / PLAN,
+            options,
+            pending=[run.plan for run in interrupted.resumed],
+            tainted=[run.plan for run in interrupted.superseded],
+        )
+
+
+def _freeze(target: ImageSet, plan: Path) -> _Run:
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    target.write_plan(name, plan)
+    return _Run(name, plan)
+
+
+def _shards_within(limit: int | None, runs: Sequence[_Run]) -> _Shards:
+    """The shards of the runs; with a limit, whole ones until they hold so many photos."""
+    everything = chain.from_iterable(run.shards() for run in runs)
+    if limit is None:
+        return _Shards(sum(run.left for run in runs), everything)
+    chosen: list[ShardPlan] = []
+    photos = 0
+    for shard in everything:
+        if photos >= limit:
+            break
+        chosen.append(shard)
+        photos += len(shard.photos)
+    return _Shards(photos, chosen)
+
+
+def _process(
+    work: Work, runs: Sequence[_Run], shards: _Shards, progress: Progress, report: Callable[[Progress], None]
+) -> tuple[Progress, float]:
+    """Do the shards. Returns what was done, and the seconds that the work on photos took."""
+    with connected(work.cluster):
+        start = time.monotonic()
+        report(progress)
+        for receipt in map_shards(shards.plans, work.make_worker, work.cluster):
+            for run in runs:
+                run.committed.add(receipt.shard)
+            progress = progress.plus(receipt)
+            log.info(
+                "shard %s: %d photos, %d bytes read, %d written, %.1f s",
+                receipt.shard,
+                receipt.photos,
+                receipt.bytes_read,
+                receipt.bytes_written,
+                receipt.seconds,
+            )
+            report(progress)
+            _check_rejected(progress, work.max_rejected_fraction)
+        seconds = time.monotonic() - start
+    assert progress.done == shards.photos, f"{shards.photos} photos were planned, and {progress.done} came back"
+    return progress, seconds
+
+
+def _check_rejected(progress: Progress, max_fraction: float) -> None:
+    """Stop as soon as it is certain that too many will have been rejected."""
+    if progress.rejected > max_fraction * progress.planned:
+        raise RunFailed(
+            f"{progress.rejected} of {progress.planned} photos were rejected, more than the allowed share of "
+            f"{max_fraction:g}; what is finished stays, and the reasons are in the index"
+        )
+
+
+def _publish(target: ImageSet, runs: Sequence[_Run]) -> Manifest:
+    committed = (shard for run in runs for shard in read_shard_names(run.plan) if shard in run.committed)
+    return target.publish(runs[-1].name, committed)
+
+
+def _summary(work: Work, counts: PlanCounts, progress: Progress, seconds: float, manifest: Manifest) -> Summary:
+    """The inputs are those that were done now or before: what lies beyond a limit is left for later."""
+    settled = [
+        status for status in (Status.UP_TO_DATE, Status.FAILED) if status not in processed_statuses(work.retry_failed)
+    ]
+    up_to_date = sum(counts.photos.get(status, 0) for status in settled)
+    return Summary(
+        inputs=progress.done + up_to_date,
+        outcomes=progress.outcomes,
+        up_to_date=up_to_date,
+        seconds=round(seconds, 3),
+        megapixels=round(progress.megapixels, 3),
+        images_per_second=round(progress.done / seconds, 3) if seconds else 0.0,
+        megapixels_per_second=round(progress.megapixels / seconds, 3) if seconds else 0.0,
+        run=manifest.run,
+        index=f"{work.target.store.url}/index",
+    )
+
+
+def _facts(work: Work, summary: Summary) -> dict[str, object]:
+    """What the run's own record says: all that is needed to repeat it."""
+    return {
+        "ended": "finished",
+        "settings": dict(work.settings),
+        "weights": work.header.weights,
+        "parameters": work.header.parameters,
+        "versions": {name: version(name) for name in LIBRARIES},
+        **summary.as_dict(),
+    }

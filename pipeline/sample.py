@@ -1,0 +1,168 @@
+"""A sample of the photos of a plan, read and processed in this process as workers will, without writing anything."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.cluster import ClusterConfig
+from pipeline.errors import ObjectRefused
+from pipeline.forecast import ForecastOptions, Machine, Outlook, Sample, SampledPhoto, make_forecast
+from pipeline.records import Outcome, PlannedPhoto
+from pipeline.run import Work, planned
+from pipeline.shard import PhotoResult, Recipe
+from pipeline.sources import read_photos
+from pipeline.storage import Store, open_store
+
+SEED = 0
+MAX_BYTES = 256 * 1024**2  # of photos read: they are held until they are processed; one at least is read
+MAX_S = 20.0  # after which no other photo is begun
+MAX_PARALLEL = 8
+COLUMNS = ["key", "size_bytes", "etag", "attempt", "place"]
+
+
+def look_ahead(work: Work, options: ForecastOptions, *, gpus: int) -> Outlook:
+    """What a run would do now, and what it will take by a sample of its photos. Writes nothing to the target.
+
+    Args:
+        work: what the run is.
+        options: how large a sample, and what is known beside it.
+        gpus: of this machine that the work can use.
+
+    Raises:
+        ValueError: see `do_work`.
+        StorageError: the source cannot be read.
+    """
+    machine = find_machine(work.cluster, gpus=gpus)
+    with planned(work) as (counts, plans):
+        sample = None
+        if options.sample_photos:
+            source = open_store(work.header.source)
+            sample = take_sample(plans, source, work.make_worker.recipe, machine, photos=options.sample_photos)
+    forecast = None if sample is None else make_forecast(counts, sample, machine, work.layout, options)
+    return Outlook(counts=counts, machine=machine, options=options, sample=sample, forecast=forecast)
+
+
+def find_machine(config: ClusterConfig, *, gpus: int) -> Machine:
+    """What a run is on: this machine, or as many like it as hold its workers, one for each GPU or core."""
+    cores = os.cpu_count() or 1
+    workers = config.workers or gpus or cores
+    hosts = math.ceil(workers / (gpus or cores))
+    return Machine(
+        workers=workers,
+        cores=cores * hosts,
+        gpus=gpus * hosts,
+        hosts=hosts,
+        shards_per_worker=config.shards_per_worker,
+    )
+
+
+def take_sample(
+    plans: Sequence[Path], source: Store, make_recipe: Callable[[int], Recipe], machine: Machine, *, photos: int
+) -> Sample | None:
+    """Read and process photos of plans, drawn at random; None where there are none.
+
+    As many at once as there will be workers on one machine, so that they share its cores as workers do. It ends early
+    when it takes too long.
+
+    Raises:
+        StorageError: the source cannot be read.
+    """
+    chosen = draw_photos(plans, photos)
+    if not chosen:
+        return None
+    recipes = [make_recipe(machine.threads) for _ in range(_parallel(machine, len(chosen)))]
+    readable = [photo for photo in chosen if photo.size_bytes <= recipes[0].limits.max_bytes]
+    start = time.perf_counter()
+    read = list(_read(source, readable))
+    read_s = time.perf_counter() - start
+    found = [(photo, data) for photo, data in read if isinstance(data, bytes)]
+    refused = [photo for photo in chosen if photo.size_bytes > recipes[0].limits.max_bytes]
+    refused += [photo for photo, data in read if isinstance(data, ObjectRefused)]
+    sampled = [_sampled(photo, result) for photo, result in _process(recipes, found)]
+    sampled += [SampledPhoto(size_bytes=photo.size_bytes, outcome=Outcome.REJECTED) for photo in refused]
+    read_bytes = sum(len(data) for _, data in found)
+    return Sample(
+        photos=tuple(sampled),
+        read_bytes_per_s=read_bytes / read_s if read_bytes else math.inf,
+        is_on_gpu=machine.gpus > 0,
+    )
+
+
+def draw_photos(plans: Sequence[Path], count: int) -> list[PlannedPhoto]:
+    """Photos of plans, drawn at random, in random order: the same of the same plans."""
+    files = [pq.ParquetFile(plan) for plan in plans]
+    groups = [(file, number) for file in files for number in range(file.metadata.num_row_groups)]
+    sizes = [file.metadata.row_group(number).num_rows for file, number in groups]
+    wanted = np.random.default_rng(SEED).choice(sum(sizes), min(count, sum(sizes)), replace=False).tolist()
+    found: dict[int, PlannedPhoto] = {}
+    first = 0
+    for (file, number), size in zip(groups, sizes, strict=True):
+        here = [place for place in wanted if first <= place < first + size]
+        if here:
+            rows = file.read_row_group(number, columns=COLUMNS).take(pa.array([place - first for place in here]))
+            photos = (PlannedPhoto(**row) for row in rows.to_pylist())
+            found |= dict(zip(here, photos, strict=True))
+        first += size
+    return [found[place] for place in wanted]
+
+
+def _parallel(machine: Machine, photos: int) -> int:
+    return min(max(1, machine.workers // machine.hosts), MAX_PARALLEL, photos)
+
+
+def _read(source: Store, photos: Sequence[PlannedPhoto]) -> Iterator[tuple[PlannedPhoto, bytes | ObjectRefused]]:
+    """As many as may be held, and one at least."""
+    held = 0
+    within: list[PlannedPhoto] = []
+    for photo in photos:
+        held += photo.size_bytes
+        if within and held > MAX_BYTES:
+            break
+        within.append(photo)
+    return read_photos(source, within)
+
+
+def _process(
+    recipes: Sequence[Recipe], photos: Sequence[tuple[PlannedPhoto, bytes]]
+) -> list[tuple[PlannedPhoto, PhotoResult]]:
+    """Process photos with all recipes at once, each in a thread of its own, until the time is up."""
+    waiting, lock = iter(photos), Lock()
+    warm_up = min(photos, key=lambda photo: len(photo[1]), default=None)
+    deadline = math.inf
+
+    def run(recipe: Recipe) -> Iterator[tuple[PlannedPhoto, PhotoResult]]:
+        while True:
+            with lock:
+                following = next(waiting, None)
+            if following is None:
+                return
+            photo, data = following
+            yield photo, recipe.process(data, photo.key)
+            if time.monotonic() > deadline:
+                return
+
+    with ThreadPoolExecutor(len(recipes)) as pool:
+        if warm_up is not None:  # the first photo of a process takes longer
+            list(pool.map(lambda recipe: recipe.process(warm_up[1], warm_up[0].key), recipes))
+        deadline = time.monotonic() + MAX_S
+        return list(chain.from_iterable(pool.map(lambda recipe: list(run(recipe)), recipes)))
+
+
+def _sampled(photo: PlannedPhoto, result: PhotoResult) -> SampledPhoto:
+    pixels = result.header.pixels if result.header else 0
+    return SampledPhoto(
+        size_bytes=photo.size_bytes,
+        outcome=result.outcome,
+        megapixels=pixels / 1e6,
+        output_bytes=len(result.data or b""),
+        stage_s=result.stage_s,
+    )

@@ -1,0 +1,269 @@
+"""A shard of planned photos into a committed shard of the target, whatever is done to them and becomes of each."""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from pipeline.errors import ObjectRefused, PhotoRejected, StorageError
+from pipeline.images import Header, Limits
+from pipeline.imageset import ImageSet
+from pipeline.packed import PackedWriter
+from pipeline.records import Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
+from pipeline.sources import read_photos
+from pipeline.storage import Store, unsafe_reason
+
+log = logging.getLogger(__name__)
+
+PIXELS_IN_MEMORY = 64_000_000  # of the photos that one worker holds decoded at a time, unless it is one larger photo
+
+
+@dataclass(slots=True, kw_only=True)
+class PhotoResult:
+    """What became of one photo: `data` holds the result's bytes, None where there is none.
+
+    `size_px` is the result's width and height, where they are not the source's; `stage_s` seconds by stage.
+    """
+
+    outcome: Outcome
+    reason: str | None = None
+    data: bytes | None = None
+    size_px: tuple[int, int] | None = None
+    header: Header | None = None
+    source_sha256: str | None = None
+    output_sha256: str | None = None
+    noise_sigma_before: float | None = None
+    noise_sigma_after: float | None = None
+    chroma_share: float | None = None
+    strength: float | None = None
+    change_psnr_db: float | None = None
+    clipped_fraction: float | None = None
+    stage_s: dict[str, float] = field(default_factory=dict)
+
+
+class Room:
+    """Lets photos into memory while there is room for their pixels; one that is larger than it comes in alone."""
+
+    def __init__(self, pixels: float = math.inf) -> None:
+        self._pixels = pixels
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken == 0 or self._taken + pixels <= self._pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is done to each photo of a run.
+
+    Attributes:
+        process: from the bytes and the key of a photo to its result; may be called from several threads, and raises
+            nothing for the photo's sake.
+        limits: what is too large to be read at all.
+        weights, parameters: content hashes of what decides a result.
+    """
+
+    process: Callable[[bytes, str], PhotoResult]
+    limits: Limits
+    weights: str
+    parameters: str
+
+
+class Worker:
+    """Processes shards of a source into a target. May run several shards at once from threads of one process."""
+
+    def __init__(self, source: Store, target: ImageSet, layout: Layout, recipe: Recipe) -> None:
+        self._source = source
+        self._target = target
+        self._layout = layout
+        self._recipe = recipe
+
+    def run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
+        """Process and commit a shard.
+
+        Args:
+            plan: what to do.
+            poisonous: keys that must not be read, because they end the process that does, with the reason for their
+                rows.
+
+        Raises:
+            StorageError: the source cannot be read, or the target cannot be written.
+        """
+        start = time.perf_counter()
+        packed = PackedWriter() if self._layout == Layout.PACKED else None
+        records = []
+        for planned, result in self._results(plan.photos, poisonous):
+            record = self._record(plan, planned, result)
+            if packed is None:
+                record = self._write(record, result)
+            elif result.data is not None:
+                packed.add(record, result.data)
+            records.append(record)
+        if packed is not None:
+            self._target.store.write(self._target.packed_key(plan.shard), packed.finish())
+        self._target.commit(plan.shard, records)
+        return Receipt.of(plan.shard, records, time.perf_counter() - start)
+
+    def probe(self, photo: PlannedPhoto) -> None:
+        """Process a photo and drop the result: to find the one that ends its process."""
+        for _ in self._results((photo,), {}):
+            pass
+
+    def _results(
+        self, photos: tuple[PlannedPhoto, ...], poisonous: Mapping[str, str]
+    ) -> Iterator[tuple[PlannedPhoto, PhotoResult]]:
+        reasons = {planned.key: poisonous.get(planned.key) or self._unread_reason(planned) for planned in photos}
+        reading = read_photos(self._source, [planned for planned in photos if reasons[planned.key] is None])
+        for planned in photos:
+            if (reason := reasons[planned.key]) is not None:
+                yield planned, PhotoResult(outcome=Outcome.REJECTED, reason=reason)
+                continue
+            start = time.perf_counter()
+            _, data = next(reading)
+            read_s = time.perf_counter() - start
+            if isinstance(data, ObjectRefused):
+                if next(iter(self._source.list()), None) is None:
+                    raise StorageError(f"nothing is left in {self._source.url}: is it still there?") from data
+                yield planned, PhotoResult(outcome=Outcome.REJECTED, reason=str(data))
+                continue
+            source_sha256 = hashlib.sha256(data).hexdigest()
+            if planned.place is not None and source_sha256 != planned.etag:
+                yield planned, PhotoResult(outcome=Outcome.REJECTED, reason=f"its bytes in {planned.place} are damaged")
+                continue
+            result = self._recipe.process(data, planned.key)
+            result.stage_s["read"] = read_s
+            result.source_sha256 = source_sha256
+            if result.data is not None:
+                is_copy = result.data is data
+                result.output_sha256 = result.source_sha256 if is_copy else hashlib.sha256(result.data).hexdigest()
+            yield planned, result
+
+    def _unread_reason(self, planned: PlannedPhoto) -> str | None:
+        """Why a photo is not read: by its name, or by the listing's size."""
+        if (reason := unsafe_reason(planned.key)) is not None:
+            return reason
+        limit = self._recipe.limits.max_bytes
+        return (
+            None
+            if planned.size_bytes <= limit
+            else f"the file has {planned.size_bytes:,} bytes, and the limit is {limit:,}"
+        )
+
+    def _write(self, record: PhotoRecord, result: PhotoResult) -> PhotoRecord:
+        if result.data is None or record.output_key is None:
+            return record
+        start = time.perf_counter()
+        try:
+            self._target.store.write(record.output_key, result.data)
+        except ObjectRefused as error:
+            return dataclasses.replace(
+                record,
+                outcome=Outcome.REJECTED,
+                reason=str(error),
+                output_key=None,
+                output_size_bytes=None,
+                output_sha256=None,
+                output_width_px=None,
+                output_height_px=None,
+            )
+        return dataclasses.replace(record, write_s=time.perf_counter() - start)
+
+    def _record(self, plan: ShardPlan, planned: PlannedPhoto, result: PhotoResult) -> PhotoRecord:
+        header, data, seconds = result.header or Header(format=""), result.data, result.stage_s
+        output_key, output_size_px = None, None
+        if data is not None:
+            is_packed = self._layout == Layout.PACKED
+            output_key = self._target.packed_key(plan.shard) if is_packed else self._target.output_key(planned.key)
+            output_size_px = result.size_px or (header.width_px, header.height_px)
+        return PhotoRecord(
+            key=planned.key,
+            source_etag=planned.etag,
+            source_size_bytes=planned.size_bytes,
+            source_sha256=result.source_sha256,
+            outcome=result.outcome,
+            reason=result.reason,
+            output_key=output_key,
+            output_size_bytes=None if data is None else len(data),
+            output_sha256=result.output_sha256,
+            output_width_px=output_size_px and output_size_px[0],
+            output_height_px=output_size_px and output_size_px[1],
+            format=header.format or None,
+            width_px=header.width_px,
+            height_px=header.height_px,
+            mode=header.mode,
+            bit_depth=header.bit_depth,
+            orientation=header.orientation if result.header else None,
+            camera=header.shot.camera,
+            iso=header.shot.iso,
+            taken_at=header.shot.taken_at,
+            noise_sigma_before=result.noise_sigma_before,
+            noise_sigma_after=result.noise_sigma_after,
+            chroma_share=result.chroma_share,
+            strength=result.strength,
+            change_psnr_db=result.change_psnr_db,
+            clipped_fraction=result.clipped_fraction,
+            weights=self._recipe.weights,
+            parameters=self._recipe.parameters,
+            run=plan.run,
+            shard=plan.shard,
+            read_s=seconds.get("read", 0.0),
+            decode_s=seconds.get("decode", 0.0),
+            denoise_s=seconds.get("denoise", 0.0) + seconds.get("measure", 0.0),
+            encode_s=seconds.get("encode", 0.0),
+            attempts=planned.attempt,
+            finished_at=datetime.now(UTC),
+        )
+
+
+class CodecFault(Exception):
+    """A codec raised what it should not: a fault of ours or of its library, which costs one photo and not the run."""
+
+
+@contextmanager
+def codec_faults() -> Iterator[None]:
+    """What a codec raises inside is a `CodecFault`, unless it says something of the photo."""
+    try:
+        yield
+    except (PhotoRejected, MemoryError):
+        raise
+    except Exception as error:
+        raise CodecFault(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def rejecting(result: PhotoResult, name: str) -> Iterator[None]:
+    """What is raised inside for the photo's sake becomes the reason of its rejection."""
+    try:
+        yield
+    except PhotoRejected as error:
+        result.reason = str(error)
+    except CodecFault as error:
+        log.exception("a codec failed on %s", name)
+        result.reason = f"it could not be processed: {error}"
+    except MemoryError:
+        result.reason = "it needs more memory than this worker has"
+    except FloatingPointError:
+        result.reason = "the network's result holds values that are no numbers"
+
+
+@contextmanager
+def timed(result: PhotoResult, stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    result.stage_s[stage] = time.perf_counter() - start

@@ -1,0 +1,131 @@
+"""What can be a source: a collection of objects, or an image set. How it is listed, and how its photos are read."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import ImageSetError, ObjectRefused
+from pipeline.imageset import ImageSet
+from pipeline.key_table import write_listing_from_index, write_listing_from_table
+from pipeline.packed import PackedReader
+from pipeline.planning import write_listing
+from pipeline.records import Layout, PlannedPhoto, SourceObject
+from pipeline.storage import Store, open_store
+from pipeline.subset import Subset
+
+READ_AHEAD_BYTES = 32 * 1024**2  # of photos that one shard in work has read, or is reading, before they are taken
+P = TypeVar("P", SourceObject, PlannedPhoto)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Photos, each with a key below the store's root: objects of their own, or packed into the shards of a set.
+
+    Attributes:
+        image_set: the one whose photos they are, if they are of one: then its index lists them.
+        subset: which of those.
+        keys: path or URL of a table that lists them, where they are of none.
+    """
+
+    store: Store
+    image_set: ImageSet | None = None
+    is_packed: bool = False
+    subset: Subset = field(default_factory=Subset)
+    keys: str | None = None
+
+    @property
+    def url(self) -> str:
+        return self.store.url
+
+    def write_listing(self, path: Path, *, target: Store) -> int:
+        """Stream the listing to a file, leaving out a target that lies in the source; returns the number of photos.
+
+        Of an image set, the etag of a photo is the hash of its bytes.
+
+        Raises:
+            ValueError: the table of keys is wrong, or the filter meets what it cannot compare.
+        """
+        if self.image_set is not None:
+            with self.image_set.local_index() as parts:
+                return write_listing_from_index(parts, self.subset, path, is_packed=self.is_packed)
+        source_url, target_url = self.url + "/", target.url + "/"
+        inside = target_url.removeprefix(source_url) if target_url.startswith(source_url) else None
+        if self.keys is not None:
+            return write_listing_from_table(self.keys, self.url, path, leave_out=inside)
+        return write_listing(
+            (found for found in self.store.list() if inside is None or not found.key.startswith(inside)), path
+        )
+
+    def read_all(self) -> Iterator[tuple[str, bytes | ObjectRefused]]:
+        """Every photo by its key, in the order of the keys; of exact duplicates in an image set the first alone.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+        wanted = list(self.store.list()) if self.image_set is None else self._distinct(self.image_set)
+        wanted.sort(key=attrgetter("key"))
+        return ((photo.key, data) for photo, data in read_photos(self.store, wanted))
+
+    def _distinct(self, image_set: ImageSet) -> list[SourceObject]:
+        with tempfile.TemporaryDirectory(prefix="degrain-") as name, image_set.local_index() as parts:
+            path = Path(name) / "listing.parquet"
+            write_listing_from_index(parts, self.subset, path, is_packed=self.is_packed, is_distinct=True)
+            return [SourceObject(**row) for row in pq.read_table(path).to_pylist()]
+
+
+def open_both(source_url: str, target_url: str, *, keys: str | None = None, where: str = "") -> tuple[Source, Store]:
+    """The photos of a source, and the store of a target.
+
+    Args:
+        keys: path or URL of a table that lists a source that is no image set.
+        where: a filter over the index of one that is.
+
+    Raises:
+        ValueError: they cannot be used together.
+    """
+    subset = Subset(where=where)
+    source, target = open_store(source_url), open_store(target_url)
+    if any(store.url.startswith("memory://") for store in (source, target)):
+        raise ValueError(
+            "memory:// is seen by one process alone, and the workers are others: name a folder or a bucket"
+        )
+    if source.url == target.url:
+        raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
+    if source.url.startswith(target.url + "/"):
+        raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")
+    photos = photos_of(source)
+    if photos.image_set is not None and keys is not None:
+        raise ValueError(f"{source.url} is an image set: its own index lists its photos, and no table of keys does")
+    if photos.image_set is None and where:
+        raise ValueError(f"{source.url} is no image set, and there is no index to filter by: ingest it first")
+    return dataclasses.replace(photos, subset=subset, keys=keys), target
+
+
+def photos_of(store: Store) -> Source:
+    """The photos of an image set, where the store is one, and otherwise all that is in it."""
+    try:
+        manifest = ImageSet(store).read_manifest()
+    except ImageSetError:  # a manifest.json of something else
+        return Source(store)
+    if manifest is None:
+        return Source(store)
+    if manifest.layout == Layout.PACKED:
+        return Source(store, ImageSet(store), is_packed=True)
+    return Source(open_store(f"{store.url}/images"), ImageSet(store))
+
+
+def read_photos(store: Store, photos: Sequence[P]) -> Iterator[tuple[P, bytes | ObjectRefused]]:
+    """Photos with their bytes, in the order asked; some are read ahead. What refuses one stands in its place.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    if any(photo.place is not None for photo in photos):
+        return PackedReader(store).read_many(photos)
+    return store.read_many(photos, ahead_bytes=READ_AHEAD_BYTES)

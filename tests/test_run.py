@@ -1,0 +1,230 @@
+"""The life of a run, the same for every verb, with the real planner, workers and stores."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop import Killed, Loop, index_of, photos_of
+from photos import saved, scene
+
+from pipeline.cluster import ClusterConfig
+from pipeline.denoise import DenoiseConfig
+from pipeline.errors import ImageSetError, RunFailed
+from pipeline.ingest import IngestConfig, IngestJob, plan_ingest, run_ingest
+from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
+from pipeline.records import Layout, Status
+from pipeline.run import Summary
+
+ONE_A_SHARD = ClusterConfig(workers=4)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """How a verb is called, what most photos end as, and its settings, which are other ones in `others`."""
+
+    job: Callable[..., Any]
+    plan: Callable[[Any], Any]
+    do: Callable[..., Summary]
+    outcome: str
+    others: dict[str, Any]
+
+    def __call__(self, job: Any, **changes: Any) -> Summary:
+        return self.do(dataclasses.replace(job, **changes), lambda progress: None)
+
+
+VERBS = {
+    "denoise": Verb(DenoiseJob, plan_denoise, run_denoise, "denoised", {"denoise": DenoiseConfig(strength=0.3)}),
+    "ingest": Verb(IngestJob, plan_ingest, run_ingest, "packed", {"ingest": IngestConfig(resize_px=16)}),
+}
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    return Loop.instead_of_cluster(monkeypatch)
+
+
+@pytest.fixture(params=VERBS.values(), ids=VERBS)
+def verb(request: pytest.FixtureRequest) -> Verb:
+    return request.param
+
+
+@pytest.fixture
+def job(loop: Loop, verb: Verb, tmp_path: Path) -> Any:
+    """Four photos, each in a shard of its own."""
+    (tmp_path / "source").mkdir()
+    for number in range(4):
+        (tmp_path / f"source/{number}.png").write_bytes(saved(scene(seed=number, side_px=32), "PNG"))
+    return verb.job(source=str(tmp_path / "source"), target=str(tmp_path / "target"), cluster=ONE_A_SHARD)
+
+
+def killed(verb: Verb, job: Any, loop: Loop, *, after: int, before_commit: bool = False, **changes: Any) -> None:
+    """Run until so many more shards are done."""
+    loop.dies_after, loop.dies_before_commit = loop.shards + after, before_commit
+    with pytest.raises(Killed):
+        verb(job, **changes)
+    loop.dies_after = 10**9
+
+
+def counts(summary: Summary, verb: Verb) -> tuple[int, int, int]:
+    return summary.inputs, summary.outcomes[verb.outcome], summary.up_to_date
+
+
+@pytest.mark.parametrize("dies_after", range(4))
+@pytest.mark.parametrize("dies_before_commit", [False, True])
+def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(
+    verb: Verb, job: Any, loop: Loop, tmp_path: Path, dies_after: int, dies_before_commit: bool
+) -> None:
+    verb(job, target=str(tmp_path / "undisturbed"))
+    killed(verb, job, loop, after=dies_after, before_commit=dies_before_commit)
+
+    summary = verb(job)
+
+    assert counts(summary, verb) == (4, 4 - dies_after, dies_after)
+    assert photos_of(job.target) == photos_of(tmp_path / "undisturbed")
+    assert len(photos_of(job.target)) == 4
+    assert len(list((Path(job.target) / "plans").iterdir())) == 1
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_what_an_abandoned_run_overwrote_is_made_right_again(
+    verb: Verb, job: Any, loop: Loop, limit: int | None
+) -> None:
+    verb(job)
+    before, [parameters] = photos_of(job.target), {row["parameters"] for row in index_of(job.target).values()}
+    killed(verb, job, loop, after=1, before_commit=True, **verb.others)
+
+    for _ in range(4):
+        verb(job, limit=limit)
+
+    assert photos_of(job.target) == before
+    assert {row["parameters"] for row in index_of(job.target).values()} == {parameters}
+    assert verb(job).up_to_date == 4
+
+
+def test_other_settings_do_every_photo_again(verb: Verb, job: Any) -> None:
+    verb(job)
+
+    summary = verb(job, **verb.others)
+
+    assert counts(summary, verb) == (4, 4, 0)
+    assert len(photos_of(job.target)) == 4
+
+
+def test_photos_that_came_while_a_run_lay_still_are_done_beside_it(verb: Verb, job: Any, loop: Loop) -> None:
+    killed(verb, job, loop, after=2)
+    (Path(job.source) / "new.png").write_bytes(saved(scene(side_px=32), "PNG"))
+
+    summary = verb(job)
+
+    assert counts(summary, verb) == (5, 3, 2)
+    assert len(list((Path(job.target) / "runs").iterdir())) == 2
+
+
+def test_photos_that_went_while_a_run_lay_still_are_rows_and_the_counts_add_up(
+    verb: Verb, job: Any, loop: Loop
+) -> None:
+    killed(verb, job, loop, after=1)
+    for number in (2, 3):
+        (Path(job.source) / f"{number}.png").unlink()
+
+    summary = verb(job)
+
+    assert counts(summary, verb) == (4, 1, 1)
+    assert summary.outcomes["rejected"] == 2
+    assert sum(summary.outcomes.values()) + summary.up_to_date == summary.inputs
+
+
+def test_a_photo_that_changed_while_a_run_lay_still_ends_up_as_it_is_now(verb: Verb, job: Any, loop: Loop) -> None:
+    killed(verb, job, loop, after=1)
+    (Path(job.source) / "3.png").write_bytes(saved(scene(seed=33, side_px=32), "PNG"))
+    verb(job)
+    verb(job)
+
+    assert verb(job).up_to_date == 4
+    assert index_of(job.target)["3.png"]["source_size_bytes"] == (Path(job.source) / "3.png").stat().st_size
+    assert len(photos_of(job.target)) == 4
+
+
+def test_a_limit_is_kept_when_an_interrupted_run_goes_on(verb: Verb, job: Any, loop: Loop) -> None:
+    killed(verb, job, loop, after=1)
+
+    limited = verb(job, limit=2)
+    rest = verb(job)
+
+    assert counts(limited, verb) == (3, 2, 1)
+    assert counts(rest, verb) == (4, 1, 3)
+
+
+def test_too_many_rejected_photos_end_the_run_and_can_be_tried_again(verb: Verb, job: Any) -> None:
+    good = {path: path.read_bytes() for path in Path(job.source).iterdir()}
+    for path in good:
+        path.write_bytes(b"")
+    with pytest.raises(RunFailed, match=r"1 of 4 photos were rejected, more than the allowed share of 0;"):
+        verb(job, max_rejected_fraction=0.0)
+    assert [row["reason"] for row in index_of(job.target).values()] == ["the file is empty"]
+
+    for path, data in good.items():
+        times = path.stat()
+        path.write_bytes(data)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    assert counts(verb(job, retry_failed=True), verb) == (4, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("limit", 0), ("max_rejected_fraction", -0.1), ("max_rejected_fraction", float("nan"))]
+)
+def test_a_setting_outside_of_its_range_is_refused_before_anything_starts(
+    verb: Verb, job: Any, setting: str, value: float
+) -> None:
+    with pytest.raises(ValueError, match=f"{setting} is {value}: expected"):
+        verb(job, **{setting: value})
+
+    assert not Path(job.target).exists()
+
+
+@pytest.mark.parametrize("folder", ["plans", "commits", "index"])
+def test_a_damaged_object_of_the_set_is_named(verb: Verb, job: Any, loop: Loop, folder: str) -> None:
+    if folder == "index":
+        verb(job)
+    else:
+        killed(verb, job, loop, after=2)
+    for path in (Path(job.target) / folder).iterdir():
+        path.write_bytes(path.read_bytes()[:-9])
+
+    with pytest.raises(ImageSetError, match=rf"/{folder}/.*\.parquet is damaged"):
+        verb(job)
+
+
+def test_files_that_a_desktop_leaves_behind_do_no_harm(verb: Verb, job: Any) -> None:
+    Path(job.target).mkdir()
+    (Path(job.target) / ".DS_Store").write_bytes(b"view")
+    verb(job)
+    for folder in ("plans", "commits", "runs"):
+        (Path(job.target) / folder / ".DS_Store").write_bytes(b"view")
+
+    assert verb(job).up_to_date == 4
+
+
+def test_a_dry_run_tells_what_is_left_of_an_interrupted_run(verb: Verb, job: Any, loop: Loop) -> None:
+    killed(verb, job, loop, after=1)
+    before = sorted(Path(job.target).rglob("*"))
+
+    counts = verb.plan(job)
+
+    assert (counts.photos[Status.PLANNED], counts.planned_photos) == (3, 3)
+    assert sorted(Path(job.target).rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", [VERBS["ingest"]], ids=["ingest"])
+def test_a_set_that_one_verb_made_is_refused_to_another(verb: Verb, job: Any) -> None:
+    verb(job)
+    other = DenoiseJob(source=job.source, target=job.target, layout=Layout.PACKED)
+
+    for refused in (plan_denoise, lambda job: run_denoise(job, lambda progress: None)):
+        with pytest.raises(ValueError, match="holds photos that are packed, which another command made"):
+            refused(other)

@@ -1,0 +1,195 @@
+"""One shard of photos into a committed shard of the target. The network is a hand-written fake."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from photos import write_archive
+
+from pipeline.denoise import DenoiseConfig, denoise_photo
+from pipeline.errors import StorageError
+from pipeline.images import Limits
+from pipeline.imageset import ImageSet
+from pipeline.records import Layout, PlannedPhoto, ShardPlan
+from pipeline.shard import Recipe, Worker
+from pipeline.storage import LocalStore
+
+
+def brighten(noisy: np.ndarray, strength: float) -> np.ndarray:
+    return noisy + np.minimum(np.iinfo(noisy.dtype).max - noisy, 10).astype(noisy.dtype)
+
+
+def plan_of(source: LocalStore, shard: str = "shard") -> ShardPlan:
+    listed = sorted(source.list(), key=lambda found: found.key)
+    photos = tuple(PlannedPhoto(found.key, found.size_bytes, found.etag, 1) for found in listed)
+    return ShardPlan(shard, "run", photos)
+
+
+def worker(source: Path, target: Path, layout: Layout, config: DenoiseConfig | None = None) -> Worker:
+    config = config or DenoiseConfig()
+    recipe = Recipe(
+        process=lambda data, key: denoise_photo(data, key, brighten, config),
+        limits=config.limits,
+        weights="hash of the weights",
+        parameters=config.parameters,
+    )
+    return Worker(LocalStore(source), ImageSet(LocalStore(target)), layout, recipe)
+
+
+def rows_of(target: Path, shard: str = "shard") -> dict[str, dict]:
+    return {row["key"]: row for row in pq.read_table(target / f"commits/{shard}.parquet").to_pylist()}
+
+
+def test_every_input_of_a_shard_has_one_row_with_its_outcome(tmp_path: Path) -> None:
+    expected = write_archive(tmp_path / "source")
+    doing = worker(tmp_path / "source", tmp_path / "target", Layout.FILES)
+
+    receipt = doing.run(plan_of(LocalStore(tmp_path / "source")), {})
+
+    rows = rows_of(tmp_path / "target")
+    assert {key: row["outcome"] for key, row in rows.items()} == expected
+    assert receipt.outcomes == {"denoised": 6, "untouched": 3, "rejected": 4}
+    assert all(row["reason"] for row in rows.values() if row["outcome"] != "denoised")
+
+
+def test_rows_tell_the_sizes_and_hashes_of_what_was_read_and_written(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    worker(tmp_path / "source", tmp_path / "target", Layout.FILES).run(plan_of(LocalStore(tmp_path / "source")), {})
+
+    for key, row in rows_of(tmp_path / "target").items():
+        source = (tmp_path / "source" / key).read_bytes()
+        assert (row["source_size_bytes"], row["source_sha256"]) == (len(source), hashlib.sha256(source).hexdigest())
+        if row["output_key"] is None:
+            assert row["outcome"] == "rejected"
+            assert not (tmp_path / "target/images" / key).exists()
+        else:
+            output = (tmp_path / "target" / row["output_key"]).read_bytes()
+            assert row["output_sha256"] == hashlib.sha256(output).hexdigest()
+
+
+def test_what_is_untouched_is_copied_byte_for_byte(tmp_path: Path) -> None:
+    expected = write_archive(tmp_path / "source")
+    worker(tmp_path / "source", tmp_path / "target", Layout.FILES).run(plan_of(LocalStore(tmp_path / "source")), {})
+
+    for key in (key for key, outcome in expected.items() if outcome == "untouched"):
+        assert (tmp_path / "target/images" / key).read_bytes() == (tmp_path / "source" / key).read_bytes()
+
+
+def test_a_packed_shard_holds_the_bytes_that_the_layout_files_would_write(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    plan = plan_of(LocalStore(tmp_path / "source"))
+    for layout in Layout:
+        worker(tmp_path / "source", tmp_path / layout, layout).run(plan, {})
+
+    rows = pq.read_table(tmp_path / "packed/shards/shard.parquet").to_pylist()
+    assert {row["image"]["path"] for row in rows} == {
+        key for key, row in rows_of(tmp_path / "files").items() if row["output_key"]
+    }
+    for row in rows:
+        assert row["image"]["bytes"] == (tmp_path / "files/images" / row["key"]).read_bytes()
+
+
+@pytest.mark.parametrize("key", ["../escape.jpg", "/etc/absolute.jpg", "a/../../b.jpg", "bell\a.jpg", "a//b.jpg", ".."])
+def test_a_name_that_could_leave_the_target_is_rejected_unread(tmp_path: Path, key: str) -> None:
+    (tmp_path / "source").mkdir()
+    plan = ShardPlan("shard", "run", (PlannedPhoto(key, 10, "etag", 1),))
+
+    worker(tmp_path / "source", tmp_path / "target", Layout.FILES).run(plan, {})
+
+    [row] = rows_of(tmp_path / "target").values()
+    assert (row["key"], row["outcome"], row["source_sha256"]) == (key, "rejected", None)
+    assert row["reason"].startswith("the name ")
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
+
+
+def test_a_file_over_the_limit_is_rejected_unread(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    config = DenoiseConfig(limits=Limits(max_bytes=100))
+
+    worker(tmp_path / "source", tmp_path / "target", Layout.FILES, config).run(
+        plan_of(LocalStore(tmp_path / "source")), {}
+    )
+
+    row = rows_of(tmp_path / "target")["2020/scan.png"]
+    assert row["reason"].endswith("bytes, and the limit is 100")
+    assert row["source_sha256"] is None
+
+
+def test_a_photo_that_is_gone_when_its_turn_comes_is_a_row(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    plan = plan_of(LocalStore(tmp_path / "source"))
+    (tmp_path / "source/web.webp").unlink()
+
+    worker(tmp_path / "source", tmp_path / "target", Layout.FILES).run(plan, {})
+
+    assert rows_of(tmp_path / "target")["web.webp"]["outcome"] == "rejected"
+
+
+def test_a_source_that_vanishes_ends_the_shard_instead_of_rejecting_all_of_it(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    plan = plan_of(LocalStore(tmp_path / "source"))
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(StorageError, match="is it still there"):
+        worker(tmp_path / "source", tmp_path / "target", Layout.FILES).run(plan, {})
+    assert not (tmp_path / "target/commits").exists()
+
+
+def test_a_name_that_the_target_cannot_hold_is_a_row_and_the_shard_goes_on(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    (tmp_path / "target/images").mkdir(parents=True)
+    (tmp_path / "target/images/2019").write_bytes(b"a file where a folder must be")
+
+    worker(tmp_path / "source", tmp_path / "target", Layout.FILES).run(plan_of(LocalStore(tmp_path / "source")), {})
+
+    rows = rows_of(tmp_path / "target")
+    assert rows["2019/gray.jpeg"]["outcome"] == "rejected"
+    assert rows["2019/gray.jpeg"]["output_sha256"] is None
+    assert rows["web.webp"]["outcome"] == "denoised"
+
+
+def test_a_poisonous_photo_is_not_read_and_has_its_reason(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    doing = worker(tmp_path / "source", tmp_path / "target", Layout.FILES)
+
+    doing.run(plan_of(LocalStore(tmp_path / "source")), {"web.webp": "it ended its worker"})
+
+    row = rows_of(tmp_path / "target")["web.webp"]
+    assert (row["outcome"], row["reason"], row["source_sha256"]) == ("rejected", "it ended its worker", None)
+
+
+def test_a_shard_may_run_twice_and_ends_in_the_same_objects(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    plan = plan_of(LocalStore(tmp_path / "source"))
+    snapshots = []
+    for _ in range(2):
+        worker(tmp_path / "source", tmp_path / "target", Layout.FILES).run(plan, {})
+        files = [path for path in (tmp_path / "target").rglob("*") if path.is_file()]
+        snapshots.append({path: path.read_bytes() for path in files})
+
+    assert snapshots[0] == snapshots[1]
+
+
+def test_a_probe_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    doing = worker(tmp_path / "source", tmp_path / "target", Layout.FILES)
+
+    for photo in plan_of(LocalStore(tmp_path / "source")).photos:
+        doing.probe(photo)
+
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_packed_shard_without_any_result_still_commits(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/empty.jpg").write_bytes(b"")
+
+    receipt = worker(tmp_path / "source", tmp_path / "target", Layout.PACKED).run(
+        plan_of(LocalStore(tmp_path / "source")), {}
+    )
+
+    assert receipt.outcomes["rejected"] == 1
+    assert pq.read_table(io.BytesIO((tmp_path / "target/shards/shard.parquet").read_bytes())).num_rows == 0
