@@ -106,6 +106,8 @@ def train(options: argparse.Namespace) -> int:
     job = TrainJob(
         source=options.source,
         run=options.run,
+        where=options.where,
+        validation_fraction=options.validation_fraction,
         validation=options.validate,
         start_from=options.start_from,
         data=options.data,
@@ -123,6 +125,30 @@ def train(options: argparse.Namespace) -> int:
     with bar:
         scores = run_train(job, report)
     print(json.dumps({"run": options.run, **scores}))
+    return EXIT_OK
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """`degrain evaluate`: how well weights do on known noise, beside the noisy photo and classical denoisers."""
+    from pipeline.evaluate import HEADER, EvaluateJob, Row, format_row, run_evaluate
+
+    job = EvaluateJob(
+        weights=options.weights,
+        photos=options.photos,
+        limit=options.limit,
+        has_peers=options.peers,
+        folder=options.output,
+    )
+    if not options.json:
+        print(HEADER)
+
+    def report(row: Row) -> None:
+        if not options.json:
+            print(format_row(row), flush=True)
+
+    rows = run_evaluate(job, report)
+    if options.json:
+        print(json.dumps([row.as_dict() for row in rows], ensure_ascii=False))
     return EXIT_OK
 
 
@@ -275,10 +301,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=int, metavar="N", help="patches of a step [16]")
     command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch [128]")
     command.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise [0]")
-    command.add_argument("--validate", metavar="SET", help="score the weights on these photos at the end")
+    command.add_argument("--where", default="", metavar="SQL", help="train on these photos of an image set [all]")
+    command.add_argument(
+        "--validation-fraction", type=float, default=0.0, metavar="F", help="hold these photos back, to score on [0]"
+    )
+    command.add_argument("--validate", metavar="SET", help="score the weights on these photos at the end instead")
     command.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
     command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
     command.add_argument("--licence", default="not stated", metavar="TEXT", help="what the card says of the terms")
+
+    command = _command(commands, "evaluate", evaluate, "measure weights on clean photos with known noise")
+    command.add_argument("weights", metavar="WEIGHTS", help="name, path or URL of weights")
+    command.add_argument("photos", metavar="SET", help="folder, URL or image set of clean photos")
+    command.add_argument("--limit", type=int, metavar="N", help="the first N photos only")
+    command.add_argument("--peers", action="store_true", help="also a median, non-local means, and BM3D on 5 photos")
+    command.add_argument("--output", metavar="FOLDER", help="write scores.json and scores.svg there")
+    command.add_argument("--json", action="store_true", help="one JSON array instead of the table")
 
     command = _command(commands, "weights", weights, "list the weights that ship, or show a card")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")

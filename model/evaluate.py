@@ -5,7 +5,6 @@ settings no training patch was drawn from. Photos are (H, W, 3); sigma and all d
 """
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from model.estimate import estimate_noise
 from model.metrics import PEAK, psnr_db, ssim
@@ -166,7 +164,7 @@ class Camera:
         is_edge_aware: OpenCV's edge-aware demosaicing; or else its variable number of gradients (VNG, 8 bit).
         contrast: exponent of the tone curve's slope in the mid-tones; 0 is none.
         sharpening: amount of an unsharp mask of one pixel.
-        subsampling: of the JPEG, as Pillow counts: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0.
+        sampling: factors of the JPEG's components, as OpenCV writes them: 0x111111 is 4:4:4, 0x221111 is 4:2:0.
     """
 
     full_well: float
@@ -176,17 +174,17 @@ class Camera:
     is_edge_aware: bool
     contrast: float
     sharpening: float
-    subsampling: int
+    sampling: int
 
 
 # Orders of magnitude of published sensor measurements (photonstophotos.net): full frame, APS-C, Micro Four Thirds, a
 # compact of 2006 and a phone. Columns: full well, read noise, gains, max ISO, edge-aware, contrast, sharpening, JPEG.
 CAMERAS = (
-    Camera(80_000, 3.5, (2.1, 1.6), 12800, True, 0.3, 0.0, 1),
-    Camera(30_000, 3.0, (2.3, 1.5), 12800, True, 0.0, 0.5, 0),
-    Camera(25_000, 2.5, (1.8, 1.9), 12800, False, 0.5, 0.3, 2),
-    Camera(8_000, 8.0, (2.0, 2.0), 1600, True, 0.2, 0.8, 2),
-    Camera(6_000, 2.0, (1.9, 1.7), 3200, False, 0.4, 0.6, 2),
+    Camera(80_000, 3.5, (2.1, 1.6), 12800, True, 0.3, 0.0, 0x211111),
+    Camera(30_000, 3.0, (2.3, 1.5), 12800, True, 0.0, 0.5, 0x111111),
+    Camera(25_000, 2.5, (1.8, 1.9), 12800, False, 0.5, 0.3, 0x221111),
+    Camera(8_000, 8.0, (2.0, 2.0), 1600, True, 0.2, 0.8, 0x221111),
+    Camera(6_000, 2.0, (1.9, 1.7), 3200, False, 0.4, 0.6, 0x221111),
 )
 
 
@@ -207,11 +205,16 @@ def photograph(clean: Photo, draw: np.random.Generator, number: int) -> Photo:
     # The noise alone: what demosaicing makes of the detail of photos as sharp as these is no noise.
     added = develop(counted / electrons_at_white) - develop(raw)
     developed = clean + added + camera.sharpening * (added - _blurred(added))
-    file = io.BytesIO()
-    Image.fromarray(np.rint(developed).clip(0, PEAK).astype(np.uint8)).save(
-        file, "jpeg", quality=JPEG_QUALITY, subsampling=camera.subsampling
-    )
-    return np.asarray(Image.open(file))
+    return _through_jpeg(np.rint(developed).clip(0, PEAK).astype(np.uint8), camera.sampling)
+
+
+def _through_jpeg(photo: Photo, sampling: int) -> Photo:
+    import cv2
+
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+    _, file = cv2.imencode(".jpg", photo[..., ::-1], options)
+    opened = np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR), np.uint8)
+    return np.ascontiguousarray(opened[..., ::-1])
 
 
 def _demosaiced(linear: NDArray[Any], *, is_edge_aware: bool) -> Floats:

@@ -49,12 +49,14 @@ class ClusterConfig:
         workers: actors; None takes one for each GPU, or where there is none, one for each core that has memory enough.
         shards_per_worker: shards that an actor works on at once, so that its network need not wait for storage.
         stall_s: no shard ending for so long is an error.
+        use_gpus: whether the work is for GPUs, where there are any.
     """
 
     address: str | None = None
     workers: int | None = None
     shards_per_worker: int = 2
     stall_s: float = 7200.0
+    use_gpus: bool = True
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -210,7 +212,7 @@ class _Pool:
         self._config = config
         self._factory = ray.put(make_worker)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-        cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0)) if config.use_gpus else 0
         roomy = max(1, min(cores, int(resources.get("memory", 0) / WORKER_BYTES)))
         count = config.workers or gpus or roomy
         self._threads = max(1, cores // count)

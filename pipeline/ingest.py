@@ -172,7 +172,7 @@ def _ingest_work(job: IngestJob) -> Work:
         limit=job.limit,
         retry_failed=job.retry_failed,
         max_rejected_fraction=job.max_rejected_fraction,
-        cluster=job.cluster,
+        cluster=dataclasses.replace(job.cluster, use_gpus=False),
         settings=dataclasses.asdict(job),
     )
 

@@ -208,7 +208,7 @@ class ObjectStore:
         except StorageError:
             return False
         others = [other for other, size_bytes, _ in page if size_bytes and other != path]
-        for other in others[:: max(1, len(others) // PROBES)]:
+        for other in others[:: max(1, len(others) // PROBES)][:PROBES]:
             if await self._reads(other):
                 return True
         return False

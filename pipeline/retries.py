@@ -28,7 +28,7 @@ _PASSING_ERRORS = {
     *("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"),
     *("ConnectionClosedError", "ReadTimeoutError", "ResponseStreamingError", "ResponseParserError"),
     *("IncompleteReadError", "IncompleteRead"),
-    *("ClientConnectionError", "ClientPayloadError", "ProxyError", "ChecksumError"),
+    *("ClientConnectionError", "ClientPayloadError", "ProxyError", "TransportError", "ChecksumError"),
     *("ServiceRequestError", "ServiceResponseError"),
 }
 _LASTING_ERRORS = {"SSLError", "ClientSSLError", "InvalidProxiesConfigError"}

@@ -17,7 +17,7 @@ from pipeline.packed import PackedReader
 from pipeline.planning import write_listing
 from pipeline.records import Layout, PlannedPhoto, SourceObject
 from pipeline.storage import Store, open_store
-from pipeline.subset import Subset
+from pipeline.subset import Subset, split_of
 
 READ_AHEAD_BYTES = 32 * 1024**2  # of photos that one shard in work has read, or is reading, before they are taken
 P = TypeVar("P", SourceObject, PlannedPhoto)
@@ -63,14 +63,18 @@ class Source:
         )
 
     def read_all(self) -> Iterator[tuple[str, bytes | ObjectRefused]]:
-        """Every photo by its key, in the order of the keys; of exact duplicates in an image set the first alone.
+        """Every photo of the subset, in the order of the keys; of exact duplicates in an image set the first alone.
 
         Raises:
             StorageError: the store cannot be read.
         """
-        wanted = list(self.store.list()) if self.image_set is None else self._distinct(self.image_set)
+        wanted = self._in_split() if self.image_set is None else self._distinct(self.image_set)
         wanted.sort(key=attrgetter("key"))
         return ((photo.key, data) for photo, data in read_photos(self.store, wanted))
+
+    def _in_split(self) -> list[SourceObject]:
+        split, fraction = self.subset.split, self.subset.validation_fraction
+        return [found for found in self.store.list() if split is None or split_of(found.key, fraction) == split]
 
     def _distinct(self, image_set: ImageSet) -> list[SourceObject]:
         with tempfile.TemporaryDirectory(prefix="degrain-") as name, image_set.local_index() as parts:
@@ -99,25 +103,30 @@ def open_both(source_url: str, target_url: str, *, keys: str | None = None, wher
         raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
     if source.url.startswith(target.url + "/"):
         raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")
-    photos = photos_of(source)
+    photos = photos_of(source, subset)
     if photos.image_set is not None and keys is not None:
         raise ValueError(f"{source.url} is an image set: its own index lists its photos, and no table of keys does")
-    if photos.image_set is None and where:
-        raise ValueError(f"{source.url} is no image set, and there is no index to filter by: ingest it first")
-    return dataclasses.replace(photos, subset=subset, keys=keys), target
+    return dataclasses.replace(photos, keys=keys), target
 
 
-def photos_of(store: Store) -> Source:
-    """The photos of an image set, where the store is one, and otherwise all that is in it."""
+def photos_of(store: Store, subset: Subset | None = None) -> Source:
+    """The photos of an image set, where the store is one, and otherwise all that is in it; or a subset of them.
+
+    Raises:
+        ValueError: there is a filter, and no index to filter by.
+    """
+    subset = subset or Subset()
     try:
         manifest = ImageSet(store).read_manifest()
     except ImageSetError:  # a manifest.json of something else
-        return Source(store)
+        manifest = None
     if manifest is None:
-        return Source(store)
+        if subset.where:
+            raise ValueError(f"{store.url} is no image set, and there is no index to filter by: ingest it first")
+        return Source(store, subset=subset)
     if manifest.layout == Layout.PACKED:
-        return Source(store, ImageSet(store), is_packed=True)
-    return Source(open_store(f"{store.url}/images"), ImageSet(store))
+        return Source(store, ImageSet(store), is_packed=True, subset=subset)
+    return Source(open_store(f"{store.url}/images"), ImageSet(store), subset=subset)
 
 
 def read_photos(store: Store, photos: Sequence[P]) -> Iterator[tuple[P, bytes | ObjectRefused]]:

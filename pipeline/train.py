@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.images import decode, inspect
 from pipeline.jobs import read_weights
 from pipeline.sources import photos_of
 from pipeline.storage import Store, open_store
+from pipeline.subset import Split, Subset
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ class TrainJob:
     Attributes:
         source: path or URL of the collection of clean photos.
         run: path or URL of the run's folder; a run that is there goes on at its last checkpoint.
+        where: a condition over the columns of the source's index, where that is an image set: which photos to use.
+        validation_fraction: share of the source that is held back from training, the same photos in every run; the
+            weights are scored on them if there is no other collection for it.
         validation: collection that the weights are scored on at the end, white Gaussian noise in the protocol of
             papers; the card holds the scores.
         start_from: weights to begin with, by name, path or URL; None begins with random ones.
@@ -45,6 +49,8 @@ class TrainJob:
 
     source: str
     run: str
+    where: str = ""
+    validation_fraction: float = 0.0
     validation: str | None = None
     start_from: str | None = None
     data: str = ""
@@ -52,6 +58,13 @@ class TrainJob:
     checkpoint_every: int = 500
     log_every: int = 100
     config: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        self.subset(Split.TRAIN)
+
+    def subset(self, split: Split) -> Subset:
+        """The photos of the source that are for training, or for validation."""
+        return Subset(where=self.where, split=split, validation_fraction=self.validation_fraction)
 
 
 def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str, float]:
@@ -62,7 +75,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
         StorageError: the photos cannot be read, or the run's folder cannot be written.
     """
     store = open_store(job.run)
-    photos = load_photos(job.source, min_side_px=job.config.patch_px)
+    photos = load_photos(job.source, job.subset(Split.TRAIN), min_side_px=job.config.patch_px)
     sampler = PatchSampler(photos, job.config)
     state = TrainState(job.config)
     if job.start_from is not None:
@@ -91,8 +104,10 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     )
     weights = dump_weights(state.average, card)
     if job.validation is not None:
-        card = dataclasses.replace(card, scores=score(weights, job.validation))
-        weights = dump_weights(state.average, card)
+        card = dataclasses.replace(card, scores=score(weights, load_photos(job.validation)))
+    elif job.validation_fraction:
+        card = dataclasses.replace(card, scores=score(weights, load_photos(job.source, job.subset(Split.VALIDATION))))
+    weights = dump_weights(state.average, card)
     store.write(WEIGHTS, weights)
     store.close()
     return card.scores
@@ -105,9 +120,8 @@ def _start_from(state: TrainState, job: TrainJob) -> None:
     state.start_from(weights.tensors)
 
 
-def score(weights: bytes, collection: str) -> dict[str, float]:
-    """Mean PSNR in dB over the photos of a collection, for white Gaussian noise in the protocol of papers."""
-    photos = load_photos(collection)
+def score(weights: bytes, photos: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+    """Mean PSNR in dB over the photos, for white Gaussian noise in the protocol of papers."""
     denoiser = Denoiser(parse_weights(weights))
     return {
         f"psnr_db_sigma_{sigma}": round(
@@ -117,16 +131,16 @@ def score(weights: bytes, collection: str) -> dict[str, float]:
     }
 
 
-def load_photos(collection: str, *, min_side_px: int = 1) -> list[NDArray[np.uint8]]:
+def load_photos(collection: str, subset: Subset | None = None, *, min_side_px: int = 1) -> list[NDArray[np.uint8]]:
     """The 8-bit colour photos of a collection in the order of their keys, as (H, W, 3); others are named in the log.
 
     Of an image set, whatever its layout, exact duplicates are left out.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or there is a filter and no index to filter by.
     """
     photos = []
-    for key, data in photos_of(open_store(collection)).read_all():
+    for key, data in photos_of(open_store(collection), subset).read_all():
         try:
             if isinstance(data, ObjectRefused):
                 raise data

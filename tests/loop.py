@@ -27,6 +27,7 @@ class Loop:
         self.shards = 0
         self.dies_after = 10**9
         self.dies_before_commit = False
+        self.config = ClusterConfig()
 
     @classmethod
     def instead_of_cluster(cls, monkeypatch: pytest.MonkeyPatch) -> "Loop":
@@ -38,6 +39,7 @@ class Loop:
     def __call__(
         self, plans: Iterable[ShardPlan], make_worker: Callable[[int], ShardWorker], config: ClusterConfig
     ) -> Iterator[Receipt]:
+        self.config = config
         worker = make_worker(1)
         for plan in plans:
             if self.shards == self.dies_after:

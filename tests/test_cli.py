@@ -184,4 +184,4 @@ def test_help_names_every_command() -> None:
         [sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True
     ).stdout
 
-    assert all(name in out for name in ("denoise", "ingest", "demo", "train", "weights"))
+    assert all(name in out for name in ("denoise", "plan", "ingest", "demo", "train", "evaluate", "weights"))

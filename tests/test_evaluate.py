@@ -1,9 +1,14 @@
 """Trials make the noise that they name, and scores say what was done to it."""
 
+import json
+
 import numpy as np
 import pytest
+from photos import saved
 
+from flows.cli import main
 from model.evaluate import CAMERAS, PHOTO_ISOS, Score, Trial, mean_score, photograph, run_trial, standard_trials
+from pipeline.evaluate import PEERS, EvaluateJob, run_evaluate
 
 pytest.importorskip("cv2", reason="needs the extra 'evaluate'")
 pytest.importorskip("skimage", reason="needs the extra 'evaluate'")
@@ -96,3 +101,38 @@ def test_a_peer_is_told_the_true_sigma_where_there_is_one():
     list(run_trial(TRIALS["cameras, ISO 800–12800"], lambda noisy, known: told.append(known.sigma) or noisy, _photos()))
     assert told[:2] == [25, 25]
     assert all(0 < sigma < 25 for sigma in told[2:])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, clean in enumerate(_photos()):
+        (tmp_path / f"photos/{number}.png").write_bytes(saved(clean, "PNG"))
+    return tmp_path
+
+
+def test_the_command_prints_a_row_for_each_trial_and_denoiser_and_writes_them_down(folder, capsys):
+    pytest.importorskip("matplotlib", reason="needs the extra 'evaluate'")
+    assert main(["evaluate", "photo", str(folder / "photos"), "--output", str(folder / "scores"), "--json"]) == 0
+
+    rows = json.loads(capsys.readouterr().out)
+    written = json.loads((folder / "scores/scores.json").read_text())
+    assert [row["trial"] for row in rows] == list(TRIALS)
+    assert written["rows"] == rows
+    gains = {row["trial"]: row["gain_db"] for row in rows}
+    assert gains["file, σ 25"] > 5
+    assert gains["float, σ 25"] > 5
+    assert (folder / "scores/scores.svg").read_text().count("<svg") == 1
+
+
+def test_classical_denoisers_gain_on_what_they_are_made_for(folder):
+    (clean, _) = _photos()
+    for name, trial in (("median", "salt and pepper, 20 %"), ("nlm", "file, σ 25")):
+        (score,) = run_trial(TRIALS[trial], PEERS[name], [clean])
+        assert score.gain_db > 5
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"cv2 is missing: pip install 'degrain\[evaluate,peers\]'"):
+        run_evaluate(EvaluateJob(weights="photo", photos=str(folder / "photos")), lambda row: None)

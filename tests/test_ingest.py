@@ -4,6 +4,8 @@ import dataclasses
 import io
 import os
 import signal
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,14 @@ from pipeline.storage import LocalStore
 
 def packed(data: bytes, key: str, **settings: int) -> PhotoResult:
     return pack_photo(data, key, IngestConfig(**settings))
+
+
+def with_width(width_px: int) -> bytes:
+    """A palette PNG that claims to be so wide."""
+    data = bytearray(saved(Image.fromarray(scene()).quantize(16), "PNG"))
+    data[16:20] = struct.pack(">I", width_px)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
 
 
 def pixels(result: PhotoResult) -> np.ndarray:
@@ -67,6 +77,7 @@ def test_an_image_of_any_kind_is_packed_as_it_is(key: str, data: bytes) -> None:
         ("notes.txt", b"by the sea", "the file is no photo"),
         ("._a.jpg", b"\0\x05\x16\x07" + bytes(100), "the file is no photo"),
         ("a.gif", b"GIF", "the file is no photo"),
+        ("huge.png", with_width(2**32 - 1), "the photo is corrupt: it claims to have 4294967295 × 48 pixels of 4 bits"),
     ],
 )
 def test_what_is_no_sound_image_is_rejected_with_a_reason(key: str, data: bytes, reason: str) -> None:
@@ -409,6 +420,14 @@ def test_a_large_collection_is_cut_by_bytes_and_a_small_one_for_the_workers(
     assert by_workers == workers
 
 
+def test_packing_takes_no_gpu(job: IngestJob, loop: Loop) -> None:
+    write(job, {"a.png": png(1)})
+
+    run(job)
+
+    assert not loop.config.use_gpus
+
+
 def test_a_shard_that_runs_twice_writes_the_same_bytes(job: IngestJob) -> None:
     write(job, {f"{number}.png": png(number) for number in range(3)})
     listed = sorted(LocalStore(Path(job.source)).list(), key=lambda found: found.key)
@@ -470,6 +489,7 @@ def kill_one_worker(session: int) -> int:
     return 0
 
 
+@pytest.mark.faults
 def test_from_and_to_a_real_s3_server_on_a_bad_day(tmp_path: Path, faulty_url: str, proxy: FaultProxy) -> None:
     expected = write_archive(tmp_path / "source")
     write_many(tmp_path / "source/many", 20)

@@ -9,11 +9,13 @@ The collection is shaped like FFHQ: distinct PNGs of 1024² and some 1.3 MB, mad
 - ingest: the whole command, and the seconds that it reports: with the start of its workers, without that of Ray;
 - ingest again, when 1 % of the objects have changed: what the server sent, by its own counters.
 
-Peak memory is the resident set that Linux reports of each process, which counts shared pages in all of them.
+Peak memory is the resident set that Linux reports of each process, which counts shared pages in all of them. Seconds of
+CPU are those of all processes of the command, and not of the server.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -24,7 +26,7 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -183,6 +185,7 @@ class Measured:
     """What a command took and said. `peaks_mb` is by kind of process, one number for each."""
 
     wall_s: float
+    cpu_s: float
     said: dict[str, float]
     gets: int
     sent_bytes: int
@@ -193,9 +196,9 @@ def measure(server: Server, command: Sequence[str]) -> Measured:
     gets, sent = server.counters()
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    peaks: dict[int, tuple[str, float]] = {}
+    seen: dict[int, Seen] = {}
     ended = threading.Event()
-    watcher = threading.Thread(target=watch, args=(process.pid, peaks, ended))
+    watcher = threading.Thread(target=watch, args=(process.pid, seen, ended))
     watcher.start()
     out, _ = process.communicate()
     wall_s = time.perf_counter() - start
@@ -203,41 +206,54 @@ def measure(server: Server, command: Sequence[str]) -> Measured:
     watcher.join()
     assert process.returncode == 0, out
     by_kind: dict[str, list[float]] = defaultdict(list)
-    for kind, peak_mb in peaks.values():
-        by_kind[kind].append(peak_mb)
+    for one in seen.values():
+        by_kind[one.kind].append(one.peak_mb)
     gets_after, sent_after = server.counters()
-    return Measured(wall_s, json.loads(out.splitlines()[-1]), gets_after - gets, sent_after - sent, by_kind)
+    return Measured(
+        wall_s=wall_s,
+        cpu_s=sum(one.cpu_s for one in seen.values()),
+        said=json.loads(out.splitlines()[-1]),
+        gets=gets_after - gets,
+        sent_bytes=sent_after - sent,
+        peaks_mb=by_kind,
+    )
 
 
-def watch(session: int, peaks: dict[int, tuple[str, float]], ended: threading.Event) -> None:
-    """Note the peak memory of every process in a session, until told that it has ended."""
+@dataclass(frozen=True)
+class Seen:
+    """A process, as it was last seen."""
+
+    kind: str
+    peak_mb: float
+    cpu_s: float
+
+
+def watch(session: int, seen: dict[int, Seen], ended: threading.Event) -> None:
+    """Look at every process in a session, until told that it has ended."""
     while not ended.wait(0.1):
-        for pid, kind in processes_of(session):
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-            except OSError:
-                continue
-            for line in status.splitlines():
-                if line.startswith("VmHWM:"):
-                    peaks[pid] = ("driver" if pid == session else kind, int(line.split()[1]) / 1024)
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, StopIteration):  # it may just have ended
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session:
+                    seen[int(path.name)] = look_at(path, fields, is_driver=path.name == str(session))
 
 
-def processes_of(session: int) -> Iterator[tuple[int, str]]:
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            name = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if int(fields[3]) == session:
-            yield int(path.name), "worker" if "ray::_Actor" in name else "Ray"
+def look_at(path: Path, fields: Sequence[str], *, is_driver: bool) -> Seen:
+    is_worker = b"ray::_Actor" in (path / "cmdline").read_bytes()
+    peak = next(line for line in (path / "status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return Seen(
+        kind="driver" if is_driver else "worker" if is_worker else "Ray",
+        peak_mb=int(peak.split()[1]) / 1024,
+        cpu_s=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+    )
 
 
 def report(name: str, photos: int, size_bytes: int, measured: Measured) -> None:
     seconds = measured.said["seconds"]
     print(
-        f"{name:20} {seconds:7.1f} s  {photos / seconds:7.1f} photos/s  {size_bytes / seconds / 1e6:7.1f} MB/s   "
-        f"whole command {measured.wall_s:6.1f} s   {measured.gets:6,} GET, {measured.sent_bytes / 1e6:8.1f} MB sent"
+        f"{name:20} {seconds:7.1f} s  {photos / seconds:7.1f} photos/s  {size_bytes / seconds / 1e6:7.1f} MB/s\n"
+        f"{'':20} whole command {measured.wall_s:.1f} s, {measured.cpu_s:.1f} s of CPU; "
+        f"{measured.gets:,} GET, {measured.sent_bytes / 1e6:,.1f} MB sent"
     )
     for kind, peaks_mb in sorted(measured.peaks_mb.items()):
         largest = ", ".join(f"{peak:.0f}" for peak in sorted(peaks_mb, reverse=True)[:4])
