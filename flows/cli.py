@@ -292,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     _weights_option(command)
 
     command = _command(commands, "train", train, "train a network on clean photos")
-    command.add_argument("source", metavar="SET", help="folder or URL of clean photos")
+    command.add_argument("source", metavar="SET", help="folder, URL or image set of clean photos")
     command.add_argument(
         "--run", required=True, metavar="NAME", help="folder or URL of the run; it goes on if it is there"
     )

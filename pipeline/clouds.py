@@ -4,6 +4,7 @@ Each library would repeat failed requests by itself, uncounted, and multiplied b
 """
 
 import functools
+import io
 from typing import Any
 
 import fsspec
@@ -16,6 +17,7 @@ PAGE = 1000  # objects of a listing that a server sends at once, at most
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30  # between two pieces of an answer
 CONNECTIONS = 64
+LARGE_BYTES = 8 * 1024**2  # of a body that is worth reading a piece at a time
 WRITER = "degrain_writer"  # the metadata that tells who created an object
 
 Found = tuple[str, int, str]  # path, size and etag of an object
@@ -104,6 +106,36 @@ class Cloud:
         return [(entry["name"], int(entry["size"]), _etag(entry)) for entry in files], others or None
 
 
+class _Body(io.RawIOBase):
+    """Bytes that are sent a piece at a time: of a body in memory, asyncio's transport holds a copy until it is sent."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self)}[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:  # Any: Python has no name for a writable buffer before 3.12
+        piece = self._data[self._position : self._position + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+
 class S3(Cloud):
     """S3 and its kin. An object is one request either way: parts would add requests, and leave parts behind."""
 
@@ -123,7 +155,8 @@ class S3(Cloud):
         return cls(filesystem), path
 
     async def put(self, path: str, data: bytes) -> None:
-        await self.filesystem._pipe_file(path, data, chunksize=self.LARGEST)
+        body = _Body(data) if len(data) > LARGE_BYTES else data
+        await self.filesystem._pipe_file(path, body, chunksize=self.LARGEST)
 
     async def create(self, path: str, data: bytes, writer: str) -> None:
         await self.filesystem._pipe_file(path, data, chunksize=self.LARGEST, mode="create", Metadata={WRITER: writer})

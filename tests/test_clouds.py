@@ -1,9 +1,12 @@
 """Clouds: a URL becomes the right file system, with no retries of its own, or one line that says what is missing."""
 
+import os
 import sys
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
+from faults.proxy import Fault, FaultProxy
 
 from pipeline.clouds import S3, Azure, Cloud, Google, connect
 from pipeline.storage import open_store
@@ -27,6 +30,29 @@ def test_s3_makes_each_request_once(s3_url: str) -> None:
     assert root == s3_url.removeprefix("s3://")
     assert cloud.filesystem.retries == 1
     assert cloud.filesystem.s3.meta.config.retries["total_max_attempts"] == 1
+
+
+def test_a_large_object_is_sent_to_s3_without_a_copy_of_it(seaweed_url: str) -> None:
+    store, data = open_store(seaweed_url), os.urandom(40_000_000)
+    store.write("small", b"connects")
+
+    tracemalloc.start()
+    store.write("large", data)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak_bytes < len(data) / 4
+    assert store.read("large") == data
+
+
+def test_a_large_object_is_sent_again_from_its_start(proxy: FaultProxy, proxied_url: str) -> None:
+    store, data = open_store(proxied_url), os.urandom(9_000_000)
+    proxy.script = [Fault.LOST_ANSWER, Fault.ERROR, Fault.SLOW_DOWN]
+
+    store.write("large", data)
+
+    assert store.read("large") == data
+    assert proxy.seen["PUT"] == 4
 
 
 def test_google_makes_each_request_once(gs_url: str) -> None:

@@ -9,7 +9,8 @@ with other weights, or were rejected. Each row of the table is a process of its 
 - `first`: the same where there is no image set yet, and every photo is new.
 - `publish`: 1 % of the photos, neighbours as those of new photos are, is committed, and merged into the index.
 
-The peak is that of the process's resident memory. `ratio` is seconds for each photo against the row above it.
+The peak is that of the process's resident memory. CPU seconds, which other processes of the machine lengthen less than
+the others, are of all threads; `ratio` is theirs for each photo against the row above.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 2, 5, 10])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--folder", type=Path, help="where the files go, and stay [a temporary one]")
+    parser.add_argument("--folder", type=Path, help="where the files lie meanwhile [the usual place]")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -67,6 +68,7 @@ def main() -> None:
 def measure(mode: str, folder: Path) -> dict[str, float]:
     """Seconds of each stage, their sum, and the peak of this process's memory in MiB."""
     seconds: dict[str, float] = {}
+    cpu_start = time.process_time()
 
     @contextmanager
     def timed(stage: str) -> Iterator[None]:
@@ -96,7 +98,7 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
                     assert sum(len(shard.photos) for shard in read_shards(plan, "run")) == counts.planned.photos
             assert len(read_shard_names(plan)) == counts.shards
     total = seconds.pop("total", sum(seconds.values()))
-    return {**seconds, "seconds": total, "peak_mib": peak_mib()}
+    return {**seconds, "seconds": total, "cpu_s": time.process_time() - cpu_start, "peak_mib": peak_mib()}
 
 
 def peak_mib() -> int:
@@ -106,15 +108,15 @@ def peak_mib() -> int:
 
 
 def format_table(rows: dict[str, list[tuple[int, dict[str, float]]]]) -> str:
-    lines = [f"{'':8} {'photos':>12} {'seconds':>8} {'peak MiB':>9} {'ratio':>6}   stages"]
+    lines = [f"{'':8} {'photos':>12} {'seconds':>8} {'CPU s':>7} {'peak MiB':>9} {'ratio':>6}   stages, seconds"]
     for mode, measured in rows.items():
         before = None
         for photos, found in measured:
-            each = found["seconds"] / photos
-            ratio = f"{each / before:6.2f}" if before else f"{'':6}"
-            stages = ", ".join(f"{name} {found[name]:.1f}" for name in found if name not in ("seconds", "peak_mib"))
-            lines.append(f"{mode:8} {photos:12,} {found['seconds']:8.1f} {found['peak_mib']:9.0f} {ratio}   {stages}")
-            before = each
+            total, cpu_s, peak = (found.pop(name) for name in ("seconds", "cpu_s", "peak_mib"))
+            ratio = f"{cpu_s / photos / before:6.2f}" if before else f"{'':6}"
+            stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in found.items())
+            lines.append(f"{mode:8} {photos:12,} {total:8.1f} {cpu_s:7.1f} {peak:9.0f} {ratio}   {stages}")
+            before = cpu_s / photos
     return "\n".join(lines)
 
 
