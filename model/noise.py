@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from model.camera import READ_INTERCEPT, READ_SLOPE, Cameras, Demosaicing, add_camera_noise
+from model.camera import READ_INTERCEPT, READ_SLOPE, READ_SPREAD, Cameras, Demosaicing, add_camera_noise
 from model.jpeg import pass_through_jpeg
 
 PEAK = 255.0
@@ -192,7 +192,7 @@ def photograph(clean_HWC: NDArray[np.uint8], *, shot: float, seed: int) -> NDArr
     """
     clean_BCHW = torch.from_numpy(clean_HWC.astype(np.float32) / PEAK).permute(2, 0, 1)[None]
     generator = Generator().manual_seed(seed)
-    spread = float(torch.randn((), generator=generator)) * 0.26
+    spread = float(torch.randn((), generator=generator)) * READ_SPREAD
     camera = Cameras(
         shot_B=torch.tensor([shot]),
         read_variance_B=torch.tensor([math.exp(READ_SLOPE * math.log(shot) + READ_INTERCEPT + spread)]),

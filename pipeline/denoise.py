@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.denoiser import Denoiser, use_threads
-from model.estimate import estimate_noise
+from model.estimate import NoiseEstimate, estimate_noise
 from model.metrics import psnr_db
 from model.weights import parse_weights
 from pipeline.errors import PhotoKept
@@ -25,7 +25,7 @@ from pipeline.storage import open_store
 
 RESULT_VERSION = 1  # raise it when the same photo and weights give another result: what is finished becomes stale
 
-Denoise = Callable[[NDArray[Any], float], NDArray[Any]]  # Any: uint8 or uint16
+Denoise = Callable[[NDArray[Any], float, NoiseEstimate], NDArray[Any]]  # Any: uint8 or uint16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def denoise_photo(
     Args:
         data: the photo's file.
         name: its name or key: a file whose name says another format than its content is rejected.
-        denoise: maps pixels and a strength to clean pixels, as `Denoiser` does.
+        denoise: maps pixels, a strength and the noise of the pixels to clean ones, as `Denoiser` does.
         config: strength and limits.
         room: where photos that are decoded at the same time must fit.
     """
@@ -76,9 +76,10 @@ def denoise_photo(
             with timed(result, "decode"), codec_faults():
                 noisy = decode(data, header)
             with timed(result, "denoise"):
-                clean = denoise(noisy.colour, config.strength)
+                noise = estimate_noise(noisy.colour)
+                clean = denoise(noisy.colour, config.strength, noise)
             with timed(result, "measure"):
-                _measure(result, noisy.colour, clean)
+                _measure(result, noisy.colour, noise, clean)
             try:
                 with timed(result, "encode"), codec_faults():
                     result.data = encode(Pixels(clean, noisy.alpha), data, header)
@@ -104,8 +105,9 @@ class PhotoDenoiser:
     def __call__(self, data: bytes, key: str) -> PhotoResult:
         return denoise_photo(data, key, self._denoise, self._config, room=self._room)
 
-    def _denoise(self, noisy: NDArray[Any], strength: float) -> NDArray[Any]:  # Any: uint8 or uint16
-        return self._model_thread.submit(self._denoiser, noisy, strength=strength).result()
+    def _denoise(self, noisy: NDArray[Any], strength: float, noise: NoiseEstimate) -> NDArray[Any]:
+        # Any: uint8 or uint16
+        return self._model_thread.submit(self._denoiser, noisy, strength=strength, noise=noise).result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,12 +133,11 @@ class DenoiseWorkerFactory:
         )
 
 
-def _measure(result: PhotoResult, noisy: NDArray[Any], clean: NDArray[Any]) -> None:  # Any: uint8 or uint16
-    """How noisy the photo was and is, and how much of it was changed."""
+def _measure(result: PhotoResult, noisy: NDArray[Any], noise: NoiseEstimate, clean: NDArray[Any]) -> None:
+    """How noisy the photo was and is, and how much of it was changed. Any is uint8 or uint16."""
     peak = float(np.iinfo(noisy.dtype).max)
-    before = estimate_noise(noisy)
-    result.noise_sigma_before = before.sigma
-    result.chroma_share = before.chroma_share
+    result.noise_sigma_before = noise.sigma
+    result.chroma_share = noise.chroma_share
     result.noise_sigma_after = estimate_noise(clean).sigma
     change_db = psnr_db(clean, noisy, peak=peak)
     result.change_psnr_db = None if math.isinf(change_db) else change_db

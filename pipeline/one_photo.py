@@ -46,7 +46,9 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
     _, parsed = read_weights(weights)
     denoiser = Denoiser(parsed)
     data = from_store.read(source_key)
-    result = denoise_photo(data, source_key, lambda noisy, strength: denoiser(noisy, strength=strength), config)
+    result = denoise_photo(
+        data, source_key, lambda noisy, strength, noise: denoiser(noisy, strength=strength, noise=noise), config
+    )
     if result.data is None:
         raise PhotoRejected(f"{source}: {result.reason}")
     to_store.create(target_key, result.data)

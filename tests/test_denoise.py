@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 from photos import saved, scene
 
+from model.estimate import NoiseEstimate
 from pipeline.denoise import Denoise, DenoiseConfig, denoise_photo
 from pipeline.images import Limits, decode, inspect
 from pipeline.records import Outcome
 
 
-def brighten(noisy: np.ndarray, strength: float) -> np.ndarray:
+def brighten(noisy: np.ndarray, strength: float, _noise: NoiseEstimate | None = None) -> np.ndarray:
     """Adds ten levels to every sample."""
     return np.minimum(noisy.astype(np.int64) + round(10 * strength), np.iinfo(noisy.dtype).max).astype(noisy.dtype)
 
 
 def failing(error: Exception) -> Denoise:
-    def raise_it(noisy: np.ndarray, strength: float) -> np.ndarray:
+    def raise_it(noisy: np.ndarray, strength: float, _noise: NoiseEstimate | None = None) -> np.ndarray:
         raise error
 
     return raise_it

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from photos import write_archive
 
+from model.estimate import NoiseEstimate
 from pipeline.denoise import DenoiseConfig, denoise_photo
 from pipeline.errors import StorageError
 from pipeline.images import Limits
@@ -18,7 +19,7 @@ from pipeline.shard import Recipe, Worker
 from pipeline.storage import LocalStore
 
 
-def brighten(noisy: np.ndarray, strength: float) -> np.ndarray:
+def brighten(noisy: np.ndarray, strength: float, _noise: NoiseEstimate | None = None) -> np.ndarray:
     return noisy + np.minimum(np.iinfo(noisy.dtype).max - noisy, 10).astype(noisy.dtype)
 
 
