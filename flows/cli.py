@@ -66,6 +66,7 @@ def ingest(options: argparse.Namespace) -> int:
         source=options.source,
         target=options.target,
         limit=options.limit,
+        sample=options.sample,
         retry_failed=options.retry_failed,
         max_rejected_fraction=options.max_rejected_fraction,
         keys=options.keys,
@@ -178,6 +179,7 @@ def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any
         weights=options.weights,
         layout=Layout(options.layout),
         limit=options.limit,
+        sample=options.sample,
         retry_failed=options.retry_failed,
         max_rejected_fraction=options.max_rejected_fraction,
         keys=options.keys,
@@ -372,6 +374,9 @@ def _run_options(command: argparse.ArgumentParser) -> None:
         "--where", default="", metavar="SQL", help="take these photos of an image set, as in 'iso <= 400' [all]"
     )
     command.add_argument("--limit", type=int, metavar="N", help="process at most N photos")
+    command.add_argument(
+        "--sample", type=float, metavar="F", help="process that share of what is to be done, such as 0.001 [all]"
+    )
     command.add_argument("--retry-failed", action="store_true", help="try photos again that were rejected before")
     command.add_argument(
         "--max-rejected-fraction", type=float, default=1.0, metavar="F", help="fail when more are rejected [1]"

@@ -62,7 +62,7 @@ class IngestJob:
 
     Attributes:
         source, target: paths or fsspec URLs of a collection of photos, and of the image set to make or go on with.
-        limit, retry_failed, max_rejected_fraction: as in `Work`.
+        limit, sample, retry_failed, max_rejected_fraction: as in `Work`.
         keys: path or URL of a table that lists the source, such as an S3 Inventory.
         where: which photos of a source that is an image set: SQL over the columns of its index.
     """
@@ -70,6 +70,7 @@ class IngestJob:
     source: str
     target: str
     limit: int | None = None
+    sample: float | None = None
     retry_failed: bool = False
     max_rejected_fraction: float = 1.0
     keys: str | None = None
@@ -170,6 +171,7 @@ def _ingest_work(job: IngestJob) -> Work:
         make_worker=IngestWorkerFactory(source=source.url, target=target.url, config=job.ingest),
         shard_size=ShardSize(max_photos=SHARD_PHOTOS, max_bytes=SHARD_BYTES, min_shards=SHARDS_PER_WORKER * workers),
         limit=job.limit,
+        sample=job.sample,
         retry_failed=job.retry_failed,
         max_rejected_fraction=job.max_rejected_fraction,
         cluster=dataclasses.replace(job.cluster, use_gpus=False),

@@ -27,7 +27,7 @@ class DenoiseJob:
         source, target: paths or fsspec URLs of a collection of photos, and of the image set to make or go on with.
         weights: name of shipped weights, or a path or URL of a weights file.
         layout: how the target keeps its photos.
-        limit, retry_failed, max_rejected_fraction: as in `Work`.
+        limit, sample, retry_failed, max_rejected_fraction: as in `Work`.
         keys: path or URL of a table that lists the source, such as an S3 Inventory.
         where: which photos of a source that is an image set: SQL over the columns of its index.
     """
@@ -37,6 +37,7 @@ class DenoiseJob:
     weights: str = "photo"
     layout: Layout = Layout.FILES
     limit: int | None = None
+    sample: float | None = None
     retry_failed: bool = False
     max_rejected_fraction: float = 1.0
     keys: str | None = None
@@ -89,6 +90,7 @@ def _denoise_work(job: DenoiseJob) -> Work:
         outcomes=(Outcome.DENOISED, Outcome.UNTOUCHED, Outcome.REJECTED),
         make_worker=factory,
         limit=job.limit,
+        sample=job.sample,
         retry_failed=job.retry_failed,
         max_rejected_fraction=job.max_rejected_fraction,
         cluster=job.cluster,

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.database import create_unique_view, in_batches, literal, open_database, scan
 from pipeline.records import LISTING_SCHEMA, PLAN_SCHEMA, PlannedPhoto, ShardPlan, SourceObject, Status
+from pipeline.subset import SAMPLE_HASH, sample_condition
 
 PLAN_HEADER = "degrain_plan"
 LISTING_BATCH = 50_000  # rows held while a listing streams to its file
@@ -65,11 +66,13 @@ class PlanOptions:
     Attributes:
         header: what the plan is for; another one than that of a finished photo makes it stale.
         retry_failed: process inputs that were rejected before, too.
+        sample: process that share of them, drawn by the hash of the key, and at least one; None for all.
         limit: process at most so many, in the order of their keys.
     """
 
     header: PlanHeader
     retry_failed: bool = False
+    sample: float | None = None
     limit: int | None = None
     shard_size: ShardSize = ShardSize()
 
@@ -105,7 +108,7 @@ class PlanCounts:
     planned: Amount
     shards: int
 
-    is_complete: bool  # whether the plan holds all that is to be done, and no limit left some for later
+    is_complete: bool  # whether the plan holds all that is to be done, and no limit or sample left some for later
 
     @property
     def photos(self) -> dict[Status, int]:
@@ -160,10 +163,17 @@ def write_plan(
         amounts = _amounts(database)
         wanted = processed_statuses(options.retry_failed)
         wanted_photos = sum(amounts[status].photos for status in wanted if status in amounts)
-        photos = wanted_photos if options.limit is None else min(wanted_photos, options.limit)
-        limit = f"LIMIT {photos}" if photos < wanted_photos else ""
         statuses = ", ".join(literal(status) for status in wanted)
-        todo = database.sql(f"SELECT * FROM compared WHERE status IN ({statuses}) ORDER BY key {limit}")
+        database.execute(f"CREATE TEMP VIEW wanted AS SELECT * FROM compared WHERE status IN ({statuses})")
+        photos, chosen = wanted_photos, "true"
+        if options.sample is not None:
+            open_keys = f"FROM compared WHERE status IN ({statuses}, 'planned')"
+            first = f"{SAMPLE_HASH} = (SELECT min({SAMPLE_HASH}) {open_keys})"  # one at least
+            chosen = f"({sample_condition(options.sample)} OR {first})"
+            photos = database.sql(f"FROM wanted WHERE {chosen}").count("*").fetchall()[0][0]
+        photos = photos if options.limit is None else min(photos, options.limit)
+        limit = f"LIMIT {photos}" if photos < wanted_photos else ""
+        todo = database.sql(f"SELECT * FROM wanted WHERE {chosen} ORDER BY key {limit}")
         planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), photos, plan, options)
     return PlanCounts(amounts=amounts, planned=planned, shards=shards, is_complete=photos == wanted_photos)
 
@@ -190,6 +200,13 @@ def shard_ends(size_bytes: NDArray[np.int64], *, max_photos: int, max_bytes: int
 def processed_statuses(retry_failed: bool) -> list[Status]:
     """Which inputs a plan holds."""
     return [Status.NEW, Status.CHANGED, Status.STALE, *([Status.FAILED] if retry_failed else [])]
+
+
+def count_outside_sample(plan: Path, sample: float) -> int:
+    """Photos of a plan that do not belong to that share of all keys."""
+    with duckdb.connect() as database:
+        outside = database.sql(f"FROM {scan([plan])} WHERE NOT {sample_condition(sample)}")
+        return int(outside.count("*").fetchall()[0][0])
 
 
 def read_header(plan: Path) -> PlanHeader:

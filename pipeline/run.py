@@ -26,6 +26,7 @@ from pipeline.planning import (
     PlanOptions,
     ShardSize,
     amount_of,
+    count_outside_sample,
     count_photos,
     processed_statuses,
     read_header,
@@ -65,6 +66,7 @@ class Work:
         outcomes: how inputs may end.
         shard_size: how large the unit of work is.
         limit: process at most so many photos.
+        sample: process that share of what is to be done, drawn by the hash of the key, and at least one photo.
         retry_failed: process inputs again that were rejected before.
         max_rejected_fraction: fail as soon as more than this share of the planned photos is rejected.
         settings: for the record of the run: what repeats it.
@@ -78,6 +80,7 @@ class Work:
     make_worker: WorkerFactory
     shard_size: ShardSize = field(default_factory=ShardSize)
     limit: int | None = None
+    sample: float | None = None
     retry_failed: bool = False
     max_rejected_fraction: float = 1.0
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -86,6 +89,8 @@ class Work:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}: expected at least 1")
+        if self.sample is not None and not 0 < self.sample <= 1:
+            raise ValueError(f"sample is {self.sample}: expected a share, greater than 0 and at most 1")
         if not 0 <= self.max_rejected_fraction <= 1:
             raise ValueError(f"max_rejected_fraction is {self.max_rejected_fraction}: expected a number from 0 to 1")
 
@@ -271,14 +276,31 @@ def _interrupted(work: Work, folder: Path) -> _Interrupted:
         if shards:
             found.committed[name] = shards
         runs = found.resumed if read_header(plan) == work.header else found.superseded
+        if runs is found.resumed:
+            _check_within_sample(work, open_part)
         runs.append(_Run(name, open_part))
     return found
+
+
+def _check_within_sample(work: Work, plan: Path) -> None:
+    """A sample goes on with a sample that was interrupted, and not with a whole run: that is no trial any more."""
+    if work.sample is not None and count_outside_sample(plan, work.sample) > 1:  # one may have been "at least one"
+        raise ValueError(
+            f"a run of {work.target.store.url} was interrupted, and has {count_photos(plan):,} photos to do: "
+            "go on with it without a sample"
+        )
 
 
 def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
     """Plan what the interrupted runs do not hold already."""
     limit = None if work.limit is None else max(0, work.limit - sum(run.left for run in interrupted.resumed))
-    options = PlanOptions(header=work.header, retry_failed=work.retry_failed, limit=limit, shard_size=work.shard_size)
+    options = PlanOptions(
+        header=work.header,
+        retry_failed=work.retry_failed,
+        sample=work.sample,
+        limit=limit,
+        shard_size=work.shard_size,
+    )
     committed = list(chain.from_iterable(interrupted.committed.values()))
     with work.target.local_index(committed) as index:
         return write_plan(

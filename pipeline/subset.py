@@ -14,6 +14,7 @@ from pipeline.database import explained, literal
 from pipeline.records import INDEX_SCHEMA
 
 HASH_DIGITS = 8  # hexadecimal, of a key's MD5: a split is exact to one photo in four thousand millions
+SAMPLE_HASH = f"md5('sample ' || key)[:{HASH_DIGITS}]"  # SQL
 
 
 class Split(StrEnum):
@@ -68,6 +69,14 @@ def split_of(key: str, validation_fraction: float) -> Split:
     """
     hashed = hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()[:HASH_DIGITS]
     return Split.VALIDATION if hashed < _threshold(validation_fraction) else Split.TRAIN
+
+
+def sample_condition(fraction: float) -> str:
+    """SQL that is true for that share of all keys: the same ones each time, and a larger share only adds to them.
+
+    They are drawn independently of a split: a sample holds as large a share of each part as there is of it.
+    """
+    return f"{SAMPLE_HASH} < {literal(_threshold(fraction))}"
 
 
 def check_filter(where: str) -> None:

@@ -8,9 +8,10 @@ import pytest
 from loop import Loop, index_of, photos_of
 from photos import saved, scene, write_archive
 
+from model.weights import dump_weights
 from pipeline.denoise import DenoiseConfig
 from pipeline.ingest import IngestJob, run_ingest
-from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
+from pipeline.jobs import DenoiseJob, plan_denoise, read_weights, run_denoise
 from pipeline.one_photo import denoise_one
 from pipeline.records import Layout, Status
 from pipeline.run import Summary
@@ -35,6 +36,21 @@ def run(job: DenoiseJob) -> Summary:
 
 def ingest(source: Path, target: Path) -> Summary:
     return run_ingest(IngestJob(source=str(source), target=str(target)), lambda progress: None)
+
+
+def test_other_weights_do_every_photo_again_and_the_same_ones_under_another_name_none(
+    job: DenoiseJob, tmp_path: Path
+) -> None:
+    shipped, weights = read_weights("photo")
+    (tmp_path / "same.safetensors").write_bytes(shipped)
+    card = dataclasses.replace(weights.card, noise="none")
+    (tmp_path / "other.safetensors").write_bytes(dump_weights(weights.network(), card))
+    run(job)
+
+    same = run(dataclasses.replace(job, weights=str(tmp_path / "same.safetensors")))
+    other = run(dataclasses.replace(job, weights=str(tmp_path / "other.safetensors")))
+
+    assert (same.up_to_date, other.outcomes["denoised"], other.up_to_date) == (4, 4, 0)
 
 
 def test_an_image_set_can_be_a_source(job: DenoiseJob, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from pipeline.records import (
     Status,
     index_table,
 )
+from pipeline.subset import Split, split_of
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 HEADER = PlanHeader(source="s3://photos", weights="w1", parameters="p1")
@@ -184,6 +185,42 @@ def test_a_rejected_photo_waits_until_it_is_asked_for(plan: Planner) -> None:
 
     assert (counts.photos, shards) == ({Status.FAILED: 1}, [])
     assert [photo.attempt for photo in planned(retried)] == [3]
+
+
+NAMES = [f"2019/{number}.jpg" for number in range(4000)]
+
+
+def sampled(plan: Planner, share: float, names: Iterable[str] = NAMES, **options: object) -> set[str]:
+    _, shards = plan([photo(name) for name in names], options=replace(OPTIONS, sample=share, **options))
+    return set(planned_keys(shards))
+
+
+def test_a_sample_is_the_share_that_was_asked_for_and_a_larger_one_adds_to_it(plan: Planner) -> None:
+    tenth, half = sampled(plan, 0.1), sampled(plan, 0.5)
+
+    assert tenth < half < sampled(plan, 1.0) == set(NAMES)
+    assert (len(tenth) / 4000, len(half) / 4000) == (pytest.approx(0.1, rel=0.1), pytest.approx(0.5, rel=0.1))
+
+
+def test_a_sample_holds_as_much_of_each_part_of_a_split_as_there_is(plan: Planner) -> None:
+    tenth = sampled(plan, 0.1)
+
+    assert sum(split_of(key, 0.2) == Split.VALIDATION for key in tenth) / len(tenth) == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_photo_is_in_the_sample_whatever_else_there_is(plan: Planner) -> None:
+    assert sampled(plan, 0.1, NAMES[::2]) == sampled(plan, 0.1) & set(NAMES[::2])
+
+
+def test_a_sample_is_one_photo_at_least(plan: Planner) -> None:
+    assert len(sampled(plan, 1e-9)) == len(sampled(plan, 0.5, limit=1)) == 1
+
+
+def test_a_sample_of_nothing_is_nothing_and_leaves_nothing_for_later(plan: Planner) -> None:
+    counts, shards = plan([photo("a.jpg")], [row("a.jpg")], options=replace(OPTIONS, sample=0.5))
+    partial, _ = plan([photo("a.jpg"), photo("b.jpg")], options=replace(OPTIONS, sample=1e-9))
+
+    assert (shards, counts.is_complete, partial.is_complete) == ([], True, False)
 
 
 def test_what_a_pending_plan_holds_is_left_to_it_even_if_it_changed_since(plan: Planner) -> None:

@@ -159,6 +159,47 @@ def test_a_limit_is_kept_when_an_interrupted_run_goes_on(verb: Verb, job: Any, l
     assert counts(rest, verb) == (4, 1, 3)
 
 
+def test_a_trial_does_its_share_and_the_whole_run_the_rest(verb: Verb, job: Any, tmp_path: Path) -> None:
+    trial = verb(job, sample=0.001)
+    before = {key: row["run"] for key, row in index_of(job.target).items()}
+
+    whole = verb(job)
+
+    assert (counts(trial, verb), counts(whole, verb)) == ((1, 1, 0), (4, 3, 1))
+    assert before.items() <= {key: row["run"] for key, row in index_of(job.target).items()}.items()
+    verb(job, target=str(tmp_path / "undisturbed"))
+    assert photos_of(job.target) == photos_of(tmp_path / "undisturbed")
+
+
+def test_a_trial_that_was_killed_goes_on(verb: Verb, job: Any, loop: Loop) -> None:
+    killed(verb, job, loop, after=0, sample=0.001)
+
+    assert counts(verb(job, sample=0.001), verb) == (1, 1, 0)
+
+
+def test_a_trial_is_refused_where_a_whole_run_was_interrupted(verb: Verb, job: Any, loop: Loop) -> None:
+    killed(verb, job, loop, after=1)
+
+    with pytest.raises(ValueError, match="was interrupted, and has 3 photos to do: go on with it without a sample"):
+        verb(job, sample=0.001)
+
+    assert counts(verb(job), verb) == (4, 3, 1)
+
+
+def test_a_changed_photo_alone_is_done_again(verb: Verb, job: Any, tmp_path: Path) -> None:
+    verb(job)
+    before = index_of(job.target)
+    (Path(job.source) / "2.png").write_bytes(saved(scene(seed=22, side_px=32), "PNG"))
+    os.utime(Path(job.source) / "1.png")  # another etag: it may have changed
+
+    summary = verb(job)
+
+    again = {key for key, row in index_of(job.target).items() if row["run"] != before[key]["run"]}
+    assert (counts(summary, verb), again) == ((4, 2, 2), {"1.png", "2.png"})
+    verb(job, target=str(tmp_path / "fresh"))
+    assert photos_of(job.target) == photos_of(tmp_path / "fresh")
+
+
 def test_too_many_rejected_photos_end_the_run_and_can_be_tried_again(verb: Verb, job: Any) -> None:
     good = {path: path.read_bytes() for path in Path(job.source).iterdir()}
     for path in good:
@@ -176,7 +217,15 @@ def test_too_many_rejected_photos_end_the_run_and_can_be_tried_again(verb: Verb,
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("limit", 0), ("max_rejected_fraction", -0.1), ("max_rejected_fraction", float("nan"))]
+    ("setting", "value"),
+    [
+        ("limit", 0),
+        ("sample", 0),
+        ("sample", 1.1),
+        ("sample", float("nan")),
+        ("max_rejected_fraction", -0.1),
+        ("max_rejected_fraction", float("nan")),
+    ],
 )
 def test_a_setting_outside_of_its_range_is_refused_before_anything_starts(
     verb: Verb, job: Any, setting: str, value: float
