@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from pipeline.bench import Bench, Look, enter_stage
 from pipeline.errors import ObjectRefused, PhotoRejected, StorageError
+from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.images import Header, Limits
 from pipeline.imageset import ImageSet
 from pipeline.packed import PackedWriter
@@ -93,6 +95,11 @@ class Worker:
         self._target = target
         self._layout = layout
         self._recipe = recipe
+        self._bench = Bench()
+
+    def look(self) -> Look:
+        """What it works on at the moment. May be called from another thread."""
+        return self._bench.look()
 
     def run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
         """Process and commit a shard.
@@ -105,19 +112,28 @@ class Worker:
         Raises:
             StorageError: the source cannot be read, or the target cannot be written.
         """
+        with self._bench.shard(plan.shard):
+            return self._run(plan, poisonous)
+
+    def _run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
         start = time.perf_counter()
         packed = PackedWriter() if self._layout == Layout.PACKED else None
         records = []
         for planned, result in self._results(plan.photos, poisonous):
             record = self._record(plan, planned, result)
             if packed is None:
-                record = self._write(record, result)
+                with self._bench.photo(planned.key, "write"):
+                    record = self._write(record, result)
+                fault_point(FaultPoint.PHOTO_WRITTEN)
             elif result.data is not None:
                 packed.add(record, result.data)
             records.append(record)
+            self._bench.finish_photo(plan.shard)
         if packed is not None:
             self._target.store.write(self._target.packed_key(plan.shard), packed.finish())
+        fault_point(FaultPoint.SHARD_WRITTEN)
         self._target.commit(plan.shard, records)
+        fault_point(FaultPoint.SHARD_COMMITTED)
         return Receipt.of(plan.shard, records, time.perf_counter() - start)
 
     def probe(self, photo: PlannedPhoto) -> None:
@@ -135,7 +151,8 @@ class Worker:
                 yield planned, PhotoResult(outcome=Outcome.REJECTED, reason=reason)
                 continue
             start = time.perf_counter()
-            _, data = next(reading)
+            with self._bench.photo(planned.key, "read"):
+                _, data = next(reading)
             read_s = time.perf_counter() - start
             if isinstance(data, ObjectRefused):
                 if next(iter(self._source.list()), None) is None:
@@ -146,7 +163,8 @@ class Worker:
             if planned.place is not None and source_sha256 != planned.etag:
                 yield planned, PhotoResult(outcome=Outcome.REJECTED, reason=f"its bytes in {planned.place} are damaged")
                 continue
-            result = self._recipe.process(data, planned.key)
+            with self._bench.photo(planned.key, "inspect"):
+                result = self._recipe.process(data, planned.key)
             result.stage_s["read"] = read_s
             result.source_sha256 = source_sha256
             if result.data is not None:
@@ -264,6 +282,7 @@ def rejecting(result: PhotoResult, name: str) -> Iterator[None]:
 
 @contextmanager
 def timed(result: PhotoResult, stage: str) -> Iterator[None]:
+    enter_stage(stage)
     start = time.perf_counter()
     yield
     result.stage_s[stage] = time.perf_counter() - start

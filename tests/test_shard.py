@@ -10,7 +10,8 @@ import pytest
 from photos import write_archive
 
 from model.estimate import NoiseEstimate
-from pipeline.denoise import DenoiseConfig, denoise_photo
+from pipeline.bench import Look
+from pipeline.denoise import Denoise, DenoiseConfig, denoise_photo
 from pipeline.errors import StorageError
 from pipeline.images import Limits
 from pipeline.imageset import ImageSet
@@ -29,10 +30,12 @@ def plan_of(source: LocalStore, shard: str = "shard") -> ShardPlan:
     return ShardPlan(shard, "run", photos)
 
 
-def worker(source: Path, target: Path, layout: Layout, config: DenoiseConfig | None = None) -> Worker:
+def worker(
+    source: Path, target: Path, layout: Layout, config: DenoiseConfig | None = None, denoise: Denoise = brighten
+) -> Worker:
     config = config or DenoiseConfig()
     recipe = Recipe(
-        process=lambda data, key: denoise_photo(data, key, brighten, config),
+        process=lambda data, key: denoise_photo(data, key, denoise, config),
         limits=config.limits,
         weights="hash of the weights",
         parameters=config.parameters,
@@ -194,3 +197,20 @@ def test_a_packed_shard_without_any_result_still_commits(tmp_path: Path) -> None
 
     assert receipt.outcomes["rejected"] == 1
     assert pq.read_table(io.BytesIO((tmp_path / "target/shards/shard.parquet").read_bytes())).num_rows == 0
+
+
+def test_a_worker_tells_which_photo_is_at_which_stage_and_how_many_are_finished(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    looks = []
+
+    def look(noisy: np.ndarray, *_: object) -> np.ndarray:
+        looks.append(doing.look())
+        return noisy
+
+    doing = worker(tmp_path / "source", tmp_path / "target", Layout.FILES, denoise=look)
+    doing.run(plan_of(LocalStore(tmp_path / "source")), {})
+
+    at = [[(photo.key, photo.stage) for photo in one.photos] for one in looks]
+    assert at[:2] == [[("2019/Straße am Meer/IMG_0042.jpg", "denoise")], [("2019/gray.jpeg", "denoise")]]
+    assert [dict(one.finished) for one in looks[:3]] == [{"shard": 0}, {"shard": 1}, {"shard": 2}]
+    assert doing.look() == Look()
