@@ -1,4 +1,7 @@
-"""The jobs that degrain does over collections: what each verb works with. The life of their runs is in `run`."""
+"""The jobs that degrain does over collections: what each verb works with. The life of their runs is in `run`.
+
+`python -m pipeline.jobs JOB.json` does the job of a file, and tells of it as JSON lines: see `job_file`.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -52,7 +55,7 @@ def plan_denoise(job: DenoiseJob) -> PlanCounts:
     Raises:
         ValueError: see `run_denoise`.
     """
-    return plan_work(_denoise_work(job))
+    return plan_work(denoise_work(job))
 
 
 def forecast_denoise(job: DenoiseJob, options: ForecastOptions) -> Outlook:
@@ -62,7 +65,7 @@ def forecast_denoise(job: DenoiseJob, options: ForecastOptions) -> Outlook:
         ValueError: see `run_denoise`.
         StorageError: the source cannot be read.
     """
-    return look_ahead(_denoise_work(job), options, gpus=count_gpus())
+    return look_ahead(denoise_work(job), options, gpus=count_gpus())
 
 
 def run_denoise(job: DenoiseJob, report: Callable[[Progress], None]) -> Summary:
@@ -72,10 +75,15 @@ def run_denoise(job: DenoiseJob, report: Callable[[Progress], None]) -> Summary:
         ValueError: the source does not exist or is empty, the weights are unknown, the target is otherwise in use.
         DegrainError: the run had to stop; what is committed stays.
     """
-    return do_work(_denoise_work(job), report)
+    return do_work(denoise_work(job), report)
 
 
-def _denoise_work(job: DenoiseJob) -> Work:
+def denoise_work(job: DenoiseJob) -> Work:
+    """The run that a job is.
+
+    Raises:
+        ValueError: see `run_denoise`.
+    """
     source, target = open_both(job.source, job.target, keys=job.keys, where=job.where)
     weights_bytes, weights = read_weights(job.weights)
     weights.network()  # tensors that do not fit their card are found here, and not by every worker
@@ -113,3 +121,11 @@ def read_weights(name: str) -> tuple[bytes, Weights]:
     except ObjectMissing as error:
         raise ValueError(f"there are no weights at {name}") from error
     return data, parse_weights(data)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from pipeline.job_file import main
+
+    sys.exit(main(sys.argv[1:]))

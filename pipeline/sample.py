@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -65,10 +66,45 @@ def find_machine(config: ClusterConfig, *, gpus: int) -> Machine:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """Photos of plans that were read and processed.
+
+    Attributes:
+        results: what became of each.
+        data: the bytes of those that could be read, by key.
+        read_bytes_per_s: speed of reading, all at once; infinite where nothing was read.
+        process_s: wall time of the rest.
+    """
+
+    results: list[tuple[PlannedPhoto, PhotoResult]]
+    data: dict[str, bytes]
+    read_bytes_per_s: float
+    process_s: float
+
+
 def take_sample(
     plans: Sequence[Path], source: Store, make_recipe: Callable[[int], Recipe], machine: Machine, *, photos: int
 ) -> Sample | None:
     """Read and process photos of plans, drawn at random; None where there are none.
+
+    Raises:
+        StorageError: the source cannot be read.
+    """
+    tried = try_photos(plans, source, make_recipe, machine, photos=photos)
+    if not tried.results:
+        return None
+    return Sample(
+        photos=tuple(_sampled(photo, result) for photo, result in tried.results),
+        read_bytes_per_s=tried.read_bytes_per_s,
+        is_on_gpu=machine.gpus > 0,
+    )
+
+
+def try_photos(
+    plans: Sequence[Path], source: Store, make_recipe: Callable[[int], Recipe], machine: Machine, *, photos: int
+) -> Tried:
+    """Read and process photos of plans, drawn at random.
 
     As many at once as there will be workers on one machine, so that they share its cores as workers do. It ends early
     when it takes too long.
@@ -78,22 +114,23 @@ def take_sample(
     """
     chosen = draw_photos(plans, photos)
     if not chosen:
-        return None
+        return Tried(results=[], data={}, read_bytes_per_s=math.inf, process_s=0.0)
     recipes = [make_recipe(machine.threads) for _ in range(_parallel(machine, len(chosen)))]
-    readable = [photo for photo in chosen if photo.size_bytes <= recipes[0].limits.max_bytes]
+    limit = recipes[0].limits.max_bytes
+    refused = [(photo, f"the file has more than {limit:,} bytes") for photo in chosen if photo.size_bytes > limit]
     start = time.perf_counter()
-    read = list(_read(source, readable))
+    read = list(_read(source, [photo for photo in chosen if photo.size_bytes <= limit]))
     read_s = time.perf_counter() - start
     found = [(photo, data) for photo, data in read if isinstance(data, bytes)]
-    refused = [photo for photo in chosen if photo.size_bytes > recipes[0].limits.max_bytes]
-    refused += [photo for photo, data in read if isinstance(data, ObjectRefused)]
-    sampled = [_sampled(photo, result) for photo, result in _process(recipes, found)]
-    sampled += [SampledPhoto(size_bytes=photo.size_bytes, outcome=Outcome.REJECTED) for photo in refused]
+    refused += [(photo, str(data)) for photo, data in read if isinstance(data, ObjectRefused)]
+    results, process_s = _process(recipes, found)
+    results += [(photo, PhotoResult(outcome=Outcome.REJECTED, reason=reason)) for photo, reason in refused]
     read_bytes = sum(len(data) for _, data in found)
-    return Sample(
-        photos=tuple(sampled),
+    return Tried(
+        results=results,
+        data={photo.key: data for photo, data in found},
         read_bytes_per_s=read_bytes / read_s if read_bytes else math.inf,
-        is_on_gpu=machine.gpus > 0,
+        process_s=process_s,
     )
 
 
@@ -133,8 +170,8 @@ def _read(source: Store, photos: Sequence[PlannedPhoto]) -> Iterator[tuple[Plann
 
 def _process(
     recipes: Sequence[Recipe], photos: Sequence[tuple[PlannedPhoto, bytes]]
-) -> list[tuple[PlannedPhoto, PhotoResult]]:
-    """Process photos with all recipes at once, each in a thread of its own, until the time is up."""
+) -> tuple[list[tuple[PlannedPhoto, PhotoResult]], float]:
+    """Process photos with all recipes at once, each in a thread of its own, until the time is up; and the seconds."""
     waiting, lock = iter(photos), Lock()
     warm_up = min(photos, key=lambda photo: len(photo[1]), default=None)
     deadline = math.inf
@@ -153,8 +190,10 @@ def _process(
     with ThreadPoolExecutor(len(recipes)) as pool:
         if warm_up is not None:  # the first photo of a process takes longer
             list(pool.map(lambda recipe: recipe.process(warm_up[1], warm_up[0].key), recipes))
-        deadline = time.monotonic() + MAX_S
-        return list(chain.from_iterable(pool.map(lambda recipe: list(run(recipe)), recipes)))
+        start = time.monotonic()
+        deadline = start + MAX_S
+        results = list(chain.from_iterable(pool.map(lambda recipe: list(run(recipe)), recipes)))
+        return results, time.monotonic() - start
 
 
 def _sampled(photo: PlannedPhoto, result: PhotoResult) -> SampledPhoto:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +112,23 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     store.write(WEIGHTS, weights)
     store.close()
     return card.scores
+
+
+def read_run(run: str) -> dict[str, Any]:  # Any: JSON
+    """What a finished run left: where its weights are, their card, and up to 200 of its metrics, oldest first.
+
+    Raises:
+        StorageError: the run is not there, or was never finished.
+    """
+    store = open_store(run)
+    weights = parse_weights(store.read(WEIGHTS))
+    metrics = [json.loads(line) for line in store.read(METRICS).splitlines()] if store.exists(METRICS) else []
+    return {
+        "weights": f"{store.url}/{WEIGHTS}",
+        "sha256": weights.sha256,
+        "card": dataclasses.asdict(weights.card),
+        "metrics": metrics[:: max(1, len(metrics) // 200)],
+    }
 
 
 def _start_from(state: TrainState, job: TrainJob) -> None:

@@ -1,0 +1,206 @@
+"""What `python -m pipeline.jobs JOB.json` does: a job as JSON, done, and told of as events.
+
+A job file is one object: `verb`, and the fields of that verb's job (`DenoiseJob`, `IngestJob`, `TrainJob`, …) by their
+names, nested as they are. Events go to standard output, the summary last; the log, and the error that ends a job, to
+standard error. Exit codes are those of the command line.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pipeline.errors import RunFailed
+from pipeline.events import Event, EventWriter, JsonLines, event_line
+from pipeline.redaction import redacted
+from pipeline.strict import build
+
+if TYPE_CHECKING:
+    from model.training import StepMetrics
+    from pipeline.run import Progress, Summary
+
+log = logging.getLogger(__name__)
+
+EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
+USAGE = "usage: python -m pipeline.jobs JOB.json (a path, a URL, or the JSON itself)"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do the job that the one argument names or is. Returns the exit code."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        say = EventWriter(sys.stdout)
+        say(Event.SUMMARY, **run_job(read_job(_only(arguments)), say))
+    except KeyboardInterrupt:
+        return _failed(EXIT_INTERRUPTED, "interrupted: what is finished stays, and the same job does the rest")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:  # the edge: every failure is one line here
+        log.debug("traceback", exc_info=error)
+        text = redacted(" ".join(str(error).split())) or type(error).__name__
+        return _failed(EXIT_CALL if isinstance(error, ValueError) else EXIT_FAILED, text)
+    return EXIT_OK
+
+
+def read_job(argument: str) -> dict[str, Any]:  # Any: JSON that is not checked yet
+    """The values of a job: of a file by path or URL, or given as they are.
+
+    Raises:
+        ValueError: there is no such file, or it holds no JSON object.
+        StorageError: it cannot be read.
+    """
+    text = argument if argument.lstrip().startswith("{") else _read(argument)
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the job is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"the job is {type(values).__name__}: expected one JSON object")  # noqa: TRY004
+    return values
+
+
+def run_job(values: Mapping[str, Any], say: EventWriter) -> dict[str, object]:  # Any: JSON that is not checked yet
+    """Do a job, and return its summary.
+
+    Raises:
+        ValueError: the job is not as its verb wants it.
+        DegrainError: it had to stop; what is committed stays.
+    """
+    rest = dict(values)
+    verb = rest.pop("verb", None)
+    if verb not in VERBS:
+        raise ValueError(f"verb is {verb!r}: expected one of {', '.join(VERBS)}")
+    return VERBS[verb](rest, say)
+
+
+Values = Mapping[str, Any]  # Any: the fields of a job, not checked yet
+
+
+def _denoise(values: Values, say: EventWriter) -> dict[str, object]:
+    from pipeline.jobs import DenoiseJob, run_denoise
+
+    job = build(DenoiseJob, values)
+    return _collection(job.target, lambda report: run_denoise(job, report), say)
+
+
+def _ingest(values: Values, say: EventWriter) -> dict[str, object]:
+    from pipeline.ingest import IngestJob, run_ingest
+
+    job = build(IngestJob, values)
+    return _collection(job.target, lambda report: run_ingest(job, report), say)
+
+
+def _plan(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: ARG001  # it has nothing to say meanwhile
+    from pipeline.canary import PlanJob, run_plan
+
+    return run_plan(build(PlanJob, values))
+
+
+def _canary(values: Values, say: EventWriter) -> dict[str, object]:
+    from pipeline.canary import CanaryJob, run_canary
+
+    canary = run_canary(build(CanaryJob, values))
+    say(Event.PICTURES, pictures=[dataclasses.asdict(picture) for picture in canary.pictures])
+    return canary.as_dict()
+
+
+def _train(values: Values, say: EventWriter) -> dict[str, object]:
+    from pipeline.train import TrainJob, read_run, run_train
+
+    job = build(TrainJob, values)
+
+    def report(metrics: "StepMetrics") -> None:
+        say.progress(metrics.step, job.config.steps, loss=round(metrics.loss, 6))
+
+    run_train(job, report)
+    return read_run(job.run)
+
+
+def _evaluate(values: Values, say: EventWriter) -> dict[str, object]:
+    from pipeline.evaluate import EvaluateJob, Row, run_evaluate
+
+    def report(row: Row) -> None:
+        say(Event.ROW, **row.as_dict())
+
+    rows = run_evaluate(build(EvaluateJob, values), report)
+    return {"rows": [row.as_dict() for row in rows]}
+
+
+def _promote(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: ARG001  # it has nothing to say meanwhile
+    from pipeline.promotion import PromoteJob, promote
+
+    return promote(build(PromoteJob, values))
+
+
+VERBS: dict[str, Callable[[Values, EventWriter], dict[str, object]]] = {
+    "plan": _plan,
+    "canary": _canary,
+    "denoise": _denoise,
+    "ingest": _ingest,
+    "train": _train,
+    "evaluate": _evaluate,
+    "promote": _promote,
+}
+
+
+def _collection(
+    target: str, run: "Callable[[Callable[[Progress], None]], Summary]", say: EventWriter
+) -> dict[str, object]:
+    """Do a run over a collection; what it rejected and some of its pictures are told of even if it failed by that."""
+    start = datetime.now(UTC)
+
+    def report(progress: "Progress") -> None:
+        outcomes = {str(outcome): count for outcome, count in progress.outcomes.items()}
+        say.progress(progress.done, progress.planned, **outcomes, megapixels=round(progress.megapixels, 2))
+
+    try:
+        summary = run(report)
+    except RunFailed:
+        _tell_highlights(target, start, say)
+        raise
+    _tell_highlights(target, start, say)
+    return summary.as_dict()
+
+
+def _tell_highlights(target: str, since: datetime, say: EventWriter) -> None:
+    from pipeline.highlights import find_highlights
+
+    found = find_highlights(target, since=since)
+    say(Event.REJECTED, reasons=found.reasons, rows=found.rejected)
+    say(Event.PICTURES, pictures=[dataclasses.asdict(picture) for picture in found.pictures])
+
+
+def _only(arguments: Sequence[str]) -> str:
+    if len(arguments) != 1:
+        raise ValueError(USAGE)
+    return arguments[0]
+
+
+def _read(argument: str) -> bytes:
+    from pipeline.errors import ObjectMissing
+    from pipeline.storage import open_store, split_url
+
+    root, key = split_url(argument)
+    try:
+        return open_store(root).read(key)
+    except ObjectMissing as error:
+        raise ValueError(f"there is no job file at {argument}") from error
+
+
+def _failed(exit_code: int, message: str) -> int:
+    print(event_line(Event.ERROR, exit_code=exit_code, message=message), file=sys.stderr, flush=True)
+    return exit_code
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """A SIGTERM is an interrupt: everything that was started is stopped on the way out."""
+    raise KeyboardInterrupt
