@@ -7,6 +7,7 @@
     │   ├── ObjectRefused    this one object cannot be read or held; the store works otherwise
     │   │   └── ObjectMissing  there is no such object
     │   └── ObjectExists     a create-only write found the object already there
+    ├── TargetInUse          another run holds the lease of the target
     ├── ImageSetError        what lies at the target is not, or no longer, a sound image set
     └── RunFailed            a run had to stop; what is committed stays
 
@@ -44,6 +45,10 @@ class ObjectExists(StorageError):
 
 class ImageSetError(DegrainError):
     """What lies at the target is not, or no longer, a sound image set."""
+
+
+class TargetInUse(DegrainError):
+    """Another run holds the lease of the target. The message says who, and until when."""
 
 
 class RunFailed(DegrainError):

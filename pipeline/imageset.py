@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
+from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.index import Part, count_outcomes, merge
+from pipeline.lease import Lease, is_lease, leased
 from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, index_rows, index_table
 from pipeline.storage import Store
 
@@ -59,6 +61,36 @@ class ImageSet:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._lease: Lease | None = None
+
+    @contextmanager
+    def leased(self, command: str) -> Iterator[None]:
+        """Let no other run write to this set, as long as the context lasts. Workers are let in by their run.
+
+        Args:
+            command: what the holder is called where others are refused.
+
+        Raises:
+            TargetInUse: another run holds the lease.
+        """
+        try:
+            with leased(self.store, command) as self._lease:
+                self.store.clean()  # what killed writers have left behind
+                yield
+                self.check_lease()
+                self.store.clean()
+        finally:
+            self._lease = None
+            self.store.close()
+
+    def check_lease(self) -> None:
+        """Do this before what only a holder of the lease may do; it costs nothing.
+
+        Raises:
+            RunFailed: the lease is lost.
+        """
+        if self._lease is not None:
+            self._lease.check()
 
     def read_manifest(self) -> Manifest | None:
         """The manifest, or None where there is no image set yet.
@@ -86,8 +118,7 @@ class ImageSet:
         """
         manifest = self.read_manifest()
         if manifest is None:
-            occupants = (found for found in self.store.list() if not found.key.rpartition("/")[2].startswith("."))
-            occupant = next(occupants, None)
+            occupant = next((found for found in self.store.list() if not _is_of_no_matter(found.key)), None)
             if occupant is not None:
                 raise ValueError(
                     f"{self.store.url} is not empty (it holds {occupant.key}) and no image set: name a new place"
@@ -113,11 +144,15 @@ class ImageSet:
             with suppress(ObjectExists):
                 self.store.create(MANIFEST, _manifest_bytes(manifest))
             manifest = self.check_for(source, layout)  # someone else may have been first
+        fault_point(FaultPoint.SET_OPENED)
         return manifest
 
     def write_plan(self, run: str, plan: Path) -> None:
         """Freeze a plan before any of its work starts."""
+        fault_point(FaultPoint.PLAN_MADE)
+        self.check_lease()
         self.store.create(f"plans/{run}.parquet", plan.read_bytes())
+        fault_point(FaultPoint.PLAN_FROZEN)
 
     def read_plan(self, run: str) -> bytes:
         return self._read_parquet(f"plans/{run}.parquet")
@@ -158,19 +193,27 @@ class ImageSet:
         with self._merged(manifest, shards) as parts:
             index = tuple(self._publish_part(run, number, part, manifest) for number, part in enumerate(parts))
             counts = count_outcomes([part.path for part in parts])
+        fault_point(FaultPoint.INDEX_WRITTEN)
         published = dataclasses.replace(
             manifest, run=run, index=index, counts=counts, published_at=datetime.now(UTC).isoformat(timespec="seconds")
         )
-        self._write_manifest(published)
+        self.check_lease()
+        self.store.write(MANIFEST, _manifest_bytes(published))
+        fault_point(FaultPoint.MANIFEST_WRITTEN)
         for listed in list(self.store.list("index")):
             if listed.key not in index:
+                self.check_lease()
                 self.store.delete(listed.key)
+                fault_point(FaultPoint.OLD_PART_REMOVED)
+        fault_point(FaultPoint.INDEX_PUBLISHED)
         return published
 
     def end_run(self, run: str, facts: dict[str, object]) -> None:
         """Record the end of a run, once and for all; a second record of the same run changes nothing."""
+        self.check_lease()
         with suppress(ObjectExists):
             self.store.create(f"runs/{run}.json", _json_bytes(facts))
+        fault_point(FaultPoint.RUN_RECORDED)
 
     @contextmanager
     def local_index(self, shards: Sequence[str] = ()) -> Iterator[list[Path]]:
@@ -227,7 +270,9 @@ class ImageSet:
             return before.index[part.kept]
         data = part.path.read_bytes()
         key = f"index/part-{run}-{number:05}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+        self.check_lease()
         self.store.write(key, data)
+        fault_point(FaultPoint.INDEX_PART_WRITTEN)
         return key
 
     def _names(self, folder: str, suffix: str) -> set[str]:
@@ -242,8 +287,10 @@ class ImageSet:
             raise ImageSetError(f"{self.store.url}/{key} is damaged: it is no whole Parquet file") from error
         return data
 
-    def _write_manifest(self, manifest: Manifest) -> None:
-        self.store.write(MANIFEST, _manifest_bytes(manifest))
+
+def _is_of_no_matter(key: str) -> bool:
+    """Whether an object says nothing of what a place is used for: a hidden file, or all that a run left of itself."""
+    return key.rpartition("/")[2].startswith(".") or is_lease(key)
 
 
 def _parse_manifest(values: dict[str, Any]) -> Manifest:  # Any: JSON that a person may have edited

@@ -163,6 +163,7 @@ def _ingest_work(job: IngestJob) -> Work:
     source, target = open_both(job.source, job.target, keys=job.keys, where=job.where)
     workers = job.cluster.workers or os.cpu_count() or 1
     return Work(
+        command="degrain ingest",
         header=PlanHeader(source=source.url, weights="", parameters=job.ingest.parameters),
         write_listing=lambda path: source.write_listing(path, target=target),
         target=ImageSet(target),

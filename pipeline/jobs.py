@@ -91,6 +91,7 @@ def denoise_work(job: DenoiseJob) -> Work:
         source=source.url, target=target.url, layout=job.layout, weights=weights_bytes, config=job.denoise
     )
     return Work(
+        command="degrain denoise",
         header=PlanHeader(source=source.url, weights=weights.sha256, parameters=job.denoise.parameters),
         write_listing=lambda path: source.write_listing(path, target=target),
         target=ImageSet(target),

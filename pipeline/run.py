@@ -19,7 +19,9 @@ from typing import Protocol
 
 from pipeline.cluster import ClusterConfig, ShardWorker, connected, map_shards
 from pipeline.errors import RunFailed
+from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.imageset import ImageSet, Manifest
+from pipeline.lease import refuse_if_leased
 from pipeline.planning import (
     PlanCounts,
     PlanHeader,
@@ -59,6 +61,7 @@ class Work:
     """All in which one verb differs from another.
 
     Attributes:
+        command: what the verb is called where another run on the target is refused meanwhile.
         header: where the photos come from, and the hashes of what decides a result.
         write_listing: writes the listing of the source to a file, and returns the number of objects.
         target: the image set to make or go on with.
@@ -72,6 +75,7 @@ class Work:
         settings: for the record of the run: what repeats it.
     """
 
+    command: str
     header: PlanHeader
     write_listing: Callable[[Path], int]
     target: ImageSet
@@ -176,43 +180,51 @@ def do_work(work: Work, report: Callable[[Progress], None]) -> Summary:
 
     Raises:
         ValueError: the source does not exist or is empty, or the target is otherwise in use.
+        TargetInUse: another run is at work on the target.
         DegrainError: the run had to stop; what is committed stays.
     """
-    target = work.target
+    refuse_if_leased(work.target.store)
+    work.target.check_for(work.header.source, work.layout)
     with tempfile.TemporaryDirectory(prefix="degrain-") as name:
         folder = Path(name)
         _list(work, folder / LISTING)
-        target.store.clean()
-        manifest = target.open_for(work.header.source, work.layout)
-        _check_verb(work, manifest)
-        interrupted = _interrupted(work, folder)
-        for run_name, committed in interrupted.committed.items():
-            manifest = target.publish(run_name, committed)
-        interrupted.committed.clear()
-        counts = _plan(work, interrupted, folder)
-        runs = interrupted.resumed
-        if counts.planned_photos:
-            runs.append(_freeze(target, folder / PLAN))
-        if counts.is_complete:  # or the next run must still know what they may have left behind
-            for run in interrupted.superseded:
-                target.end_run(run.name, {"ended": "superseded by a run with other settings"})
+        with work.target.leased(work.command):
+            return _do_listed(work, folder, report)
 
-        shards = _shards_within(work.limit, runs)
-        progress = Progress(planned=shards.photos, outcomes=dict.fromkeys(work.outcomes, 0))
-        seconds = 0.0
-        if shards.photos:
-            try:
-                progress, seconds = _process(work, runs, shards, progress, report)
-            except RunFailed:
-                _publish(target, runs)
-                raise
-            manifest = _publish(target, runs)
-        summary = _summary(work, counts, progress, seconds, manifest)
-        for run in runs:
-            if run.left == 0:
-                target.end_run(run.name, _facts(work, summary))
-        target.store.close()
-        return summary
+
+def _do_listed(work: Work, folder: Path, report: Callable[[Progress], None]) -> Summary:
+    """`do_work`, while nobody else writes to the target, with the listing in a folder."""
+    target = work.target
+    manifest = target.open_for(work.header.source, work.layout)
+    _check_verb(work, manifest)
+    interrupted = _interrupted(work, folder)
+    for run_name, committed in interrupted.committed.items():
+        manifest = target.publish(run_name, committed)
+    interrupted.committed.clear()
+    counts = _plan(work, interrupted, folder)
+    runs = interrupted.resumed
+    if counts.planned_photos:
+        runs.append(_freeze(target, folder / PLAN))
+    if counts.is_complete:  # or the next run must still know what they may have left behind
+        for run in interrupted.superseded:
+            target.end_run(run.name, {"ended": "superseded by a run with other settings"})
+
+    shards = _shards_within(work.limit, runs)
+    progress = Progress(planned=shards.photos, outcomes=dict.fromkeys(work.outcomes, 0))
+    seconds = 0.0
+    if shards.photos:
+        try:
+            progress, seconds = _process(work, runs, shards, progress, report)
+        except RunFailed:
+            _publish(target, runs)
+            raise
+        fault_point(FaultPoint.WORK_DONE)
+        manifest = _publish(target, runs)
+    summary = _summary(work, counts, progress, seconds, manifest)
+    for run in runs:
+        if run.left == 0:
+            target.end_run(run.name, _facts(work, summary))
+    return summary
 
 
 @dataclass(slots=True)
@@ -354,6 +366,8 @@ def _process(
                 receipt.seconds,
             )
             report(progress)
+            fault_point(FaultPoint.RECEIPT_TAKEN)
+            work.target.check_lease()
             _check_rejected(progress, work.max_rejected_fraction)
         seconds = time.monotonic() - start
     assert progress.done == shards.photos, f"{shards.photos} photos were planned, and {progress.done} came back"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
+from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.records import SourceObject
 from pipeline.redaction import explain, redacted, without_password
 
@@ -304,6 +305,7 @@ class LocalStore:
                 while view:
                     view = view[file.write(view) :]
                 os.fsync(file.fileno())
+            fault_point(FaultPoint.OBJECT_HALF_WRITTEN)
             yield temporary
         except OSError as error:
             kind = ObjectRefused if error.errno in _NAME_ERRORS else StorageError

@@ -6,10 +6,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 BUCKET = "photos"
 PORTS = ("s3", "master", "volume", "filer", "admin")
@@ -88,11 +91,22 @@ class Seaweed:
                 stderr=log,
             )
 
+    def _client(self) -> Any:  # Any: botocore makes its classes as it runs
+        names = {"aws_access_key_id": "AWS_ACCESS_KEY_ID", "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY"}
+        return botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            region_name=self.environment["AWS_DEFAULT_REGION"],
+            config=Config(retries={"max_attempts": 0}, connect_timeout=1, read_timeout=1),
+            **{option: self.environment[name] for option, name in names.items()},
+        )
+
     def _answers(self) -> bool:
         assert self._process is not None
+        client = self._client()
         for _ in range(int(READY_S / 0.05)):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=1).close()
+            with contextlib.suppress(BotoCoreError, ClientError):  # it answers before it has made the bucket
+                client.head_bucket(Bucket=BUCKET)
                 return True
             try:
                 self._process.wait(0.05)

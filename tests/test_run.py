@@ -13,11 +13,11 @@ from photos import saved, scene
 
 from pipeline.cluster import ClusterConfig
 from pipeline.denoise import DenoiseConfig
-from pipeline.errors import ImageSetError, RunFailed
+from pipeline.errors import ImageSetError, RunFailed, TargetInUse
 from pipeline.ingest import IngestConfig, IngestJob, plan_ingest, run_ingest
 from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
 from pipeline.records import Layout, Status
-from pipeline.run import Summary
+from pipeline.run import Progress, Summary
 
 ONE_A_SHARD = ClusterConfig(workers=4)
 
@@ -87,6 +87,18 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(
     assert photos_of(job.target) == photos_of(tmp_path / "undisturbed")
     assert len(photos_of(job.target)) == 4
     assert len(list((Path(job.target) / "plans").iterdir())) == 1
+
+
+def test_a_second_run_on_the_target_is_refused_while_the_first_is_at_work_and_does_no_harm(
+    verb: Verb, job: Any, loop: Loop
+) -> None:
+    def try_another(progress: Progress) -> None:
+        with pytest.raises(TargetInUse, match=r"is in use by 'degrain (denoise|ingest)' \(process"):
+            verb(job)
+        assert verb.plan(job).planned_photos == 4 - progress.done
+
+    assert verb.do(job, try_another).inputs == 4
+    assert verb(job).up_to_date == 4
 
 
 @pytest.mark.parametrize("limit", [None, 1])

@@ -1,0 +1,268 @@
+"""One run at a time on a target: a lease kept in the target, which ends by itself when its holder no longer renews it.
+
+The lease is a row of claims, `lease/<number>.json`, of which the highest counts. Whoever takes, renews or gives up the
+lease creates the next number, which only one can: no other operation of a store need be atomic. The highest number is
+never removed, so that a slow contender, whose number others have used and removed meanwhile, sees that he is late.
+
+Clocks of hosts that work on one target must agree within CLOCK_SKEW_S. A holder that could not renew for GIVE_UP_S
+takes its lease for lost, and its workers end when they have not heard of it for `cluster.ORPHANED_S`; together these
+are less than EXPIRY_S. What is left is one request under way in a process that is halted for longer than that.
+"""
+
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing, RunFailed, StorageError, TargetInUse
+from pipeline.fault_points import FaultPoint, fault_point
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+FOLDER = "lease"
+EXPIRY_S = 120.0
+RENEWAL_S = 15.0
+GIVE_UP_S = 60.0
+CLOCK_SKEW_S = 30.0
+ATTEMPTS = 5  # at taking it, while others do the same
+_NAME = re.compile(rf"{FOLDER}/(\d{{10}})\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process that can be told from every other one, on this and on other machines.
+
+    Attributes:
+        machine: its kernel's boot and its namespace of process ids; empty where they cannot be told.
+        started: of the process, in the kernel's clock ticks.
+    """
+
+    host: str
+    pid: int
+    machine: str
+    started: str
+
+    @classmethod
+    def this(cls) -> "Process":
+        return cls(host=socket.gethostname(), pid=os.getpid(), machine=_machine(), started=_start_of(os.getpid()))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is certain that it has ended: that can be told only of a process on this machine."""
+        return bool(self.machine) and self.machine == _machine() and _start_of(self.pid) != self.started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a lease's object says: who holds the lease, and until when unless it is renewed."""
+
+    command: str
+    process: Process
+    taken_at: datetime
+    expires_at: datetime
+    is_released: bool = False
+
+    def holds(self, now: datetime) -> bool:
+        if self.is_released or self.process.is_gone:
+            return False
+        return now < self.expires_at + timedelta(seconds=CLOCK_SKEW_S)
+
+    def refusal(self, url: str) -> str:
+        free_at = self.expires_at + timedelta(seconds=CLOCK_SKEW_S)
+        return (
+            f"{url} is in use by '{self.command}' (process {self.process.pid} on {self.process.host}, since "
+            f"{self.taken_at:%Y-%m-%d %H:%M:%S} UTC): wait until that has ended, or end it; should it be dead already, "
+            f"its lease is free at {free_at:%H:%M:%S} UTC"
+        )
+
+
+class Lease:
+    """A lease that this process holds, and a thread that renews it."""
+
+    def __init__(self, store: Store, claim: Claim, number: int) -> None:
+        self._store = store
+        self._claim = claim
+        self._number = number
+        self._renewed_s = time.monotonic()
+        self._lost: str | None = None
+        self._changing = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    @classmethod
+    def take(cls, store: Store, command: str) -> "Lease":
+        """The lease of a target, whose holder before was released, has expired or is dead.
+
+        Raises:
+            TargetInUse: someone holds it.
+        """
+        for _ in range(ATTEMPTS):
+            highest = refuse_if_leased(store)
+            now = datetime.now(UTC)
+            lease = cls(store, Claim(command=command, process=Process.this(), taken_at=now, expires_at=now), highest)
+            with suppress(RunFailed):  # someone was faster: who that is comes to light in the next attempt
+                lease._renew()
+                fault_point(FaultPoint.LEASE_TAKEN)
+                lease._thread.start()
+                return lease
+        raise TargetInUse(f"{store.url} is being taken by several runs at once: try again")
+
+    def check(self) -> None:
+        """Do this before anything that only the holder may do.
+
+        Raises:
+            RunFailed: the lease is lost, or could not be renewed for so long that it may be.
+        """
+        if self._lost is None and time.monotonic() - self._renewed_s > GIVE_UP_S:
+            try:
+                self._renew()
+            except StorageError as error:
+                self._lost = f"the lease of {self._store.url} could not be renewed: {error}"
+        if self._lost is not None:
+            raise RunFailed(f"{self._lost}; what is committed stays, and the next run does the rest")
+
+    def release(self) -> None:
+        """Let the next run begin at once. Where that cannot be written, the lease expires."""
+        self._ended.set()
+        self._thread.join()
+        if self._lost is None:
+            try:
+                self._renew(is_released=True)
+            except (StorageError, RunFailed) as error:
+                log.warning("the lease of %s was not released: %s", self._store.url, error)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEWAL_S) and self._lost is None:
+            try:
+                self._renew()
+                fault_point(FaultPoint.LEASE_RENEWED)
+            except StorageError as error:
+                log.warning("the lease of %s was not renewed: %s", self._store.url, error)
+            except RunFailed as error:
+                log.warning("%s", error)
+
+    def _renew(self, *, is_released: bool = False) -> None:
+        """Create the next number, and remove those before.
+
+        Raises:
+            RunFailed: someone else has: the lease is theirs, or was.
+        """
+        with self._changing:
+            begun_s, now = time.monotonic(), datetime.now(UTC)
+            claim = replace(self._claim, expires_at=now + timedelta(seconds=EXPIRY_S), is_released=is_released)
+            while not self._create(self._number + 1, claim):
+                if not self._is_mine(self._number + 1):
+                    self._lost = f"another run took over {self._store.url} meanwhile"
+                    raise RunFailed(self._lost)
+                self._number += 1  # what was thought to have failed had not
+            self._number, self._renewed_s = self._number + 1, begun_s
+
+    def _create(self, number: int, claim: Claim) -> bool:
+        """Whether this claim is the highest now."""
+        try:
+            self._store.create(_key(number), _to_json(claim))
+        except ObjectExists:
+            return False
+        *before, highest = _numbers(self._store)
+        if highest != number:
+            self._store.delete(_key(number))
+            return False
+        for old in before:
+            self._store.delete(_key(old))
+        return True
+
+    def _is_mine(self, number: int) -> bool:
+        found = _read(self._store, number)
+        return found is not None and (found.process, found.taken_at) == (self._claim.process, self._claim.taken_at)
+
+
+@contextmanager
+def leased(store: Store, command: str) -> Iterator[Lease]:
+    """Hold the lease of a target for as long as the context lasts.
+
+    Args:
+        store: the target.
+        command: what the holder is called in the message that refuses others.
+
+    Raises:
+        TargetInUse: someone holds it.
+    """
+    lease = Lease.take(store, command)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def refuse_if_leased(store: Store) -> int:
+    """The number of the last claim, 0 if there is none; without taking the lease.
+
+    Raises:
+        TargetInUse: someone holds it.
+    """
+    numbers = _numbers(store)
+    if not numbers:
+        return 0
+    last = _read(store, numbers[-1])
+    if last is not None and last.holds(datetime.now(UTC)):
+        raise TargetInUse(last.refusal(store.url))
+    return numbers[-1]
+
+
+def is_lease(key: str) -> bool:
+    """Whether an object of a target is a part of its lease."""
+    return _NAME.fullmatch(key) is not None
+
+
+def _numbers(store: Store) -> list[int]:
+    found = (_NAME.fullmatch(listed.key) for listed in store.list(FOLDER))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _key(number: int) -> str:
+    return f"{FOLDER}/{number:010}.json"
+
+
+def _read(store: Store, number: int) -> Claim | None:
+    """None where its holder has just renewed or released it."""
+    try:
+        values = json.loads(store.read(_key(number)))
+        for name in ("taken_at", "expires_at"):
+            values[name] = datetime.fromisoformat(values[name])
+        return Claim(process=Process(**values.pop("process")), **values)
+    except ObjectMissing:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ImageSetError(
+            f"{store.url}/{_key(number)} is damaged: remove it, if no run is at work on this target"
+        ) from error
+
+
+def _to_json(claim: Claim) -> bytes:
+    return (json.dumps(asdict(claim), indent=2, default=datetime.isoformat) + "\n").encode()
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115  # it leads to no path
+    except OSError:
+        return ""
+
+
+def _start_of(pid: int) -> str:
+    """When a process of this machine started; empty where there is none, or only its remains."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else fields[18]
