@@ -28,7 +28,6 @@ HOT_PIXEL_SHARE = 0.15  # of cameras
 MAX_GRAIN_SIGMA = 30.0
 MAX_BLOTCH_SIGMA = 12.0
 LOG_HOT_DENSITY_RANGE = (math.log(1e-4), math.log(3e-3))
-MAX_IMPULSE_DENSITY = 0.3
 
 
 class NoiseKind(StrEnum):
@@ -53,24 +52,31 @@ class NoiseConfig:
         file_share: white Gaussian noise in a file, which clips it and rounds it to 8 bits.
         camera_share: a camera's signal-dependent noise (`model.camera`), with what the camera does to it.
         grain_share: film grain.
-        impulse_share: salt and pepper, up to 30 % of the pixels.
+        impulse_share: salt and pepper.
+        impulse_density_min, impulse_density_max: range of the share of the pixels that it hits.
         jpeg_share: share of the files (all but `float`) that are JPEGs, at a quality of 60–98, two in three with
             halved chroma (4:2:0).
     """
 
     sigma_min: float = 0.0
     sigma_max: float = 55.0
-    clean_share: float = 0.05
-    float_share: float = 0.36
-    file_share: float = 0.15
-    camera_share: float = 0.30
-    grain_share: float = 0.07
-    impulse_share: float = 0.07
-    jpeg_share: float = 0.6
+    clean_share: float = 0.04
+    float_share: float = 0.32
+    file_share: float = 0.20
+    camera_share: float = 0.28
+    grain_share: float = 0.06
+    impulse_share: float = 0.10
+    impulse_density_min: float = 0.0
+    impulse_density_max: float = 0.3
+    jpeg_share: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma_min <= self.sigma_max:
             raise ValueError(f"sigma range {self.sigma_min}–{self.sigma_max} is not in order: expected 0 <= min <= max")
+        if not 0 <= self.impulse_density_min <= self.impulse_density_max <= 1:
+            raise ValueError(
+                f"impulse densities {self.impulse_density_min}–{self.impulse_density_max} are no range within 0–1"
+            )
         shares = self.shares.values()
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"noise shares {self.shares} must be positive and add up to 1")
@@ -105,10 +111,14 @@ def sample_noisy(clean_BCHW: Tensor, config: NoiseConfig, generator: Generator) 
         sigma_B = draw.uniform(len(photo_BCHW), config.sigma_min, config.sigma_max)
         return add_gaussian(photo_BCHW, sigma_B, draw.generator)
 
+    def impulses(photo_BCHW: Tensor, draw: _Draw) -> Tensor:
+        density_B = draw.uniform(len(photo_BCHW), config.impulse_density_min, config.impulse_density_max)
+        return add_impulses(photo_BCHW, density_B, draw.chance(density_B, 0.5), draw.generator)
+
     _apply(gaussian, noisy_BCHW, of_kind[NoiseKind.FLOAT] | of_kind[NoiseKind.FILE], draw)
     _apply(_camera, noisy_BCHW, of_kind[NoiseKind.CAMERA], draw)
     _apply(_grain, noisy_BCHW, of_kind[NoiseKind.GRAIN], draw)
-    _apply(_impulses, noisy_BCHW, of_kind[NoiseKind.IMPULSE], draw)
+    _apply(impulses, noisy_BCHW, of_kind[NoiseKind.IMPULSE], draw)
 
     may_be_blotched_B = of_kind[NoiseKind.CAMERA] | of_kind[NoiseKind.FILE]
     _apply(_blotches, noisy_BCHW, may_be_blotched_B & draw.chance(may_be_blotched_B, BLOTCHED_SHARE), draw)
@@ -259,11 +269,6 @@ def _camera(photo_BCHW: Tensor, draw: _Draw) -> Tensor:
 def _grain(photo_BCHW: Tensor, draw: _Draw) -> Tensor:
     count = len(photo_BCHW)
     return add_grain(photo_BCHW, draw.uniform(count, 1, MAX_GRAIN_SIGMA), draw.uniform(count, 0.3, 1.2), draw.generator)
-
-
-def _impulses(photo_BCHW: Tensor, draw: _Draw) -> Tensor:
-    density_B = draw.uniform(len(photo_BCHW), 0, MAX_IMPULSE_DENSITY)
-    return add_impulses(photo_BCHW, density_B, draw.chance(density_B, 0.5), draw.generator)
 
 
 def _hot_pixels(photo_BCHW: Tensor, draw: _Draw) -> Tensor:

@@ -5,32 +5,56 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from model.estimate import measure_noise
 from model.jpeg import BLOCK_PX
+from model.muon import Muon
 from model.noise import PEAK, NoiseConfig, sample_noisy
 from model.weights import NETWORKS
 
 # How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
 TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.2, 0.08, 0.4
+MOST_CHANNELS_AT_THE_ENDS = 12  # three colours of 2 × 2 pixels
+
+
+class Loss(StrEnum):
+    """What is made small, between the result and the clean patch, both sRGB in [0, 1]."""
+
+    CHARBONNIER = "charbonnier"
+    MSE = "mse"
+
+
+class OptimizerName(StrEnum):
+    """What makes it small. Muon leaves what is no matrix inside the network to AdamW."""
+
+    MUON = "muon"
+    ADAMW = "adamw"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The recipe. Charbonnier loss, AdamW, linear warm-up and cosine decay, gradient clipping, an EMA of the weights.
+    """The recipe. Warm-up, constant learning rate and cool-down; gradient clipping, and an EMA of the weights.
+
+    A run whose learning rate was not yet cooling may be given more steps, or fewer: what it did until then is the same.
 
     Attributes:
         network: which architecture; a key of `model.weights.NETWORKS`.
         steps: optimiser steps of the whole run; the learning rate reaches zero at the last one.
+        epochs: the same as a number of passes over the photos, a patch of each; takes the place of `steps`.
         batch_size, patch_px: patches of each step, and their side.
+        small_share: share of the steps, at the start, that have patches of half that side: four times as fast, they
+            learn nearly as much (progressive learning, Zamir et al. 2022).
         learning_rate: its peak, after `warmup_steps`.
+        cooldown_share: share of the steps, at the end, in which it goes to zero as 1 - sqrt (Hägele et al. 2024).
         gradient_clip: largest L2 norm of a step's gradient.
         ema_decay: weight of the past in the moving average that is what we ship.
         bfloat16: run the network in bfloat16 where that is safe (autocast); twice as fast on the CPUs that have it.
@@ -38,11 +62,16 @@ class TrainConfig:
     """
 
     network: str = "photo"
-    steps: int = 24_000
+    steps: int = 60_000
+    epochs: int | None = None
     batch_size: int = 16
     patch_px: int = 128
-    learning_rate: float = 1e-3
+    small_share: float = 0.6
+    optimizer: OptimizerName = OptimizerName.MUON
+    loss: Loss = Loss.CHARBONNIER
+    learning_rate: float = 2e-3
     warmup_steps: int = 300
+    cooldown_share: float = 0.35
     gradient_clip: float = 0.5
     weight_decay: float = 1e-4
     ema_decay: float = 0.999
@@ -53,13 +82,53 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise ValueError(f"unknown network {self.network!r}: expected one of {', '.join(NETWORKS)}")
-        multiple = math.lcm(NETWORKS[self.network].multiple_px, 2 * BLOCK_PX)
+        for name, value in (("small_share", self.small_share), ("cooldown_share", self.cooldown_share)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}: expected a number from 0 to 1")
+        multiple = math.lcm(NETWORKS[self.network].multiple_px, 2 * BLOCK_PX) * (2 if self.small_share else 1)
         if self.patch_px <= 0 or self.patch_px % multiple:
             raise ValueError(
-                f"patch_px is {self.patch_px}: network {self.network!r} and JPEG's blocks need a multiple of {multiple}"
+                f"patch_px is {self.patch_px}: network {self.network!r}, JPEG's blocks and small_share "
+                f"{self.small_share:g} need a multiple of {multiple}"
             )
-        if self.steps <= 0 or self.batch_size <= 0:
-            raise ValueError(f"steps ({self.steps}) and batch_size ({self.batch_size}) must be positive")
+        if self.steps <= 0 or self.batch_size <= 0 or (self.epochs is not None and self.epochs <= 0):
+            raise ValueError(
+                f"steps ({self.steps}), batch_size ({self.batch_size}) and epochs ({self.epochs}) must be positive"
+            )
+
+    def for_photos(self, count: int) -> "TrainConfig":
+        """The recipe for so many photos: in it, epochs are steps."""
+        if self.epochs is None:
+            return self
+        return dataclasses.replace(self, steps=self.epochs * math.ceil(count / self.batch_size), epochs=None)
+
+    def patch_px_at(self, step: int) -> int:
+        """Side of the patches of a step, counted from 0."""
+        return self.patch_px // 2 if step < self.small_share * self.steps else self.patch_px
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        cooldown_steps = self.cooldown_share * self.steps
+        cooled = (step - (self.steps - cooldown_steps)) / cooldown_steps if cooldown_steps else 0.0
+        return self.learning_rate * warmup * (1 - math.sqrt(max(0.0, cooled)))
+
+
+# What the project began with: a U-Net on whole photos of 512 × 512 pixels with salt and pepper.
+SEED_PRESET = TrainConfig(
+    network="seed",
+    epochs=20,
+    batch_size=4,
+    patch_px=512,
+    small_share=0,
+    optimizer=OptimizerName.ADAMW,
+    loss=Loss.MSE,
+    learning_rate=3e-3,
+    cooldown_share=0,
+    weight_decay=0,
+    noise=NoiseConfig.only(impulse_share=1, impulse_density_min=0.2, impulse_density_max=0.2, jpeg_share=0),
+)
+PRESETS = {"photo": TrainConfig(), "seed": SEED_PRESET}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,18 +163,19 @@ class PatchSampler:
         """The clean patches of a step: (B, 3, P, P) float32 in [0, 1]."""
         draw = np.random.default_rng([self._config.seed, step])
         chosen = draw.choice(len(self._photos), size=self._config.batch_size, p=self._share)
-        patches_BHWC = np.stack([self._crop(self._photos[index], draw) for index in chosen])
+        side_px = self._config.patch_px_at(step)
+        patches_BHWC = np.stack([_crop(self._photos[index], side_px, draw) for index in chosen])
         return torch.from_numpy(patches_BHWC).permute(0, 3, 1, 2).float() / PEAK
 
-    def _crop(self, photo: NDArray[np.uint8], draw: np.random.Generator) -> NDArray[np.uint8]:
-        side = self._config.patch_px
-        top, left = (int(draw.integers(extent - side + 1)) for extent in photo.shape[:2])
-        patch = photo[top : top + side, left : left + side]
-        if draw.random() < 0.5:
-            patch = patch[:, ::-1]
-        if draw.random() < 0.5:
-            patch = patch[::-1]
-        return patch.transpose(1, 0, 2) if draw.random() < 0.5 else patch
+
+def _crop(photo: NDArray[np.uint8], side_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:
+    top, left = (int(draw.integers(extent - side_px + 1)) for extent in photo.shape[:2])
+    patch = photo[top : top + side_px, left : left + side_px]
+    if draw.random() < 0.5:
+        patch = patch[:, ::-1]
+    if draw.random() < 0.5:
+        patch = patch[::-1]
+    return patch.transpose(1, 0, 2) if draw.random() < 0.5 else patch
 
 
 class TrainState:
@@ -117,9 +187,7 @@ class TrainState:
         self.average: nn.Module = NETWORKS[config.network]()
         self.average.load_state_dict(self.network.state_dict())
         self.average.requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
+        self.optimizers = _optimizers(self.network, config)
         self.step = 0
 
     def start_from(self, tensors: dict[str, Tensor]) -> None:
@@ -131,8 +199,9 @@ class TrainState:
         """The checkpoint: a safetensors file that `load` continues from bit by bit."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in moments.items()}
         metadata = {"step": str(self.step), "config": json.dumps(dataclasses.asdict(config), sort_keys=True)}
         return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
@@ -145,12 +214,12 @@ class TrainState:
 
         self.network.load_state_dict(part("network."))
         self.average.load_state_dict(part("average."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part("optimizer.").items():
-            index, moment = name.split(".")
-            moments.setdefault(int(index), {})[moment] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for number, optimizer in enumerate(self.optimizers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in part(f"optimizer.{number}.").items():
+                index, moment = name.split(".")
+                moments.setdefault(int(index), {})[moment] = tensor
+            optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         self.step = step
 
 
@@ -173,7 +242,8 @@ def train_steps(
     """
     state.network.to(device).train()
     state.average.to(device)
-    state.optimizer.load_state_dict(state.optimizer.state_dict())  # moves the moments to where the weights are now
+    for optimizer in state.optimizers:
+        optimizer.load_state_dict(optimizer.state_dict())  # moves the moments to where the weights are now
     while state.step < config.steps:
         clean_BCHW = batch(state.step)
         step_seed = config.seed * 1_000_003 + state.step
@@ -182,17 +252,18 @@ def train_steps(
         level_B2 = tell_level(noisy_BCHW, clean_BCHW, noise_draw).to(device)
         noisy_BCHW = noisy_BCHW.to(device, memory_format=torch.channels_last)
 
-        learning_rate = config.learning_rate * _schedule(state.step, config)
-        for group in state.optimizer.param_groups:
+        learning_rate = config.learning_rate_at(state.step)
+        for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate
         torch.manual_seed(step_seed)  # dropout draws from the global generator, which no checkpoint holds
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.bfloat16):
             denoised_BCHW = state.network(noisy_BCHW, level_B2)
-        loss = charbonnier(denoised_BCHW.float(), clean_BCHW.to(device))
-        state.optimizer.zero_grad(set_to_none=True)
+        loss = LOSSES[config.loss](denoised_BCHW.float(), clean_BCHW.to(device))
+        state.network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
-        state.optimizer.step()
+        for optimizer in state.optimizers:
+            optimizer.step()
         _update_average(state, config)
         state.step += 1
         yield StepMetrics(
@@ -217,10 +288,19 @@ def charbonnier(photo: Tensor, reference: Tensor, *, epsilon: float = 1e-3) -> T
     return ((photo - reference).square() + epsilon**2).sqrt().mean()
 
 
-def _schedule(step: int, config: TrainConfig) -> float:
-    """The learning rate's share of its peak: linear warm-up, then half a cosine (Loshchilov and Hutter 2017, eq. 5)."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {Loss.CHARBONNIER: charbonnier, Loss.MSE: F.mse_loss}
+
+
+def _optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the kernels inside the network, AdamW for all else: its ends, and what is no matrix."""
+    parameters = list(network.parameters())
+    inside = [p for p in parameters if p.ndim == 4 and min(p.shape[:2]) > MOST_CHANNELS_AT_THE_ENDS]
+    by_muon = inside if config.optimizer == OptimizerName.MUON else []
+    by_adamw = [p for p in parameters if all(p is not other for other in by_muon)]
+    adamw = torch.optim.AdamW(by_adamw, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    if not by_muon:
+        return [adamw]
+    return [adamw, Muon(by_muon, lr=config.learning_rate, weight_decay=config.weight_decay)]
 
 
 @torch.no_grad()

@@ -77,31 +77,32 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     """
     store = open_store(job.run)
     photos = load_photos(job.source, job.subset(Split.TRAIN), min_side_px=job.config.patch_px)
-    sampler = PatchSampler(photos, job.config)
-    state = TrainState(job.config)
+    config = job.config.for_photos(len(photos))
+    sampler = PatchSampler(photos, config)
+    state = TrainState(config)
     if job.start_from is not None:
         _start_from(state, job)
-    history = _resume(store, state, job.config)
+    history = _resume(store, state, config)
 
     losses: list[float] = []
     start = time.monotonic()
-    for metrics in train_steps(state, job.config, sampler.batch):
+    for metrics in train_steps(state, config, sampler.batch):
         losses.append(metrics.loss)
         report(metrics)
         if metrics.step % job.log_every == 0:
             mean = dataclasses.replace(metrics, loss=float(np.mean(losses)))
             history.append({**dataclasses.asdict(mean), "seconds": round(time.monotonic() - start, 1)})
             losses.clear()
-        if metrics.step % job.checkpoint_every == 0 or metrics.step == job.config.steps:
+        if metrics.step % job.checkpoint_every == 0 or metrics.step == config.steps:
             store.write(METRICS, "".join(json.dumps(row) + "\n" for row in history).encode())
-            store.write(CHECKPOINT, state.dump(job.config))
+            store.write(CHECKPOINT, state.dump(config))
 
     card = Card(
         network=job.config.network,
         data=job.data or f"{len(photos)} photos of {job.source}",
         licence=job.licence,
-        noise=f"blind; {job.config.noise}",
-        training=str(job.config),
+        noise=f"told its level; {config.noise}",
+        training=str(config),
     )
     weights = dump_weights(state.average, card)
     if job.validation is not None:

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig(**({"steps": 6, "batch_size": 2, "patch_px": 32, "warmup_steps": 2, "seed": 3} | changes))
+    return TrainConfig(
+        **({"steps": 6, "batch_size": 2, "patch_px": 32, "small_share": 0, "warmup_steps": 2, "seed": 3} | changes)
+    )
 
 
 def _sampler(config: TrainConfig) -> PatchSampler:
@@ -76,10 +78,17 @@ def test_training_ends_at_the_last_step_with_the_learning_rate_near_zero():
     config = _config()
     metrics = list(train_steps(TrainState(config), config, _sampler(config).batch))
     assert [step.step for step in metrics] == [1, 2, 3, 4, 5, 6]
-    rates = [step.learning_rate for step in metrics]
-    assert rates[0] == pytest.approx(config.learning_rate / 2)
-    assert rates[1] == max(rates)
-    assert rates[-1] < 0.1 * config.learning_rate
+    assert [step.learning_rate for step in metrics] == [config.learning_rate_at(step) for step in range(6)]
+
+
+def test_the_learning_rate_warms_up_stays_and_cools_down_to_nothing():
+    config = _config(steps=1000, warmup_steps=10, cooldown_share=0.4)
+    rates = [config.learning_rate_at(step) / config.learning_rate for step in range(1000)]
+    assert rates[:10] == pytest.approx(np.linspace(0.1, 1, 10))
+    assert set(rates[10:600]) == {1.0}
+    assert rates[600:] == sorted(rates[600:], reverse=True)
+    assert rates[700] == pytest.approx(0.5)
+    assert rates[-1] < 0.01
 
 
 def test_the_loss_goes_down_on_a_tiny_problem():
@@ -124,6 +133,17 @@ def test_patches_are_crops_in_the_range_0_to_1():
     assert batch_BCHW.max() <= 1
 
 
+def test_the_first_patches_have_half_the_side():
+    config = _config(small_share=0.5)
+    sampler = _sampler(config)
+    assert [sampler.batch(step).shape[-1] for step in range(6)] == [16, 16, 16, 32, 32, 32]
+
+
+def test_epochs_are_as_many_steps_as_show_a_patch_of_every_photo():
+    assert _config(epochs=3).for_photos(5).steps == 9
+    assert _config().for_photos(5) == _config()
+
+
 def test_larger_photos_are_drawn_more_often():
     config = _config(batch_size=400)
     white, black = np.full((96, 96, 3), 255, np.uint8), np.zeros((32, 32, 3), np.uint8)
@@ -137,10 +157,11 @@ def test_no_photos_or_too_small_ones_are_refused(photos):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"network": "resnet"}, {"patch_px": 0}, {"patch_px": 40}, {"steps": 0}, {"batch_size": 0}]
+    "wrong",
+    [{"network": "resnet"}, {"patch_px": 0}, {"patch_px": 40}, {"steps": 0}, {"batch_size": 0}, {"small_share": 2}],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"network|patch_px|steps"):
+    with pytest.raises(ValueError, match=r"network|patch_px|steps|small_share"):
         _config(**wrong)
 
 
