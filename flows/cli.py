@@ -99,11 +99,12 @@ def train(options: argparse.Namespace) -> int:
     """`degrain train`: a network on a collection of clean photos."""
     from tqdm import tqdm
 
-    from model.training import TrainConfig
+    from model.training import PRESETS
     from pipeline.train import TrainJob, run_train
 
     given = {name: getattr(options, name) for name in ("network", "steps", "batch_size", "patch_px", "seed")}
-    config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
+    given |= {"epochs": None} if options.steps is not None else {}
+    config = dataclasses.replace(PRESETS[options.preset], **{name: value for name, value in given.items() if value})
     job = TrainJob(
         source=options.source,
         run=options.run,
