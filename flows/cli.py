@@ -103,8 +103,10 @@ def train(options: argparse.Namespace) -> int:
     from pipeline.train import TrainJob, run_train
 
     given = {name: getattr(options, name) for name in ("network", "steps", "batch_size", "patch_px", "seed")}
-    given |= {"epochs": None} if options.steps is not None else {}
-    config = dataclasses.replace(PRESETS[options.preset], **{name: value for name, value in given.items() if value})
+    changes = {name: value for name, value in given.items() if value is not None}
+    if options.steps is not None:
+        changes["epochs"] = None
+    config = dataclasses.replace(PRESETS[options.preset], **changes)
     job = TrainJob(
         source=options.source,
         run=options.run,
@@ -116,11 +118,12 @@ def train(options: argparse.Namespace) -> int:
         licence=options.licence,
         config=config,
     )
-    bar = tqdm(total=config.steps, unit="step", file=sys.stderr, mininterval=_bar_interval_s(), delay=0.1)
+    bar = tqdm(unit="step", file=sys.stderr, mininterval=_bar_interval_s(), delay=0.1)
 
     def report(metrics: "StepMetrics") -> None:
         if bar.n == 0:  # a run that goes on starts in the middle
             bar.n = bar.initial = metrics.step - 1
+            bar.total = metrics.steps
         bar.set_postfix_str(f"loss {metrics.loss:.4f}", refresh=False)
         bar.update()
 
@@ -299,11 +302,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--run", required=True, metavar="NAME", help="folder or URL of the run; it goes on if it is there"
     )
-    command.add_argument("--network", choices=["photo", "seed"], help="which architecture [photo]")
-    command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run [24000]")
-    command.add_argument("--batch-size", type=int, metavar="N", help="patches of a step [16]")
-    command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch [128]")
-    command.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise [0]")
+    command.add_argument(
+        "--preset", choices=["photo", "seed"], default="photo", help="the recipe; what follows changes it [photo]"
+    )
+    command.add_argument("--network", choices=["photo", "seed"], help="which architecture")
+    command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")
+    command.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
+    command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
+    command.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")
     command.add_argument("--where", default="", metavar="SQL", help="train on these photos of an image set [all]")
     command.add_argument(
         "--validation-fraction", type=float, default=0.0, metavar="F", help="hold these photos back, to score on [0]"

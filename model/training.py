@@ -133,9 +133,10 @@ PRESETS = {"photo": TrainConfig(), "seed": SEED_PRESET}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """What one step did: `step` counts from 1; the loss is in sRGB units of [0, 1]."""
+    """What one step of so many did: `step` counts from 1; the loss is in sRGB units of [0, 1]."""
 
     step: int
+    steps: int
     loss: float
     gradient_norm: float
     learning_rate: float
@@ -267,7 +268,11 @@ def train_steps(
         _update_average(state, config)
         state.step += 1
         yield StepMetrics(
-            step=state.step, loss=float(loss.detach()), gradient_norm=float(norm), learning_rate=learning_rate
+            step=state.step,
+            steps=config.steps,
+            loss=float(loss.detach()),
+            gradient_norm=float(norm),
+            learning_rate=learning_rate,
         )
 
 

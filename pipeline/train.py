@@ -28,6 +28,7 @@ CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.jsonl"
 SCORED_SIGMAS = (15, 25, 50)
+MAY_CHANGE = ("steps", "small_share", "cooldown_share")  # how long a run takes may be decided while it runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,10 +192,11 @@ def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[s
     checkpoint = store.read(CHECKPOINT)
     step, before = read_checkpoint_header(checkpoint)
     now = dataclasses.asdict(config)
-    differing = sorted(name for name in now if name != "steps" and now[name] != before.get(name))
+    differing = sorted(name for name in now if name not in MAY_CHANGE and now[name] != before.get(name))
     if differing:
         raise ValueError(
-            f"the run at {store.url} has another recipe ({', '.join(differing)}): only 'steps' may change in a run"
+            f"the run at {store.url} has another recipe ({', '.join(differing)}): only {', '.join(MAY_CHANGE)} may "
+            "change in a run"
         )
     state.load(checkpoint, step)
     history = [json.loads(line) for line in store.read(METRICS).splitlines()] if store.exists(METRICS) else []

@@ -113,7 +113,7 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["ingest", "{tmp}", "{tmp}/t", "--limit", "0"], 2, "limit is 0"),
         (["demo", "{tmp}/full"], 2, "full"),
         (["train", "{tmp}/empty", "--run", "{tmp}/run"], 2, "there are no 8-bit colour photos"),
-        (["train", "{tmp}", "--run", "{tmp}/run", "--patch-px", "100"], 2, "need a multiple of 16"),
+        (["train", "{tmp}", "--run", "{tmp}/run", "--patch-px", "100"], 2, "need a multiple of 32"),
         (["weights", "show", "best"], 2, "unknown weights 'best'"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         ([], 2, "required"),
@@ -159,7 +159,7 @@ def test_the_shipped_weights_are_listed_and_name_their_sources(capsys: pytest.Ca
 def test_training_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.png").write_bytes(saved(scene(sigma=0), "PNG"))
-    common = ["train", tmp_path / "photos", "--run", tmp_path / "run", "--patch-px", 16, "--batch-size", 2]
+    common = ["train", tmp_path / "photos", "--run", tmp_path / "run", "--patch-px", 32, "--batch-size", 2]
 
     assert run(capsys, *common, "--steps", 2)[0] == 0
     code, out, _ = run(capsys, *common, "--steps", 4, "--validate", tmp_path / "photos")

@@ -1,6 +1,5 @@
 """A training run takes the photos that it is told to, holds others back, and starts from what it is given."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -95,7 +94,7 @@ def test_a_run_starts_from_the_weights_that_it_is_given(folder: Path) -> None:
 
 
 def test_weights_of_another_network_are_no_start(folder: Path) -> None:
-    config = dataclasses.replace(TrainConfig(steps=1, batch_size=1, patch_px=32), network="seed")
+    config = TrainConfig(network="seed", steps=1, batch_size=1, patch_px=32, small_share=0)
 
     with pytest.raises(ValueError, match="photo holds a network 'photo', not 'seed'"):
         run_train(_job(folder, start_from="photo", config=config), lambda metrics: None)
