@@ -184,10 +184,15 @@ def do_work(work: Work, report: Callable[[Progress], None]) -> Summary:
         DegrainError: the run had to stop; what is committed stays.
     """
     refuse_if_leased(work.target.store)
-    work.target.check_for(work.header.source, work.layout)
+    manifest = work.target.check_for(work.header.source, work.layout)
+    _check_verb(work, manifest)
     with tempfile.TemporaryDirectory(prefix="degrain-") as name:
         folder = Path(name)
         _list(work, folder / LISTING)
+        if manifest.run and not work.target.unfinished_runs():
+            counts = _plan(work, _Interrupted([], [], {}), folder)
+            if not counts.planned_photos:  # the target stays as it is, without a trace of this run
+                return _summary(work, counts, _no_progress(work), 0.0, manifest)
         with work.target.leased(work.command):
             return _do_listed(work, folder, report)
 
@@ -210,7 +215,7 @@ def _do_listed(work: Work, folder: Path, report: Callable[[Progress], None]) -> 
             target.end_run(run.name, {"ended": "superseded by a run with other settings"})
 
     shards = _shards_within(work.limit, runs)
-    progress = Progress(planned=shards.photos, outcomes=dict.fromkeys(work.outcomes, 0))
+    progress = _no_progress(work, planned=shards.photos)
     seconds = 0.0
     if shards.photos:
         try:
@@ -372,6 +377,10 @@ def _process(
         seconds = time.monotonic() - start
     assert progress.done == shards.photos, f"{shards.photos} photos were planned, and {progress.done} came back"
     return progress, seconds
+
+
+def _no_progress(work: Work, planned: int = 0) -> Progress:
+    return Progress(planned=planned, outcomes=dict.fromkeys(work.outcomes, 0))
 
 
 def _check_rejected(progress: Progress, max_fraction: float) -> None:

@@ -56,14 +56,9 @@ def test_index_and_objects_agree_and_nothing_temporary_remains(
     written = {row["output_key"]: row["output_sha256"] for row in index_of(target).values() if row["output_key"]}
     found = hashes(target)
     assert {key: digest for key, digest in found.items() if key.startswith("images/")} == written
-    assert {key.split("/")[0] for key in found} == {"images", "plans", "commits", "index", "runs", "manifest.json"}
-    assert sorted(path.name for path in target.iterdir() if path.is_dir()) == [
-        "commits",
-        "images",
-        "index",
-        "plans",
-        "runs",
-    ]
+    folders = ["commits", "images", "index", "lease", "plans", "runs"]
+    assert sorted(path.name for path in target.iterdir() if path.is_dir()) == folders
+    assert {key.split("/")[0] for key in found} == {*folders, "manifest.json"}
 
 
 def test_noise_was_removed(archive: tuple[Path, Path, dict[str, str], dict]) -> None:
