@@ -131,7 +131,7 @@ class Denoiser:
                 f"got {len(photos)} photos, {len(strengths)} strengths and {len(noises)} noises: expected one for each"
             )
         asked = zip(photos, strengths, noises, strict=True)
-        return self._denoise([_Request.of(*each, dtypes=FILE_DTYPES) for each in asked])
+        return self._denoise([Request.of(*each, dtypes=FILE_DTYPES) for each in asked])
 
     def denoise_float(
         self, noisy: NDArray[np.float32], *, strength: float = 1.0, noise: NoiseEstimate | None = None
@@ -142,40 +142,62 @@ class Denoiser:
             noisy: (H, W, 3) or (H, W) float32 in 8-bit levels of sRGB, which may lie outside 0–255.
             strength, noise: as for a photo.
         """
-        return self._denoise([_Request.of(noisy, strength, noise, dtypes=(np.dtype(np.float32),))])[0]
+        return self._denoise([Request.of(noisy, strength, noise, dtypes=(np.dtype(np.float32),))])[0]
 
-    def _denoise(self, requests: "list[_Request]") -> list[NDArray[Any]]:
-        batches = self._plan([request for request in requests if request.strength > 0])
-        while batches:
-            batch = batches.pop()
+    def _denoise(self, requests: "list[Request]") -> list[NDArray[Any]]:
+        for batch in self._plan(requests):
+            self.run(batch)
+        return [request.clean for request in requests]
+
+    def _plan(self, requests: "list[Request]") -> "list[list[Job]]":
+        """Jobs of one kind in batches of at most `batch_px`."""
+        alike: dict[Kind, list[Job]] = {}
+        for request in requests:
+            for job in self.jobs(request):
+                alike.setdefault(job.kind, []).append(job)
+        batches = []
+        for kind, jobs in alike.items():
+            size = self.batch_size(kind)
+            batches += [jobs[start : start + size] for start in range(0, len(jobs), size)]
+        return batches
+
+    # What `SharedDenoiser` works with: a request, its jobs, and batches of those of one kind.
+
+    def request(self, noisy: NDArray[Any], *, strength: float, noise: NoiseEstimate | None) -> "Request":
+        """A photo to be denoised: arguments and errors as for a call. Any: uint8 or uint16."""
+        return Request.of(noisy, strength, noise, dtypes=FILE_DTYPES)
+
+    def jobs(self, request: "Request") -> "list[Job]":
+        """Its tiles, row by row; none where nothing is to be done."""
+        return self._cut(request) if request.strength > 0 else []
+
+    def batch_size(self, kind: "Kind") -> int:
+        """How many jobs of a kind are run together."""
+        return max(1, self._batch_px // (kind.height_px * kind.width_px))
+
+    def run(self, batch: "list[Job]") -> None:
+        """Run jobs of one kind, and write their cores into the clean photos; in smaller parts if memory runs out.
+
+        Raises:
+            FloatingPointError, MemoryError: see `__call__`.
+        """
+        parts = [batch]
+        while parts:
+            part = parts.pop()
             try:
-                self._run(batch)
+                self._run(part)
                 continue
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if len(batch) == 1 and max(batch[0].core_shape) <= SMALLEST_TILE_PX:
+                if len(part) == 1 and max(part[0].core_shape) <= SMALLEST_TILE_PX:
                     raise MemoryError(f"no memory on {self.device} for a tile of {SMALLEST_TILE_PX} pixels") from error
             # Outside of the handler, where the traceback no longer keeps the tensors of the failed run alive.
-            batches.extend(self._cut_smaller(batch))
-        return [request.clean for request in requests]
+            parts.extend(self._cut_smaller(part))
 
-    def _plan(self, requests: "list[_Request]") -> "list[list[_Job]]":
-        """Jobs of one padded size, dtype and number of channels in batches of at most `batch_px`, the last first."""
-        jobs: dict[tuple[Any, ...], list[_Job]] = {}
-        for request in requests:
-            for job in self._cut(request):
-                kind = (self._padded_shape(job), request.noisy.ndim, request.noisy.dtype)
-                jobs.setdefault(kind, []).append(job)
-        batches = []
-        for (shape, *_), alike in jobs.items():
-            size = max(1, self._batch_px // math.prod(shape))
-            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
-        return batches[::-1]
-
-    def _cut_smaller(self, batch: "list[_Job]") -> "list[list[_Job]]":
+    def _cut_smaller(self, batch: "list[Job]") -> "list[list[Job]]":
         """Two batches of half the jobs, or of a single job its tile in smaller ones. Later photos start from there."""
-        failed_px = len(batch) * math.prod(self._padded_shape(batch[0]))
+        failed_px = len(batch) * batch[0].kind.height_px * batch[0].kind.width_px
         if len(batch) > 1:
             self._batch_px = min(self._batch_px, failed_px // 2)
             logger.warning("out of memory on %s: batches now have at most %d pixels", self.device, self._batch_px)
@@ -187,7 +209,7 @@ class Denoiser:
         logger.warning("out of memory on %s: tiles now have a side of at most %d", self.device, self._tile_px)
         return [[smaller] for smaller in reversed(self._cut(job.request, job.tile.core))]
 
-    def _cut(self, request: "_Request", area: Rectangle | None = None) -> "list[_Job]":
+    def _cut(self, request: "Request", area: Rectangle | None = None) -> "list[Job]":
         height_px, width_px = request.noisy.shape[:2]
         tiles = plan_tiles(
             height_px,
@@ -197,17 +219,22 @@ class Denoiser:
             multiple_px=self._network.multiple_px,
             area=area,
         )
-        return [_Job(request, tile) for tile in tiles]
+        return [Job(request, tile, self._kind(request, tile)) for tile in tiles]
 
-    def _padded_shape(self, job: "_Job") -> tuple[int, int]:
-        read, multiple_px = job.tile.read, self._network.multiple_px
-        return padded_px(read.height_px, multiple_px), padded_px(read.width_px, multiple_px)
+    def _kind(self, request: "Request", tile: Tile) -> "Kind":
+        multiple_px = self._network.multiple_px
+        return Kind(
+            padded_px(tile.read.height_px, multiple_px),
+            padded_px(tile.read.width_px, multiple_px),
+            request.noisy.dtype,
+            is_gray=request.noisy.ndim == 2,
+            precision=self._precision_of(request.noisy.dtype),
+        )
 
     @torch.inference_mode()
-    def _run(self, batch: "list[_Job]") -> None:
-        """Run jobs of one kind, and write their cores into the clean photos."""
-        first = batch[0].request.noisy
-        padded_BHWC = np.empty((len(batch), *self._padded_shape(batch[0]), *first.shape[2:]), first.dtype)
+    def _run(self, batch: "list[Job]") -> None:
+        first, kind = batch[0].request.noisy, batch[0].kind
+        padded_BHWC = np.empty((len(batch), kind.height_px, kind.width_px, *first.shape[2:]), first.dtype)
         for job, padded_HWC in zip(batch, padded_BHWC, strict=True):
             job.read_into(padded_HWC)
         noisy_BHWC = torch.from_numpy(padded_BHWC).to(self.device).to(torch.float32).mul_(1 / PEAKS[first.dtype])
@@ -216,7 +243,7 @@ class Denoiser:
         # The permuted view is what torch calls channels_last: no pixel moves.
         noisy_BCHW = noisy_BHWC.permute(0, 3, 1, 2)
         level_B2 = torch.tensor([job.request.level for job in batch], device=self.device) / PEAK
-        clean_BCHW = self._run_network(noisy_BCHW, level_B2, self._precision_of(first.dtype))
+        clean_BCHW = self._run_network(noisy_BCHW, level_B2, kind.precision)
         for job, noisy_CHW, clean_CHW in zip(batch, noisy_BCHW, clean_BCHW, strict=True):
             job.write(noisy_CHW, clean_CHW)
 
@@ -233,8 +260,27 @@ class Denoiser:
         return self._fastest if dtype == np.uint8 else Precision.FLOAT32
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What jobs have in common that can share a batch: the size that the network is given, and how it computes."""
+
+    height_px: int
+    width_px: int
+    dtype: np.dtype[Any]
+    is_gray: bool
+    precision: Precision
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether a job's result is the same whatever else is in its batch.
+
+        In float32 it is not, from the sixth digit on: oneDNN chooses another kernel for another size of the batch.
+        """
+        return self.precision is not Precision.FLOAT32
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _Request:
+class Request:
     """A photo, what is wanted of it, and the array that the result is written to.
 
     `level` is what the network is told: the sigma of luminance and of chrominance, in 8-bit levels.
@@ -248,7 +294,7 @@ class _Request:
     @classmethod
     def of(
         cls, noisy: NDArray[Any], strength: float, noise: NoiseEstimate | None, *, dtypes: tuple[np.dtype[Any], ...]
-    ) -> "_Request":
+    ) -> "Request":
         is_photo = noisy.ndim == 2 or (noisy.ndim == 3 and noisy.shape[2] == 3)
         if not is_photo or noisy.dtype not in dtypes or noisy.size == 0:
             expected = " or ".join(str(dtype) for dtype in dtypes)
@@ -264,11 +310,12 @@ class _Request:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Job:
+class Job:
     """One tile of one request."""
 
-    request: _Request
+    request: Request
     tile: Tile
+    kind: Kind
 
     @property
     def core_shape(self) -> tuple[int, int]:

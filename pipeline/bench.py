@@ -1,5 +1,6 @@
 """What a worker has on its bench: which photos it works on and at which stage each is, seen from another thread."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ class Bench:
     def __init__(self) -> None:
         self._photos: list[_Photo] = []
         self._finished: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     @contextmanager
     def shard(self, name: str) -> Iterator[None]:
@@ -65,7 +67,8 @@ class Bench:
             self._photos.remove(photo)
 
     def finish_photo(self, shard: str) -> None:
-        self._finished[shard] += 1
+        with self._lock:
+            self._finished[shard] += 1
 
     def look(self) -> Look:
         now = time.monotonic()

@@ -43,6 +43,11 @@ class Header:
         return self.shot.orientation
 
     @property
+    def decoded_bytes(self) -> int:
+        """What all its samples take in memory, 0 where their number is not known."""
+        return self.pixels * len(self.mode or "") * max(1, (self.bit_depth or 0) // 8)
+
+    @property
     def pixels(self) -> int:
         """Width times height, 0 where they are not known."""
         return (self.width_px or 0) * (self.height_px or 0)

@@ -5,26 +5,28 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.denoiser import Denoiser, use_threads
+from model.denoiser import Denoiser
 from model.estimate import NoiseEstimate, estimate_noise
 from model.metrics import psnr_db
+from model.sharing import SharedDenoiser
 from model.weights import parse_weights
 from pipeline.errors import PhotoKept
 from pipeline.images import Limits, Pixels, decode, encode, inspect
 from pipeline.imageset import ImageSet
 from pipeline.records import Layout, Outcome
-from pipeline.shard import PIXELS_IN_MEMORY, PhotoResult, Recipe, Room, Worker, codec_faults, rejecting, timed
+from pipeline.room import Room
+from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, codec_faults, rejecting, timed
 from pipeline.storage import open_store
 
 RESULT_VERSION = 1  # raise it when the same photo and weights give another result: what is finished becomes stale
 
+COPIES = 3  # of a photo decoded that are in memory at once: noisy, clean, and what its codec works on
 MEASURED_ROWS = 16  # at a time
 
 Denoise = Callable[[NDArray[Any], float, NoiseEstimate], NDArray[Any]]  # Any: uint8 or uint16
@@ -74,7 +76,7 @@ def denoise_photo(
         if header.untouched_reason is not None:
             result.outcome, result.reason, result.data = Outcome.UNTOUCHED, header.untouched_reason, data
             return result
-        with (room or Room()).taken(header.pixels):
+        with (room or Room()).taken(COPIES * header.decoded_bytes):
             with timed(result, "decode"), codec_faults():
                 noisy = decode(data, header)
             with timed(result, "denoise"):
@@ -93,23 +95,19 @@ def denoise_photo(
 
 
 class PhotoDenoiser:
-    """Denoises photos by key. The network runs in a thread of its own, whichever threads call.
-
-    Meanwhile they read, decode, encode and write other photos.
-    """
+    """Denoises photos by key, called from several threads: while the network runs, others decode, encode and write."""
 
     def __init__(self, denoiser: Denoiser, config: DenoiseConfig, *, threads: int = 1) -> None:
-        self._denoiser = denoiser
+        self._denoiser = SharedDenoiser(denoiser, threads=threads)
         self._config = config
-        self._room = Room(PIXELS_IN_MEMORY)
-        self._model_thread = ThreadPoolExecutor(1, "model", use_threads, (threads,))
+        self._room = Room(PHOTO_BYTES)
 
     def __call__(self, data: bytes, key: str) -> PhotoResult:
         return denoise_photo(data, key, self._denoise, self._config, room=self._room)
 
     def _denoise(self, noisy: NDArray[Any], strength: float, noise: NoiseEstimate) -> NDArray[Any]:
         # Any: uint8 or uint16
-        return self._model_thread.submit(self._denoiser, noisy, strength=strength, noise=noise).result()
+        return self._denoiser(noisy, strength=strength, noise=noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

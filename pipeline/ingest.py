@@ -15,15 +15,17 @@ from pipeline.images import Header, Limits, can_shrink, inspect, shrink
 from pipeline.imageset import ImageSet
 from pipeline.planning import PlanCounts, PlanHeader, ShardSize
 from pipeline.records import Layout, Outcome
+from pipeline.room import Room
 from pipeline.run import Progress, Summary, Work, do_work, plan_work
 from pipeline.sample import look_ahead
-from pipeline.shard import PIXELS_IN_MEMORY, PhotoResult, Recipe, Room, Worker, codec_faults, rejecting, timed
+from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, codec_faults, rejecting, timed
 from pipeline.sources import open_both
 from pipeline.storage import open_store
 
 RESULT_VERSION = 1  # raise it when the same photo gives another result: what is finished becomes stale
 SHARD_BYTES = 256 * 1024**2
 SHARD_PHOTOS = 10_000
+COPIES = 2  # of a photo decoded that are in memory at once: it, and a turned or smaller one
 SHARDS_PER_WORKER = 4  # at least; without a number, of one for each core here: a cluster's are not known yet
 
 
@@ -132,7 +134,7 @@ def pack_photo(data: bytes, key: str, config: IngestConfig, *, room: Room | None
         if config.resize_px is None:
             result.data = data
         else:
-            with (room or Room()).taken(header.pixels), timed(result, "encode"), codec_faults():
+            with (room or Room()).taken(COPIES * header.decoded_bytes), timed(result, "encode"), codec_faults():
                 small = shrink(data, header, side_px=config.resize_px)
             result.data, result.size_px = small.data, (small.width_px, small.height_px)
         result.outcome = Outcome.PACKED
@@ -152,7 +154,7 @@ class IngestWorkerFactory:
 
     def recipe(self, threads: int) -> Recipe:  # noqa: ARG002  # the codecs take what they need
         return Recipe(
-            process=partial(pack_photo, config=self.config, room=Room(PIXELS_IN_MEMORY)),
+            process=partial(pack_photo, config=self.config, room=Room(PHOTO_BYTES)),
             limits=self.config.limits,
             weights="",
             parameters=self.config.parameters,

@@ -3,13 +3,16 @@
 import dataclasses
 import hashlib
 import logging
-import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
 
 from pipeline.bench import Bench, Look, enter_stage
 from pipeline.errors import ObjectRefused, PhotoRejected, StorageError
@@ -18,12 +21,17 @@ from pipeline.images import Header, Limits
 from pipeline.imageset import ImageSet
 from pipeline.packed import PackedWriter
 from pipeline.records import Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
+from pipeline.room import Room
 from pipeline.sources import read_photos
 from pipeline.storage import Store, unsafe_reason
 
 log = logging.getLogger(__name__)
 
-PIXELS_IN_MEMORY = 64_000_000  # of the photos that one worker holds decoded at a time, unless it is one larger photo
+PHOTOS_AT_ONCE = 8  # in work, at most: what fits into memory is bounded by bytes
+PHOTO_BYTES = 1024**3  # of memory for photos that are decoded: see `Room`
+SOURCE_BYTES = 256 * 1024**2  # the same for the files that they come from
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,27 +57,6 @@ class PhotoResult:
     stage_s: dict[str, float] = field(default_factory=dict)
 
 
-class Room:
-    """Lets photos into memory while there is room for their pixels; one that is larger than it comes in alone."""
-
-    def __init__(self, pixels: float = math.inf) -> None:
-        self._pixels = pixels
-        self._taken = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._taken == 0 or self._taken + pixels <= self._pixels)
-            self._taken += pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= pixels
-                self._changed.notify_all()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What is done to each photo of a run.
@@ -88,7 +75,11 @@ class Recipe:
 
 
 class Worker:
-    """Processes shards of a source into a target. May run several shards at once from threads of one process."""
+    """Processes shards of a source into a target. May run several shards at once from threads of one process.
+
+    The photos of all of them go through the same threads, each from its bytes to its object in the target: while one is
+    read, others are decoded, processed, encoded and written.
+    """
 
     def __init__(self, source: Store, target: ImageSet, layout: Layout, recipe: Recipe) -> None:
         self._source = source
@@ -96,6 +87,9 @@ class Worker:
         self._layout = layout
         self._recipe = recipe
         self._bench = Bench()
+        self._threads = ThreadPoolExecutor(PHOTOS_AT_ONCE, "photo")
+        self._places = threading.Semaphore(PHOTOS_AT_ONCE)
+        self._source_room = Room(SOURCE_BYTES)
 
     def look(self) -> Look:
         """What it works on at the moment. May be called from another thread."""
@@ -119,16 +113,10 @@ class Worker:
         start = time.perf_counter()
         packed = PackedWriter() if self._layout == Layout.PACKED else None
         records = []
-        for planned, result in self._results(plan.photos, poisonous):
-            record = self._record(plan, planned, result)
-            if packed is None:
-                with self._bench.photo(planned.key, "write"):
-                    record = self._write(record, result)
-                fault_point(FaultPoint.PHOTO_WRITTEN)
-            elif result.data is not None:
-                packed.add(record, result.data)
+        for record, data in self._each(plan.photos, poisonous, partial(self._finish, plan)):
+            if packed is not None and data is not None:
+                packed.add(record, data)
             records.append(record)
-            self._bench.finish_photo(plan.shard)
         if packed is not None:
             self._target.store.write(self._target.packed_key(plan.shard), packed.finish())
         fault_point(FaultPoint.SHARD_WRITTEN)
@@ -138,17 +126,43 @@ class Worker:
 
     def probe(self, photo: PlannedPhoto) -> None:
         """Process a photo and drop the result: to find the one that ends its process."""
-        for _ in self._results((photo,), {}):
+        for _ in self._each((photo,), {}, lambda *_: None):
             pass
 
-    def _results(
+    def _each(
+        self,
+        photos: tuple[PlannedPhoto, ...],
+        poisonous: Mapping[str, str],
+        finish: Callable[[PlannedPhoto, PhotoResult], T],
+    ) -> Iterator[T]:
+        """What `finish` makes of the result of each photo, in its thread; in the order of the photos.
+
+        A photo that takes its time does not stop those behind it: what is left of them waits here for its turn.
+        """
+        under_way: deque[Future[T]] = deque()
+        try:
+            for planned, found, read_s in self._read(photos, poisonous):
+                self._places.acquire()
+                under_way.append(self._threads.submit(self._do, planned, found, read_s, finish))
+                under_way[-1].add_done_callback(partial(self._make_room, len(found) if isinstance(found, bytes) else 0))
+                while under_way and under_way[0].done():
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+            wait(under_way)
+
+    def _read(
         self, photos: tuple[PlannedPhoto, ...], poisonous: Mapping[str, str]
-    ) -> Iterator[tuple[PlannedPhoto, PhotoResult]]:
+    ) -> Iterator[tuple[PlannedPhoto, bytes | str, float]]:
+        """Each photo with its bytes, for which room is taken, or why there are none; and how long it took to read."""
         reasons = {planned.key: poisonous.get(planned.key) or self._unread_reason(planned) for planned in photos}
         reading = read_photos(self._source, [planned for planned in photos if reasons[planned.key] is None])
         for planned in photos:
             if (reason := reasons[planned.key]) is not None:
-                yield planned, PhotoResult(outcome=Outcome.REJECTED, reason=reason)
+                yield planned, reason, 0.0
                 continue
             start = time.perf_counter()
             with self._bench.photo(planned.key, "read"):
@@ -157,20 +171,49 @@ class Worker:
             if isinstance(data, ObjectRefused):
                 if next(iter(self._source.list()), None) is None:
                     raise StorageError(f"nothing is left in {self._source.url}: is it still there?") from data
-                yield planned, PhotoResult(outcome=Outcome.REJECTED, reason=str(data))
+                yield planned, str(data), read_s
                 continue
-            source_sha256 = hashlib.sha256(data).hexdigest()
-            if planned.place is not None and source_sha256 != planned.etag:
-                yield planned, PhotoResult(outcome=Outcome.REJECTED, reason=f"its bytes in {planned.place} are damaged")
-                continue
-            with self._bench.photo(planned.key, "inspect"):
-                result = self._recipe.process(data, planned.key)
+            with self._bench.photo(planned.key, "wait"):
+                self._source_room.take(len(data))
+            yield planned, data, read_s
+
+    def _do(
+        self,
+        planned: PlannedPhoto,
+        found: bytes | str,
+        read_s: float,
+        finish: Callable[[PlannedPhoto, PhotoResult], T],
+    ) -> T:
+        if isinstance(found, str):
+            return finish(planned, PhotoResult(outcome=Outcome.REJECTED, reason=found))
+        with self._bench.photo(planned.key, "inspect"):
+            result = self._result(planned, found)
             result.stage_s["read"] = read_s
-            result.source_sha256 = source_sha256
-            if result.data is not None:
-                is_copy = result.data is data
-                result.output_sha256 = result.source_sha256 if is_copy else hashlib.sha256(result.data).hexdigest()
-            yield planned, result
+            return finish(planned, result)
+
+    def _make_room(self, size_bytes: int, _: Future[T]) -> None:
+        self._places.release()
+        self._source_room.give_back(size_bytes)
+
+    def _result(self, planned: PlannedPhoto, data: bytes) -> PhotoResult:
+        source_sha256 = hashlib.sha256(data).hexdigest()
+        if planned.place is not None and source_sha256 != planned.etag:
+            return PhotoResult(outcome=Outcome.REJECTED, reason=f"its bytes in {planned.place} are damaged")
+        result = self._recipe.process(data, planned.key)
+        result.source_sha256 = source_sha256
+        if result.data is not None:
+            is_copy = result.data is data
+            result.output_sha256 = source_sha256 if is_copy else hashlib.sha256(result.data).hexdigest()
+        return result
+
+    def _finish(self, plan: ShardPlan, planned: PlannedPhoto, result: PhotoResult) -> tuple[PhotoRecord, bytes | None]:
+        """The row of a photo, which is written; with its bytes where they are to be packed."""
+        record, data = self._record(plan, planned, result), result.data
+        if self._layout == Layout.FILES:
+            record, data = self._write(record, result), None
+            fault_point(FaultPoint.PHOTO_WRITTEN)
+        self._bench.finish_photo(plan.shard)
+        return record, data
 
     def _unread_reason(self, planned: PlannedPhoto) -> str | None:
         """Why a photo is not read: by its name, or by the listing's size."""
@@ -186,6 +229,7 @@ class Worker:
     def _write(self, record: PhotoRecord, result: PhotoResult) -> PhotoRecord:
         if result.data is None or record.output_key is None:
             return record
+        enter_stage("write")
         start = time.perf_counter()
         try:
             self._target.store.write(record.output_key, result.data)

@@ -1,0 +1,68 @@
+"""Room in a worker's memory for the photos that it works on: bounded by their bytes, and not by their number."""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Room:
+    """Lets photos into memory while there is room for their bytes, first come, first served.
+
+    Half of it is for photos that need no more than that. A larger one comes in beside them, one at a time, whatever it
+    needs. So neither kind ever waits for the other, and at most half of the size and one large photo are taken.
+    """
+
+    def __init__(self, size_bytes: float = math.inf) -> None:
+        self._half_bytes = size_bytes / 2
+        self._small = _Lane(self._half_bytes)
+        self._large = _Lane(0)
+
+    def take(self, size_bytes: int) -> None:
+        """Wait until there is room for so many bytes, and take it."""
+        self._lane(size_bytes).take(size_bytes)
+
+    def give_back(self, size_bytes: int) -> None:
+        """Leave the room that was taken by `take`."""
+        self._lane(size_bytes).give_back(size_bytes)
+
+    @contextmanager
+    def taken(self, size_bytes: int) -> Iterator[None]:
+        self.take(size_bytes)
+        try:
+            yield
+        finally:
+            self.give_back(size_bytes)
+
+    def _lane(self, size_bytes: int) -> "_Lane":
+        return self._small if size_bytes <= self._half_bytes else self._large
+
+
+class _Lane:
+    """First come, first served: one that finds no room stops those behind it, or they would go on to overtake it."""
+
+    def __init__(self, size_bytes: float) -> None:
+        self._size_bytes = size_bytes
+        self._taken_bytes = 0
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    def take(self, size_bytes: int) -> None:
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            self._changed.wait_for(
+                lambda: (
+                    self._queue[0] is ticket
+                    and (self._taken_bytes == 0 or self._taken_bytes + size_bytes <= self._size_bytes)
+                )
+            )
+            self._queue.popleft()
+            self._taken_bytes += size_bytes
+            self._changed.notify_all()
+
+    def give_back(self, size_bytes: int) -> None:
+        with self._changed:
+            self._taken_bytes -= size_bytes
+            self._changed.notify_all()

@@ -1,0 +1,86 @@
+"""Photos wait for room in memory: nobody is starved, and no more is taken than was promised."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import numpy as np
+import pytest
+
+from pipeline.room import Room
+
+
+@pytest.fixture
+def in_thread() -> Callable[..., threading.Thread]:
+    def start(do: Callable[..., None], *args: int) -> threading.Thread:
+        thread = threading.Thread(target=do, args=args, daemon=True)
+        thread.start()
+        thread.join(0.05)
+        return thread
+
+    return start
+
+
+def test_small_photos_take_half_of_the_room_together(in_thread) -> None:
+    room = Room(100)
+    room.take(30)
+
+    waiting = in_thread(room.take, 30)
+    assert waiting.is_alive()
+    room.give_back(30)
+    waiting.join()
+
+
+def test_a_photo_larger_than_the_room_comes_in_beside_small_ones(in_thread) -> None:
+    room = Room(100)
+    room.take(50)
+
+    room.take(1000)
+
+    assert in_thread(room.take, 1000).is_alive()
+
+
+def test_small_photos_pass_a_large_one_that_waits(in_thread) -> None:
+    room = Room(100)
+    room.take(1000)
+    waiting = in_thread(room.take, 1000)
+
+    room.take(50)
+
+    room.give_back(1000)
+    waiting.join()
+
+
+def test_a_photo_that_needs_much_of_its_half_is_not_overtaken(in_thread) -> None:
+    room = Room(100)
+    room.take(20)
+    first = in_thread(room.take, 40)
+
+    second = in_thread(room.take, 10)
+
+    assert second.is_alive()  # though there would be room for it
+    room.give_back(20)
+    first.join()
+    second.join()
+
+
+def test_whatever_comes_no_more_is_taken_than_half_of_the_room_and_one_large_photo() -> None:
+    room, lock = Room(100), threading.Lock()
+    taken: list[int] = []
+    most = [0]
+
+    def pass_through(size: int) -> None:
+        with room.taken(size):
+            with lock:
+                taken.append(size)
+                most[0] = max(most[0], sum(taken))
+                assert sum(size > 50 for size in taken) <= 1
+            with lock:
+                taken.remove(size)
+
+    sizes = np.random.default_rng(0).integers(1, 120, 300).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        done = wait([pool.submit(pass_through, size) for size in sizes]).done
+
+    assert [future.exception() for future in done] == [None] * len(sizes)
+    assert most[0] <= 50 + max(sizes)
