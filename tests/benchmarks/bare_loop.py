@@ -1,91 +1,119 @@
-"""`degrain denoise` against a bare loop over the same photos with the same network and codecs, in one run.
+"""`degrain denoise` against bare loops over the same photos with the same network and codecs, in one run.
 
-    python tests/benchmarks/bare_loop.py FOLDER_OF_CLEAN_PHOTOS [--sigma 25] [--rounds 3] [--copies 1]
+    python tests/benchmarks/bare_loop.py FOLDER_OF_CLEAN_PHOTOS [--kind png|jpeg] [--count 246] [--rounds 2]
 
-White noise is added to the photos, which are saved as 8-bit PNG. The loop reads, decodes, denoises, encodes and writes
-one photo after the other in one process, torch using every core, its network loaded and warm. Both alternate for some
-rounds. degrain's time is the `seconds` that it reports: with the start of its workers, without that of Ray. With
-`--copies` of each photo, each with noise of its own, it shows how it runs once they are up. Prints images/s,
-megapixels/s, their ratio, and the PSNR.
+The loops read, decode, denoise, encode and write one photo after the other, without Ray, their networks loaded and
+warm: one process whose torch uses every core, and one process for each core. All alternate for some rounds. Of degrain
+two times count: the `seconds` that it reports, with the start of its workers and without that of Ray; and its steady
+state, from the moment when a tenth of the photos is finished, as the index tells. Prints images/s, how many times as
+fast degrain is, and the PSNR before and after.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
+from contest import report
+from noisy_photos import SIZES_PX, scaled, write_noisy
 from numpy.typing import NDArray
-from PIL import Image
 
 from model import Denoiser
+from model.denoiser import use_threads
 from model.metrics import psnr_db
 from pipeline.images import Pixels, decode, encode, inspect
+
+CORES = os.cpu_count() or 1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
+    parser.add_argument("--kind", choices=SIZES_PX, default="png")
+    parser.add_argument("--count", type=int)
     parser.add_argument("--sigma", type=float, default=25.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
+    count = options.count or {"png": 246, "jpeg": 12}[options.kind]
+    seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clean = write_noisy(options.photos, folder / "noisy", options.sigma, options.copies)
-        loop_s, run_s = [], []
+        source = folder / "noisy"
+        origins = write_noisy(options.photos, source, options.kind, count, sigma=options.sigma)
         for turn in range(options.rounds):
-            loop_s.append(run_bare_loop(folder / "noisy", folder / f"loop-{turn}"))
-            run_s.append(run_degrain(folder / "noisy", folder / f"degrain-{turn}"))
-        megapixels = sum(photo.shape[0] * photo.shape[1] for photo in clean.values()) / 1e6
-        for label, seconds in (("bare loop", min(loop_s)), ("degrain denoise", min(run_s))):
-            images, pixels = len(clean) / seconds, megapixels / seconds
-            print(f"{label:16} {images:6.2f} images/s  {pixels:6.2f} megapixels/s  {seconds:6.2f} s")
-        ratios = ", ".join(f"{loop / run:.2f}" for loop, run in zip(loop_s, run_s, strict=True))
-        print(f"ratio            {min(loop_s) / min(run_s):6.2f}  (rounds: {ratios})")
-        before = np.mean([psnr_db(read(folder / "noisy" / key), photo) for key, photo in clean.items()])
-        after = np.mean([psnr_db(read(folder / "degrain-0/images" / key), photo) for key, photo in clean.items()])
+            target = folder / f"{turn}"
+            took = {
+                "loop, one process": run_loops(source, target / "one", processes=1),
+                "loop, one a core": run_loops(source, target / "many", processes=CORES),
+                "degrain": run_degrain(source, target / "degrain"),
+                "degrain, steady": steady_s(target / "degrain", count),
+            }
+            for contender, each in took.items():
+                seconds.setdefault(contender, []).append(each)
+        megapixels = count * np.prod(SIZES_PX[options.kind]) / 1e6
+        report(seconds, count, megapixels, ours=["degrain", "degrain, steady"])
+        some = list(origins.items())[:: max(1, count // 20)]
+        size = SIZES_PX[options.kind]
+        before = np.mean([psnr_db(read(source / key), scaled(clean, size)) for key, clean in some])
+        after = np.mean([psnr_db(read(folder / "0/degrain/images" / key), scaled(clean, size)) for key, clean in some])
         print(f"PSNR {before:.2f} dB before, {after:.2f} dB after")
 
 
-def write_noisy(photos: Path, folder: Path, sigma: float, copies: int) -> dict[str, NDArray[np.uint8]]:
-    """Write noisy copies as PNG; returns the clean photos by the names of their noisy copies."""
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-    clean = {}
-    for path in sorted(photos.iterdir()):
-        photo = np.asarray(Image.open(path).convert("RGB"))
-        for copy in range(copies):
-            name = f"{path.stem}-{copy}.png"
-            noisy = np.clip(np.round(photo + draw.normal(0, sigma, photo.shape)), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(folder / name, compress_level=1)
-            clean[name] = photo
-    return clean
-
-
-def run_bare_loop(source: Path, target: Path) -> float:
-    """Seconds of one process that does one photo after the other, the model loaded and warm."""
-    target.mkdir()
-    denoiser = Denoiser.load("photo")
-    denoiser(read(next(source.iterdir())))
+def run_loops(source: Path, target: Path, *, processes: int) -> float:
+    """Seconds of so many processes, which share photos and cores, from when all are warm to when all are done."""
+    target.mkdir(parents=True)
+    paths = sorted(source.iterdir())
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes + 1)
+    loops = [
+        context.Process(target=loop, args=(paths[first::processes], target, CORES // processes, barrier))
+        for first in range(processes)
+    ]
+    for one in loops:
+        one.start()
+    barrier.wait()
     start = time.perf_counter()
-    for path in sorted(source.iterdir()):
+    for one in loops:
+        one.join()
+    assert len(list(target.iterdir())) == len(paths)
+    return time.perf_counter() - start
+
+
+def loop(paths: list[Path], target: Path, threads: int, barrier: Barrier) -> None:
+    use_threads(threads)
+    denoiser = Denoiser.load("photo")
+    denoiser(np.zeros((512, 512, 3), np.uint8))
+    barrier.wait()
+    for path in paths:
         data = path.read_bytes()
         header = inspect(data, name=path.name)
         pixels = decode(data, header)
         (target / path.name).write_bytes(encode(Pixels(denoiser(pixels.colour), pixels.alpha), data, header))
-    return time.perf_counter() - start
 
 
-def run_degrain(source: Path, target: Path) -> float:
+def run_degrain(source: Path, target: Path, *, strength: int = 1) -> float:
     """Seconds that the command itself reports for the work on photos."""
-    command = [sys.executable, "-m", "flows.cli", "denoise", str(source), str(target), "--json"]
+    options = ["--strength", str(strength), "--json"]
+    command = [sys.executable, "-m", "flows.cli", "denoise", str(source), str(target), *options]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(finished.stdout.splitlines()[-1])["seconds"])
+
+
+def steady_s(target: Path, count: int) -> float:
+    """Seconds for so many photos at the rate with which the last nine tenths of them were finished."""
+    finished = np.sort(ds.dataset(target / "index").to_table(columns=["finished_at"])["finished_at"].to_numpy())
+    assert len(finished) == count
+    first = max(1, count // 10)
+    return float((finished[-1] - finished[first - 1]) / np.timedelta64(1, "s")) / (count - first) * count
 
 
 def read(path: Path) -> NDArray[Any]:

@@ -1,0 +1,74 @@
+"""`degrain denoise` without its network against the limit of its codecs: pure decoding and encoding on all cores.
+
+    python tests/benchmarks/codecs.py FOLDER_OF_PHOTOS [--kind png|jpeg] [--count 1640] [--rounds 3]
+
+The limit is one process for each core that decodes and encodes the photos, which it holds in memory: no storage, no
+hashes, nothing measured. degrain runs with `--strength 0`, the identity: it lists, plans, reads, decodes, measures the
+noise twice and the change, encodes, hashes, writes, syncs and commits. Its time is the `seconds` that it reports, and
+its steady state, from the moment when a tenth of the photos is finished.
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+from bare_loop import run_degrain, steady_s
+from contest import report
+from noisy_photos import SIZES_PX, write_noisy
+
+from pipeline.images import decode, encode, inspect
+
+CORES = os.cpu_count() or 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--kind", choices=SIZES_PX, default="png")
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    count = options.count or {"png": 1640, "jpeg": 123}[options.kind]
+    seconds: dict[str, list[float]] = {"codecs alone": [], "degrain": [], "degrain, steady": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = folder / "noisy"
+        write_noisy(options.photos, source, options.kind, count)
+        for turn in range(options.rounds):
+            seconds["codecs alone"].append(run_codecs(source))
+            seconds["degrain"].append(run_degrain(source, folder / f"{turn}", strength=0))
+            seconds["degrain, steady"].append(steady_s(folder / f"{turn}", count))
+    width_px, height_px = SIZES_PX[options.kind]
+    report(seconds, count, count * width_px * height_px / 1e6, ours=["degrain", "degrain, steady"])
+
+
+def run_codecs(source: Path) -> float:
+    """Seconds of one process for each core, from when all hold their photos to when all have encoded them."""
+    paths = sorted(source.iterdir())
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(CORES + 1)
+    loops = [context.Process(target=loop, args=(paths[first::CORES], barrier)) for first in range(CORES)]
+    for one in loops:
+        one.start()
+    barrier.wait()
+    start = time.perf_counter()
+    for one in loops:
+        one.join()
+    assert all(one.exitcode == 0 for one in loops)
+    return time.perf_counter() - start
+
+
+def loop(paths: list[Path], barrier: Barrier) -> None:
+    photos = [path.read_bytes() for path in paths]
+    barrier.wait()
+    for data in photos:
+        header = inspect(data)
+        encode(decode(data, header), data, header)
+
+
+if __name__ == "__main__":
+    main()
