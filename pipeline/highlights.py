@@ -83,8 +83,7 @@ def find_highlights(target: str, *, since: datetime) -> Highlights:
             f"LIMIT {MAX_PICTURES}",
             {"since": since},
         )
-        columns = [column[0] for column in found.description or []]
-        rows = [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
+        rows = found.to_arrow_table().to_pylist()  # DuckDB's own rows want pytz for times
     return Highlights(
         reasons=dict(reasons),
         rejected=[{"key": key, "reason": reason} for key, reason in newest],
