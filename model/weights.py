@@ -18,6 +18,28 @@ NETWORKS: dict[str, type[PhotoNetwork] | type[SeedNetwork]] = {"photo": PhotoNet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What weights were made from and by: enough to make them again.
+
+    Attributes:
+        source: path or URL of the photos.
+        photos: how many were used.
+        photos_sha256: what identifies them wherever they lie: the sha256 of what `sha256sum * | LC_ALL=C sort` prints
+            of them, by their keys.
+        start_from: sha256 of the weights that the training began with; empty where they were random.
+        version: of degrain.
+        settings: of the job, by name, nested as they are in a job file.
+    """
+
+    source: str
+    photos: int
+    photos_sha256: str
+    start_from: str = ""
+    version: str = ""
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """What a person must know before using the weights; travels inside the file.
 
@@ -28,6 +50,7 @@ class Card:
         noise: what it was trained to remove.
         training: the run's settings, flattened to text.
         scores: measured figures by name, in dB unless the name says otherwise.
+        provenance: the photos and settings that it came from; None of weights that were made before this was kept.
     """
 
     network: str
@@ -36,6 +59,7 @@ class Card:
     noise: str
     training: str = ""
     scores: dict[str, float] = field(default_factory=dict)
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
@@ -67,7 +91,8 @@ class Weights:
 def dump_weights(network: nn.Module, card: Card) -> bytes:
     """The bytes of a weights file: the same network and card give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return safetensors.torch.save(tensors, metadata={"card": json.dumps(dataclasses.asdict(card), sort_keys=True)})
+    values = {name: value for name, value in dataclasses.asdict(card).items() if value is not None}
+    return safetensors.torch.save(tensors, metadata={"card": json.dumps(values, sort_keys=True)})
 
 
 def parse_weights(data: bytes) -> Weights:
@@ -78,15 +103,30 @@ def parse_weights(data: bytes) -> Weights:
     """
     try:
         tensors = safetensors.torch.load(data)
-        header_bytes = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + header_bytes]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"not a safetensors file: {error}") from error
-    try:
-        card = Card(**json.loads(metadata["card"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the weights have no card that this version of degrain understands: {error}") from error
+    card = parse_card(data[8 : 8 + header_size_bytes(data)])
     return Weights(tensors, card, hashlib.sha256(data).hexdigest())
+
+
+def header_size_bytes(data: bytes) -> int:
+    """How long the header of a weights file is, which follows the 8 bytes that say so."""
+    return int.from_bytes(data[:8], "little")
+
+
+def parse_card(header: bytes) -> Card:
+    """The card in the header of a weights file.
+
+    Raises:
+        ValueError: it is no header, or has no card that this version understands.
+    """
+    try:
+        values = json.loads(json.loads(header)["__metadata__"]["card"])
+        if values.get("provenance") is not None:
+            values["provenance"] = Provenance(**values["provenance"])
+        return Card(**values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"the weights have no card that this version of degrain understands: {error}") from error
 
 
 def shipped_names() -> list[str]:

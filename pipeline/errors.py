@@ -8,6 +8,8 @@
     │   │   └── ObjectMissing  there is no such object
     │   └── ObjectExists     a create-only write found the object already there
     ├── TargetInUse          another run holds the lease of the target
+    ├── RegistryError        what lies in a registry of weights is not, or no longer, what it says
+    ├── PromotionRefused     weights may not have the name that they were to have
     ├── ImageSetError        what lies at the target is not, or no longer, a sound image set
     └── RunFailed            a run had to stop; what is committed stays
 
@@ -41,6 +43,14 @@ class ObjectMissing(ObjectRefused):
 
 class ObjectExists(StorageError):
     """A create-only write found the object already there: someone else was first."""
+
+
+class RegistryError(DegrainError):
+    """What lies in a registry of weights is not, or no longer, what it says."""
+
+
+class PromotionRefused(DegrainError):
+    """Weights may not have the name that they were to have: they score worse, or someone else was first."""
 
 
 class ImageSetError(DegrainError):

@@ -35,6 +35,7 @@ class FaultPoint(StrEnum):
     OLD_PART_REMOVED = "old-part-removed"
     INDEX_PUBLISHED = "index-published"
     RUN_RECORDED = "run-recorded"
+    WEIGHTS_COPIED = "weights-copied"  # into a registry, and no name points to them yet
 
 
 _passed: Counter[FaultPoint] = Counter()

@@ -8,18 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from model.denoiser import count_gpus
-from model.weights import Weights, find_shipped, parse_weights, shipped_names
 from pipeline.cluster import ClusterConfig
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory
-from pipeline.errors import ObjectMissing
 from pipeline.forecast import ForecastOptions, Outlook
 from pipeline.imageset import ImageSet
 from pipeline.planning import PlanCounts, PlanHeader
 from pipeline.records import Layout, Outcome
+from pipeline.registry import read_weights
 from pipeline.run import Progress, Summary, Work, do_work, plan_work
 from pipeline.sample import look_ahead
 from pipeline.sources import open_both
-from pipeline.storage import open_store, split_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +26,7 @@ class DenoiseJob:
 
     Attributes:
         source, target: paths or fsspec URLs of a collection of photos, and of the image set to make or go on with.
-        weights: name of shipped weights, or a path or URL of a weights file.
+        weights: name of shipped weights, or a path or URL of a weights file or of a name in a registry.
         layout: how the target keeps its photos.
         limit, sample, retry_failed, max_rejected_fraction: as in `Work`.
         keys: path or URL of a table that lists the source, such as an S3 Inventory.
@@ -105,23 +103,6 @@ def denoise_work(job: DenoiseJob) -> Work:
         cluster=job.cluster,
         settings=dataclasses.asdict(job),
     )
-
-
-def read_weights(name: str) -> tuple[bytes, Weights]:
-    """Shipped weights by name, or a weights file by path or URL.
-
-    Raises:
-        ValueError: there are none of that name, or the file holds none.
-    """
-    shipped = find_shipped(name)
-    if shipped is None and "/" not in name and not name.endswith(".safetensors"):
-        raise ValueError(f"unknown weights '{name}': expected {' or '.join(shipped_names())}, or a path or URL")
-    root, key = split_url(str(shipped or name))
-    try:
-        data = open_store(root).read(key)
-    except ObjectMissing as error:
-        raise ValueError(f"there are no weights at {name}") from error
-    return data, parse_weights(data)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from model.denoiser import Denoiser
 from pipeline.denoise import DenoiseConfig, denoise_photo
 from pipeline.errors import PhotoRejected
 from pipeline.images import promised_format
-from pipeline.jobs import read_weights
+from pipeline.registry import read_weights
 from pipeline.storage import open_store, split_url
 
 

@@ -44,6 +44,8 @@ def _value(hint: Any, value: object, name: str) -> object:  # Any: a type, or an
     kind = get_origin(hint) or hint
     if kind in (types.UnionType, Union):
         return _first_of(get_args(hint), value, name)
+    if kind is tuple:
+        return _tuple(get_args(hint)[0], value, name)
     if dataclasses.is_dataclass(kind):
         return build(kind, value, name=name)  # type: ignore[arg-type]  # a type, and no instance
     if kind is Literal or issubclass(kind, Enum):
@@ -56,6 +58,12 @@ def _value(hint: Any, value: object, name: str) -> object:  # Any: a type, or an
     if type(value) is not kind:  # a bool is an int to isinstance, and never meant as one
         raise ValueError(f"{name} is {value!r}: expected {_WORDS.get(kind, kind.__name__)}")
     return value
+
+
+def _tuple(kind: Any, value: object, name: str) -> tuple[object, ...]:  # Any: the one type of its values
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {value!r}: expected a list")  # noqa: TRY004  # the caller's error, as all here
+    return tuple(_value(kind, each, f"{name}[{number}]") for number, each in enumerate(value))
 
 
 def _first_of(kinds: Sequence[Any], value: object, name: str) -> object:  # Any: types

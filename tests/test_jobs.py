@@ -11,9 +11,10 @@ from photos import saved, scene, write_archive
 from model.weights import dump_weights
 from pipeline.denoise import DenoiseConfig
 from pipeline.ingest import IngestJob, run_ingest
-from pipeline.jobs import DenoiseJob, plan_denoise, read_weights, run_denoise
+from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
 from pipeline.one_photo import denoise_one
 from pipeline.records import Layout, Status
+from pipeline.registry import read_weights
 from pipeline.run import Summary
 
 

@@ -27,6 +27,7 @@ class Outer:
     colour: Colour = Colour.RED
     strength: float | Literal["auto"] = 1.0
     inner: Inner = field(default_factory=Inner)
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count == 0:
@@ -35,8 +36,9 @@ class Outer:
 
 def test_values_become_what_they_are_declared_as() -> None:
     values = {"name": "a", "count": None, "colour": "blue", "strength": "auto", "inner": {"share": 1}}
+    values["words"] = ["b", "c"]
 
-    assert build(Outer, values) == Outer(name="a", colour=Colour.BLUE, strength="auto")
+    assert build(Outer, values) == Outer(name="a", colour=Colour.BLUE, strength="auto", words=("b", "c"))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,8 @@ def test_values_become_what_they_are_declared_as() -> None:
         ({"name": "a", "colour": "green"}, "colour is 'green': expected red or blue"),
         ({"name": "a", "strength": "much"}, "strength is 'much': expected a number"),
         ({"name": "a", "inner": {"share": "1"}}, "inner.share is '1': expected a number"),
+        ({"name": "a", "words": "b"}, "words is 'b': expected a list"),
+        ({"name": "a", "words": ["b", 1]}, r"words\[1\] is 1: expected a text"),
         ({"name": "a", "count": 0}, "expected at least 1"),
         ([], r"the job is \[\]"),
     ],

@@ -11,7 +11,7 @@ import torch
 from model import weights
 from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
-from model.weights import Card, dump_weights, load_weights, parse_weights
+from model.weights import Card, Provenance, dump_weights, load_weights, parse_weights
 
 
 def _card(**changes: object) -> Card:
@@ -30,6 +30,14 @@ def test_a_network_and_its_card_survive_the_file(network):
     assert read.card == card
     for name, tensor in read.network().state_dict().items():
         assert torch.equal(tensor, network.state_dict()[name])
+
+
+def test_what_the_weights_came_from_survives_the_file(network):
+    provenance = Provenance(
+        source="s3://photos", photos=254, photos_sha256="a" * 64, settings={"steps": 1, "noise": {"sigma_max": 55}}
+    )
+    assert parse_weights(dump_weights(network, _card(provenance=provenance))).card.provenance == provenance
+    assert parse_weights(dump_weights(network, _card())).card.provenance is None
 
 
 def test_the_same_network_gives_the_same_bytes_and_another_does_not(network):
@@ -79,6 +87,7 @@ def _torch_file(path: Path, value: object) -> bytes:
         {"card": json.dumps({"network": "photo"})},
         {"card": json.dumps({"network": "resnet", "data": "", "licence": "", "noise": ""})},
         {"card": json.dumps({"network": "photo", "data": "", "licence": "", "noise": "", "from_the_future": 1})},
+        {"card": json.dumps({"network": "photo", "data": "", "licence": "", "noise": "", "provenance": "me"})},
     ],
 )
 def test_weights_without_a_card_that_is_understood_are_refused(metadata):
