@@ -10,6 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from flows.console import bar_interval_s
+from flows.weights_commands import add_evaluate, add_registry_option, add_weights, evaluate, weights_of
+
 if TYPE_CHECKING:
     from model.training import StepMetrics
     from pipeline.forecast import ForecastOptions, Outlook
@@ -51,7 +54,7 @@ def denoise(options: argparse.Namespace) -> int:
         if options.dry_run:
             print(f"{photo} is one photo: it would be denoised into {options.target}")
             return EXIT_OK
-        record = denoise_one(photo, options.target, weights=options.weights, config=config)
+        record = denoise_one(photo, options.target, weights=weights_of(options), config=config)
         print(json.dumps(record) if options.json else f"{record['outcome']}: {record['output']}")
         return EXIT_OK
     return _denoise_collection(options, config)
@@ -85,7 +88,7 @@ def demo(options: argparse.Namespace) -> int:
     from pipeline.jobs import DenoiseJob, run_denoise
 
     def run(source: Path, target: Path) -> None:
-        job = DenoiseJob(source=str(source), target=str(target), weights=options.weights)
+        job = DenoiseJob(source=str(source), target=str(target), weights=weights_of(options))
         _say("denoising four photos with camera noise …")
         run_denoise(job, _ProgressBar())
 
@@ -118,7 +121,7 @@ def train(options: argparse.Namespace) -> int:
         licence=options.licence,
         config=config,
     )
-    bar = tqdm(unit="step", file=sys.stderr, mininterval=_bar_interval_s(), delay=0.1)
+    bar = tqdm(unit="step", file=sys.stderr, mininterval=bar_interval_s(), delay=0.1)
 
     def report(metrics: "StepMetrics") -> None:
         if bar.n == 0:  # a run that goes on starts in the middle
@@ -133,45 +136,6 @@ def train(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def evaluate(options: argparse.Namespace) -> int:
-    """`degrain evaluate`: how well weights do on known noise, beside the noisy photo and classical denoisers."""
-    from pipeline.evaluate import HEADER, EvaluateJob, Row, format_row, run_evaluate
-
-    job = EvaluateJob(
-        weights=options.weights,
-        photos=options.photos,
-        limit=options.limit,
-        has_peers=options.peers,
-        folder=options.output,
-    )
-    if not options.json:
-        print(HEADER)
-
-    def report(row: Row) -> None:
-        if not options.json:
-            print(format_row(row), flush=True)
-
-    rows = run_evaluate(job, report)
-    if options.json:
-        print(json.dumps([row.as_dict() for row in rows], ensure_ascii=False))
-    return EXIT_OK
-
-
-def weights(options: argparse.Namespace) -> int:
-    """`degrain weights list|show`: what ships, and the card of any."""
-    from model.weights import shipped_names
-    from pipeline.jobs import read_weights
-
-    if options.action == "list":
-        for name in shipped_names():
-            _, found = read_weights(name)
-            print(f"{name:12} {found.sha256[:16]}  {found.card.noise}")
-        return EXIT_OK
-    _, found = read_weights(options.name)
-    print(json.dumps({"sha256": found.sha256, **dataclasses.asdict(found.card)}, indent=2))
-    return EXIT_OK
-
-
 def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any: DenoiseConfig, imported late
     from pipeline.cluster import ClusterConfig
     from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
@@ -180,7 +144,7 @@ def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any
     job = DenoiseJob(
         source=options.source,
         target=options.target,
-        weights=options.weights,
+        weights=weights_of(options),
         layout=Layout(options.layout),
         limit=options.limit,
         sample=options.sample,
@@ -240,18 +204,13 @@ class _ProgressBar:
                 unit="image",
                 file=sys.stderr,
                 dynamic_ncols=True,
-                mininterval=_bar_interval_s(),
+                mininterval=bar_interval_s(),
             )
         rejected = f", {progress.rejected} rejected" if progress.rejected else ""
         elapsed = self._bar.format_dict["elapsed"]
         speed = progress.megapixels / elapsed if elapsed else 0.0
         self._bar.set_postfix_str(f"{speed:.2f} megapixels/s{rejected}", refresh=False)
         self._bar.update(progress.done - self._bar.n)
-
-
-def _bar_interval_s() -> float:
-    """A terminal is drawn anew; a log gets a line now and then."""
-    return 0.1 if sys.stderr.isatty() else 30.0
 
 
 def _summary_text(summary: "Summary", target: str) -> str:
@@ -319,18 +278,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
     command.add_argument("--licence", default="not stated", metavar="TEXT", help="what the card says of the terms")
 
-    command = _command(commands, "evaluate", evaluate, "measure weights on clean photos with known noise")
-    command.add_argument("weights", metavar="WEIGHTS", help="name, path or URL of weights")
-    command.add_argument("photos", metavar="SET", help="folder, URL or image set of clean photos")
-    command.add_argument("--limit", type=int, metavar="N", help="the first N photos only")
-    command.add_argument("--peers", action="store_true", help="also a median, non-local means, and BM3D on 5 photos")
-    command.add_argument("--output", metavar="FOLDER", help="write scores.json and scores.svg there")
-    command.add_argument("--json", action="store_true", help="one JSON array instead of the table")
-
-    command = _command(commands, "weights", weights, "list the weights that ship, or show a card")
-    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="names, hashes and noise")
-    actions.add_parser("show", help="a card").add_argument("name", metavar="WEIGHTS", help="name, path or URL")
+    add_evaluate(_command(commands, "evaluate", evaluate, "measure weights on clean photos with known noise"))
+    add_weights(commands, _command)
     return parser
 
 
@@ -404,6 +353,7 @@ def _run_options(command: argparse.ArgumentParser) -> None:
 
 def _weights_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", default="photo", metavar="NAME", help="name, path or URL of weights [photo]")
+    add_registry_option(command)
 
 
 def _interrupt(*_: object) -> NoReturn:

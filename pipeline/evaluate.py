@@ -1,23 +1,24 @@
-"""Evaluate weights on clean photos: the trials of `model.evaluate`, beside the noisy input and classical denoisers."""
+"""Evaluate weights on clean photos: the trials of `model.evaluate`, beside other weights and classical denoisers."""
 
-import dataclasses
-import importlib.util
-import itertools
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import version
+from itertools import islice
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from model.denoiser import Denoiser
-from model.evaluate import Denoise, Floats, Photo, Score, Told, Trial, mean_score, run_trial, standard_trials
+from model.evaluate import Denoise, Floats, Photo, Told, Trial, run_trial, standard_trials
 from model.weights import Weights
-from pipeline.jobs import read_weights
+from pipeline.clean_photos import CleanPhoto, digest_of, read_clean_photos
+from pipeline.peers import BM3D_PHOTOS, PEERS, check_libraries
+from pipeline.registry import read_weights
+from pipeline.score_plot import draw_scores
+from pipeline.scores import Evaluation, PhotoScore, Row, format_markdown, summarise
 from pipeline.storage import open_store
-from pipeline.train import load_photos
 
-BM3D_PHOTOS = 5  # it takes a minute and a half a megapixel
+MIN_SIDE_PX = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +26,19 @@ class EvaluateJob:
     """What `degrain evaluate` is asked to do.
 
     Attributes:
-        weights: name, path or URL of the weights.
+        weights: name, path or URL of the weights on trial.
         photos: path or URL of clean photos; larger ones than 16 pixels a side.
+        against: other weights, by name, path or URL, that are measured beside them.
+        trials: those alone whose names hold one of these words, such as "file" or "cameras"; all if there are none.
         limit: the first so many photos only, in the order of their keys.
-        has_peers: also run a median filter, OpenCV's non-local means, and BM3D (on five photos).
-        folder: where scores.json and scores.svg are written; None writes nothing.
+        has_peers: also run a median filter, OpenCV's non-local means, and BM3D (on three photos).
+        folder: where scores.json, scores.md and scores.svg are written; None writes nothing.
     """
 
     weights: str
     photos: str
+    against: tuple[str, ...] = ()
+    trials: tuple[str, ...] = ()
     limit: int | None = None
     has_peers: bool = False
     folder: str | None = None
@@ -43,93 +48,107 @@ class EvaluateJob:
             raise ValueError(f"limit is {self.limit}: expected at least 1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """The mean of one denoiser's scores in one trial; `win_rate` is the share of photos that became better."""
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How far an evaluation is: photos that a denoiser was tried on, of all that it will be."""
 
+    done: int
+    planned: int
     trial: str
     denoiser: str
-    photos: int
-    win_rate: float
-    mean: Score
-
-    def as_dict(self) -> dict[str, object]:
-        values = {name: round(value, 4) for name, value in dataclasses.asdict(self.mean).items()}
-        return {
-            "trial": self.trial,
-            "denoiser": self.denoiser,
-            "photos": self.photos,
-            "win_rate": self.win_rate,
-            "gain_db": round(self.mean.gain_db, 4),
-            **values,
-        }
 
 
-def run_evaluate(job: EvaluateJob, report: Callable[[Row], None]) -> list[Row]:
-    """Run all trials; each row is reported as it comes.
+def run_evaluate(
+    job: EvaluateJob, report: Callable[[Row], None], watch: Callable[[Steps], None] = lambda _steps: None
+) -> Evaluation:
+    """Run the trials.
+
+    Args:
+        report: is told each row as it comes.
+        watch: is told of each photo.
 
     Raises:
-        ValueError: there are no such weights or photos, or a library of the extra `evaluate` is missing.
+        ValueError: there are no such weights, photos or trials, or a library of the extra `evaluate` is missing.
+        StorageError: the photos cannot be read, or the folder cannot be written.
     """
-    _check_libraries(has_peers=job.has_peers)
-    _, weights = read_weights(job.weights)
-    photos = load_photos(job.photos, min_side_px=16)[: job.limit]
-    denoisers = {"degrain": _ours(weights)} | (PEERS if job.has_peers else {})
-    rows = []
-    for trial, (name, denoise) in itertools.product(standard_trials(), denoisers.items()):
-        some = photos[:BM3D_PHOTOS] if name == "bm3d" else photos
-        rows.append(_row(trial, name, list(run_trial(trial, denoise, some))))
-        report(rows[-1])
-    if job.folder is not None:
-        store = open_store(job.folder)
-        facts = {"weights": weights.sha256, "photos": job.photos, "rows": [row.as_dict() for row in rows]}
-        store.write("scores.json", (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
-        store.write("scores.svg", draw_gains(rows))
-        store.close()
-    return rows
+    check_libraries(has_peers=job.has_peers)
+    trials = choose_trials(job.trials)
+    ours = read_distinct(job.weights, *job.against)
+    photos = list(islice(read_clean_photos(job.photos, min_side_px=MIN_SIDE_PX), job.limit))
+    denoisers = {name: denoise_by(weights) for name, weights in ours.items()} | (PEERS if job.has_peers else {})
+    hashes = {name: weights.sha256 for name, weights in ours.items()}
 
+    few = {name: photos[:BM3D_PHOTOS] if name == "bm3d" else photos for name in denoisers}
+    planned = len(trials) * sum(map(len, few.values()))
+    rows: list[Row] = []
+    scores: list[PhotoScore] = []
+    for trial in trials:
+        first: list[PhotoScore] = []
+        for name, denoise in denoisers.items():
+            found: list[PhotoScore] = []
+            for score in _try(trial, name, denoise, few[name]):
+                found.append(score)
+                watch(Steps(len(scores) + len(found), planned, trial.name, name))
+            first = first or found
+            scores += found
+            rows.append(summarise(found, weights=hashes.get(name), first=first))
+            report(rows[-1])
 
-def format_row(row: Row) -> str:
-    """One line of the table."""
-    mean = row.mean
-    return (
-        f"{row.trial:26} {row.denoiser:8} {mean.noisy_psnr_db:8.2f} {mean.psnr_db:8.2f} {mean.gain_db:+7.2f} "
-        f"{mean.ssim:7.4f} {100 * row.win_rate:5.0f} % {100 * mean.noise_left:6.1f} % {100 * mean.detail_lost:6.1f} %"
+    evaluation = Evaluation(
+        photos=job.photos,
+        photos_sha256=digest_of(photos),
+        version=version("degrain"),
+        weights=hashes,
+        rows=rows,
+        scores=scores,
     )
+    if job.folder is not None:
+        write_evaluation(job.folder, evaluation)
+    return evaluation
 
 
-HEADER = (
-    f"{'trial':26} {'denoiser':8} {'noisy dB':>8} {'dB':>8} {'gain':>7} {'SSIM':>7} {'better':>7} {'noise':>8} "
-    f"{'detail':>8}\n{'':26} {'':8} {'':>8} {'':>8} {'':>7} {'':>7} {'':>7} {'left':>8} {'lost':>8}"
-)
+def write_evaluation(folder: str, evaluation: Evaluation) -> None:
+    """Write scores.json, a table as scores.md, and a plot as scores.svg."""
+    store = open_store(folder)
+    store.write("scores.json", evaluation.as_json())
+    store.write("scores.md", format_markdown(evaluation.rows).encode())
+    store.write("scores.svg", draw_scores(evaluation.rows))
+    store.close()
 
 
-def draw_gains(rows: Sequence[Row]) -> bytes:
-    """The gain of every denoiser in every trial, as an SVG."""
-    import io
+def choose_trials(words: Sequence[str]) -> list[Trial]:
+    """The standard trials whose names hold one of the words; all if there are none.
 
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    trials = list(dict.fromkeys(row.trial for row in rows if row.trial != "clean"))
-    names = list(dict.fromkeys(row.denoiser for row in rows))
-    gains = {(row.trial, row.denoiser): row.mean.gain_db for row in rows}
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes: Any = figure.subplots()  # Any: matplotlib's types do not know how many
-    width = 0.8 / len(names)
-    for number, name in enumerate(names):
-        places = np.arange(len(trials)) + (number - (len(names) - 1) / 2) * width
-        axes.bar(places, [gains.get((trial, name), 0) for trial in trials], width, label=name)
-    axes.set_xticks(range(len(trials)), trials, rotation=20, ha="right")
-    axes.set_ylabel("gain over the noisy photo in dB")
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]  # no types
-    return buffer.getvalue()
+    Raises:
+        ValueError: a word is in no name.
+    """
+    trials = standard_trials()
+    for word in words:
+        if not any(word.lower() in trial.name.lower() for trial in trials):
+            raise ValueError(
+                f"no trial has '{word}' in its name: there are {'; '.join(trial.name for trial in trials)}"
+            )
+    return [trial for trial in trials if not words or any(word.lower() in trial.name.lower() for word in words)]
 
 
-def _ours(weights: Weights) -> Denoise:
+def read_distinct(*sources: str) -> dict[str, Weights]:
+    """Weights by what they are called in a table: shipped or registered ones by name, others by file or folder.
+
+    Raises:
+        ValueError: there are no such weights, or the same ones are asked for twice.
+    """
+    found: dict[str, Weights] = {}
+    for source in sources:
+        _, weights = read_weights(source)
+        if any(weights.sha256 == other.sha256 for other in found.values()):
+            raise ValueError(f"{source} holds the same weights as another one that is on trial: name each once")
+        name = _short_name(source)
+        found[name if name not in found and name not in PEERS else f"{name} {weights.sha256[:8]}"] = weights
+    return found
+
+
+def denoise_by(weights: Weights) -> Denoise:
+    """The denoiser that these weights make, as trials want it."""
     denoiser = Denoiser(weights)
 
     def denoise(noisy: Floats | Photo, _told: Told) -> Floats | Photo:
@@ -140,38 +159,15 @@ def _ours(weights: Weights) -> Denoise:
     return denoise
 
 
-def _row(trial: Trial, name: str, scores: Sequence[Score]) -> Row:
-    win_rate = float(np.mean([score.gain_db > 0 for score in scores]))
-    return Row(trial=trial.name, denoiser=name, photos=len(scores), win_rate=win_rate, mean=mean_score(scores))
+def _try(trial: Trial, name: str, denoise: Denoise, photos: Sequence[CleanPhoto]) -> Iterator[PhotoScore]:
+    scores = run_trial(trial, denoise, (photo.pixels for photo in photos))
+    for photo, score in zip(photos, scores, strict=True):
+        yield PhotoScore(trial=trial.name, denoiser=name, key=photo.key, score=score)
 
 
-def _median(noisy: Floats | Photo, _told: Told) -> Photo:
-    import cv2
-
-    return np.asarray(cv2.medianBlur(_as_file(noisy), 3))
-
-
-def _non_local_means(noisy: Floats | Photo, told: Told) -> Photo:
-    import cv2
-
-    level = float(told.sigma)
-    return np.asarray(cv2.fastNlMeansDenoisingColored(_as_file(noisy), None, level, level, 7, 21))
-
-
-def _bm3d(noisy: Floats | Photo, told: Told) -> Floats:
-    import bm3d
-
-    return np.asarray(bm3d.bm3d_rgb(noisy.astype(np.float64), max(told.sigma, 0.5)), np.float32)
-
-
-PEERS: dict[str, Denoise] = {"median": _median, "nlm": _non_local_means, "bm3d": _bm3d}
-
-
-def _as_file(noisy: Floats | Photo) -> Photo:
-    return np.rint(noisy).clip(0, 255).astype(np.uint8)
-
-
-def _check_libraries(*, has_peers: bool) -> None:
-    for library in ("cv2", "matplotlib", "skimage", *(["bm3d"] if has_peers else [])):
-        if importlib.util.find_spec(library) is None:
-            raise ValueError(f"{library} is missing: pip install 'degrain[evaluate,peers]'")
+def _short_name(source: str) -> str:
+    """`photo` of "photo" and "s3://bucket/weights/photo"; of ".../runs/july/weights.safetensors" its run, `july`."""
+    path = PurePosixPath(source)
+    if path.suffix != ".safetensors":
+        return path.name
+    return path.parent.name or path.stem if path.stem == "weights" else path.stem

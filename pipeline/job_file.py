@@ -126,13 +126,14 @@ def _train(values: Values, say: EventWriter) -> dict[str, object]:
 
 
 def _evaluate(values: Values, say: EventWriter) -> dict[str, object]:
-    from pipeline.evaluate import EvaluateJob, Row, run_evaluate
+    from pipeline.evaluate import EvaluateJob, run_evaluate
+    from pipeline.scores import Row
 
     def report(row: Row) -> None:
         say(Event.ROW, **row.as_dict())
 
-    rows = run_evaluate(build(EvaluateJob, values), report)
-    return {"rows": [row.as_dict() for row in rows]}
+    evaluation = run_evaluate(build(EvaluateJob, values), report)
+    return {"rows": [row.as_dict() for row in evaluation.rows]}
 
 
 def _promote(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: ARG001  # it has nothing to say meanwhile

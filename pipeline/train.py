@@ -15,10 +15,8 @@ from model.denoiser import Denoiser
 from model.metrics import gaussian_psnr_db
 from model.training import PatchSampler, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
 from model.weights import Card, dump_weights, parse_weights
-from pipeline.errors import ObjectRefused, PhotoRejected
-from pipeline.images import decode, inspect
-from pipeline.jobs import read_weights
-from pipeline.sources import photos_of
+from pipeline.clean_photos import read_clean_photos
+from pipeline.registry import read_weights
 from pipeline.storage import Store, open_store
 from pipeline.subset import Split, Subset
 
@@ -152,37 +150,8 @@ def score(weights: bytes, photos: Sequence[NDArray[np.uint8]]) -> dict[str, floa
 
 
 def load_photos(collection: str, subset: Subset | None = None, *, min_side_px: int = 1) -> list[NDArray[np.uint8]]:
-    """The 8-bit colour photos of a collection in the order of their keys, as (H, W, 3); others are named in the log.
-
-    Of an image set, whatever its layout, exact duplicates are left out.
-
-    Raises:
-        ValueError: there are none, or there is a filter and no index to filter by.
-    """
-    photos = []
-    for key, data in photos_of(open_store(collection), subset).read_all():
-        try:
-            if isinstance(data, ObjectRefused):
-                raise data
-            pixels = _decode_colour(data, key)
-        except (PhotoRejected, ObjectRefused) as error:
-            log.warning("left out %s: %s", key, error)
-            continue
-        if min(pixels.shape[:2]) >= min_side_px:
-            photos.append(pixels)
-    if not photos:
-        raise ValueError(f"there are no 8-bit colour photos of at least {min_side_px} pixels a side in {collection}")
-    return photos
-
-
-def _decode_colour(data: bytes, key: str) -> NDArray[np.uint8]:
-    header = inspect(data, name=key)
-    if header.untouched_reason is not None:
-        raise PhotoRejected(header.untouched_reason)
-    colour = decode(data, header).colour
-    if colour.ndim != 3 or colour.dtype != np.uint8:
-        raise PhotoRejected("not an 8-bit colour photo")
-    return colour
+    """The pixels of the clean photos of a collection, as (H, W, 3); see `read_clean_photos`."""
+    return [photo.pixels for photo in read_clean_photos(collection, subset, min_side_px=min_side_px)]
 
 
 def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[str, float]]:

@@ -4,11 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from photos import saved
 
 from flows.cli import main
 from model.evaluate import CAMERAS, PHOTO_ISOS, Score, Trial, mean_score, photograph, run_trial, standard_trials
-from pipeline.evaluate import PEERS, EvaluateJob, run_evaluate
+from model.photo import PhotoNetwork
+from model.weights import Card, dump_weights
+from pipeline.evaluate import EvaluateJob, choose_trials, read_distinct, run_evaluate
+from pipeline.peers import PEERS
 
 pytest.importorskip("cv2", reason="needs the extra 'evaluate'")
 pytest.importorskip("skimage", reason="needs the extra 'evaluate'")
@@ -119,10 +123,41 @@ def test_the_command_prints_a_row_for_each_trial_and_denoiser_and_writes_them_do
     written = json.loads((folder / "scores/scores.json").read_text())
     assert [row["trial"] for row in rows] == list(TRIALS)
     assert written["rows"] == rows
+    assert len(written["scores"]) == 2 * len(TRIALS)
     gains = {row["trial"]: row["gain_db"] for row in rows}
     assert gains["file, σ 25"] > 5
     assert gains["float, σ 25"] > 5
     assert (folder / "scores/scores.svg").read_text().count("<svg") == 1
+    assert (folder / "scores/scores.md").read_text().count("\n") == 2 + len(TRIALS)
+
+
+def test_weights_are_measured_beside_others_and_told_apart(folder, capsys):
+    pytest.importorskip("matplotlib", reason="needs the extra 'evaluate'")
+    torch.manual_seed(0)
+    (folder / "run").mkdir()
+    card = Card(network="photo", data="", licence="", noise="untrained")
+    (folder / "run/weights.safetensors").write_bytes(dump_weights(PhotoNetwork(), card))
+    arguments = ["evaluate", "photo", str(folder / "photos"), "--against", str(folder / "run/weights.safetensors")]
+
+    assert main([*arguments, "--trials", "file, σ 25", "--limit", "1"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[3] for line in lines] == ["photo", "run"]
+    assert float(lines[1].split()[-1]) > 5  # dB behind
+
+
+def test_trials_are_chosen_by_words_of_their_names():
+    assert [trial.name for trial in choose_trials(["salt", "FLOAT"])] == [
+        *(f"float, σ {sigma}" for sigma in (15, 25, 50)),
+        "salt and pepper, 20 %",
+    ]
+    with pytest.raises(ValueError, match=r"no trial has 'snow' in its name: there are float, σ 15; "):
+        choose_trials(["snow"])
+
+
+def test_the_same_weights_are_not_measured_twice():
+    with pytest.raises(ValueError, match="same weights"):
+        read_distinct("photo", "photo")
 
 
 def test_classical_denoisers_gain_on_what_they_are_made_for(folder):

@@ -1,0 +1,167 @@
+"""The commands that measure weights and name them: `degrain evaluate`, and `degrain weights list|show|promote`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flows.console import bar_interval_s
+
+if TYPE_CHECKING:
+    from pipeline.evaluate import Steps
+    from pipeline.scores import Row
+
+Run = Callable[[argparse.Namespace], int]
+AddCommand = Callable[[Any, str, Run, str], argparse.ArgumentParser]  # Any: argparse keeps the type to itself
+
+
+def add_evaluate(command: argparse.ArgumentParser) -> None:
+    """The options of `degrain evaluate`."""
+    command.add_argument("weights", metavar="WEIGHTS", help="name, path or URL of weights")
+    command.add_argument("photos", metavar="SET", help="folder, URL or image set of clean photos")
+    command.add_argument("--against", nargs="+", default=[], metavar="WEIGHTS", help="measure these weights too")
+    command.add_argument("--peers", action="store_true", help="and a median, non-local means, and BM3D on 3 photos")
+    command.add_argument(
+        "--trials", nargs="+", default=[], metavar="WORD", help="those with a word in their names, such as file [all]"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="the first N photos only")
+    command.add_argument("--output", metavar="FOLDER", help="write scores.json, scores.md and scores.svg there")
+    command.add_argument("--json", action="store_true", help="one JSON array instead of the table")
+    add_registry_option(command)
+
+
+def add_weights(commands: Any, add: AddCommand) -> None:  # Any: argparse keeps the type of its subparsers to itself
+    """The command `degrain weights`, and its own commands."""
+    parser = commands.add_parser("weights", help="list, show and promote weights", description="Weights by name.")
+    actions = parser.add_subparsers(title="commands", required=True, metavar="ACTION")
+
+    action = add(actions, "list", list_weights, "list the weights that ship, or those of a registry")
+    add_registry_option(action)
+
+    action = add(actions, "show", show_weights, "show a card, what was measured, and the history of the name")
+    action.add_argument("weights", metavar="WEIGHTS", help="name, hash, path or URL of weights")
+    add_registry_option(action)
+
+    action = add(actions, "promote", promote_weights, "point a name of a registry to weights that are no worse")
+    action.add_argument("weights", metavar="WEIGHTS", help="name, path or URL of weights, or a hash of the registry")
+    action.add_argument("name", metavar="NAME", help="what they are to be called")
+    action.add_argument("--registry", required=True, metavar="URL", help="folder or URL of the registry")
+    action.add_argument("--on", metavar="SET", help="measure them, and those of that name now, on these clean photos")
+    action.add_argument("--limit", type=int, metavar="N", help="on the first N photos only")
+    action.add_argument("--scores", metavar="FILE", help="or take these scores: a scores.json of evaluate")
+    action.add_argument("--because", default="", metavar="TEXT", help="promote them even if they score worse: why")
+
+
+def add_registry_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--registry", metavar="URL", help="where names of weights are looked up [those that ship]")
+
+
+def weights_of(options: argparse.Namespace) -> str:
+    """The weights that are asked for; a name in a registry as its URL."""
+    name: str = options.weights
+    if options.registry is None or "/" in name or name.endswith(".safetensors"):
+        return name
+    return f"{options.registry.rstrip('/')}/weights/{name}"
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """`degrain evaluate`: how well weights do on known noise, beside others and classical denoisers."""
+    from pipeline.evaluate import EvaluateJob, run_evaluate
+
+    job = EvaluateJob(
+        weights=weights_of(options),
+        photos=options.photos,
+        against=tuple(options.against),
+        trials=tuple(options.trials),
+        limit=options.limit,
+        has_peers=options.peers,
+        folder=options.output,
+    )
+    with _Trials(is_silent=options.json) as trials:
+        evaluation = run_evaluate(job, trials.report, trials.watch)
+    if options.json:
+        print(json.dumps([row.as_dict() for row in evaluation.rows], ensure_ascii=False))
+    return 0
+
+
+def list_weights(options: argparse.Namespace) -> int:
+    """`degrain weights list`: what ships, or what is in a registry."""
+    from pipeline.registry import open_registry
+
+    for entry in open_registry(options.registry).entries():
+        names = ", ".join(entry.names) or "-"
+        scores = ", ".join(f"{name} {value:g}" for name, value in sorted(entry.card.scores.items()))
+        print(f"{names:12} {entry.sha256[:16]}  {entry.card.network:5}  {scores or 'no scores'}")
+    return 0
+
+
+def show_weights(options: argparse.Namespace) -> int:
+    """`degrain weights show`: the card of weights, and in a registry their scores and the history of their name."""
+    from pipeline.registry import open_registry, read_weights
+
+    _, found = read_weights(weights_of(options))
+    facts = {"sha256": found.sha256, **dataclasses.asdict(found.card)}
+    if options.registry is not None:
+        registry = open_registry(options.registry)
+        facts["history"] = [dataclasses.asdict(pointer) for pointer in registry.history(options.weights)]
+        facts["evaluations"] = [{**each, "scores": None} for each in registry.scores_of(found.sha256)]
+    print(json.dumps(facts, indent=2, ensure_ascii=False))
+    return 0
+
+
+def promote_weights(options: argparse.Namespace) -> int:
+    """`degrain weights promote`: weights under a name of a registry, if they are no worse than those that have it."""
+    from pipeline.registrar import NameJob, promote
+
+    job = NameJob(
+        weights=options.weights,
+        name=options.name,
+        registry=options.registry,
+        on=options.on,
+        limit=options.limit,
+        scores=options.scores,
+        because=options.because,
+    )
+    with _Trials(is_silent=job.on is None) as trials:
+        pointer = promote(job, trials.report, trials.watch)
+    before = f", and no longer {pointer.before[:16]}" if pointer.before else ""
+    print(f"{job.name} is {pointer.sha256[:16]}{before}")
+    return 0
+
+
+class _Trials:
+    """The rows of an evaluation on standard output, and how far it is on standard error."""
+
+    def __init__(self, *, is_silent: bool) -> None:
+        self._is_silent = is_silent
+        self._bar: Any = None  # Any: tqdm is untyped
+        self._has_header = False
+
+    def __enter__(self) -> "_Trials":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def report(self, row: "Row") -> None:
+        from tqdm import tqdm
+
+        from pipeline.scores import HEADER, format_row
+
+        if not self._is_silent:
+            tqdm.write(format_row(row) if self._has_header else f"{HEADER}\n{format_row(row)}")
+            sys.stdout.flush()
+            self._has_header = True
+
+    def watch(self, steps: "Steps") -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(
+                total=steps.planned, unit="photo", file=sys.stderr, dynamic_ncols=True, mininterval=bar_interval_s()
+            )
+        self._bar.set_postfix_str(f"{steps.denoiser}: {steps.trial}", refresh=False)
+        self._bar.update(steps.done - self._bar.n)

@@ -1,0 +1,66 @@
+"""Clean photos, to train on and to measure by: the 8-bit colour ones of a collection, in the order of their keys."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ObjectRefused, PhotoRejected
+from pipeline.images import decode, inspect
+from pipeline.sources import photos_of
+from pipeline.storage import open_store
+from pipeline.subset import Subset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CleanPhoto:
+    """One photo: its key, the sha256 of its file, and its pixels as (H, W, 3)."""
+
+    key: str
+    sha256: str
+    pixels: NDArray[np.uint8]
+
+
+def read_clean_photos(collection: str, subset: Subset | None = None, *, min_side_px: int = 1) -> Iterator[CleanPhoto]:
+    """The photos of a collection that have 8 bits, colour and the size, as they are read; others are named in the log.
+
+    Of an image set, whatever its layout, exact duplicates are left out.
+
+    Raises:
+        ValueError: there are none, or there is a filter and no index to filter by.
+    """
+    count = 0
+    for key, data in photos_of(open_store(collection), subset).read_all():
+        try:
+            if isinstance(data, ObjectRefused):
+                raise data
+            pixels = _decode_colour(data, key)
+        except (PhotoRejected, ObjectRefused) as error:
+            log.warning("left out %s: %s", key, error)
+            continue
+        if min(pixels.shape[:2]) >= min_side_px:
+            count += 1
+            yield CleanPhoto(key, hashlib.sha256(data).hexdigest(), pixels)
+    if not count:
+        raise ValueError(f"there are no 8-bit colour photos of at least {min_side_px} pixels a side in {collection}")
+
+
+def digest_of(photos: Iterable[CleanPhoto]) -> str:
+    """What identifies these photos wherever they lie: see `model.weights.Provenance`."""
+    lines = sorted(f"{photo.sha256}  {photo.key}\n" for photo in photos)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _decode_colour(data: bytes, key: str) -> NDArray[np.uint8]:
+    header = inspect(data, name=key)
+    if header.untouched_reason is not None:
+        raise PhotoRejected(header.untouched_reason)
+    colour = decode(data, header).colour
+    if colour.ndim != 3 or colour.dtype != np.uint8:
+        raise PhotoRejected("not an 8-bit colour photo")
+    return colour

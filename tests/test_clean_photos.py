@@ -1,0 +1,45 @@
+"""Clean photos are those that can be trained on and measured by, and are identified by their bytes and names."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photos import saved, scene
+from PIL import Image
+
+from pipeline.clean_photos import digest_of, read_clean_photos
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, side_px in enumerate((40, 32, 20)):
+        (tmp_path / f"{number}.png").write_bytes(saved(scene(side_px=side_px, seed=number), "PNG"))
+    (tmp_path / "gray.png").write_bytes(saved(Image.fromarray(scene()).convert("L"), "PNG"))
+    (tmp_path / "notes.txt").write_text("by the sea")
+    return tmp_path
+
+
+def test_colour_photos_of_a_size_come_in_the_order_of_their_keys(folder: Path) -> None:
+    photos = list(read_clean_photos(str(folder), min_side_px=32))
+
+    assert [photo.key for photo in photos] == ["0.png", "1.png"]
+    assert np.array_equal(photos[1].pixels, scene(side_px=32, seed=1))
+
+
+def test_a_collection_without_any_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no 8-bit colour photos of at least 64 pixels a side"):
+        list(read_clean_photos(str(folder), min_side_px=64))
+
+
+def test_the_digest_is_that_of_sha256sum(folder: Path) -> None:
+    printed = subprocess.run(
+        "sha256sum 0.png 1.png 2.png | LC_ALL=C sort | sha256sum",
+        shell=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    assert digest_of(read_clean_photos(str(folder))) == printed.split()[0]
