@@ -22,7 +22,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("weights", metavar="WEIGHTS", help="name, path or URL of weights")
     command.add_argument("photos", metavar="SET", help="folder, URL or image set of clean photos")
     command.add_argument("--against", nargs="+", default=[], metavar="WEIGHTS", help="measure these weights too")
-    command.add_argument("--peers", action="store_true", help="and a median, non-local means, and BM3D on 3 photos")
+    command.add_argument("--peers", action="store_true", help="and a median, non-local means, and BM3D on 3")
     command.add_argument(
         "--trials", nargs="+", default=[], metavar="WORD", help="those with a word in their names, such as file [all]"
     )

@@ -12,7 +12,7 @@ from model.denoiser import Denoiser
 from model.evaluate import Denoise, Floats, Photo, Told, Trial, run_trial, standard_trials
 from model.weights import Weights
 from pipeline.clean_photos import CleanPhoto, digest_of, read_clean_photos
-from pipeline.peers import BM3D_PHOTOS, PEERS, check_libraries
+from pipeline.peers import PEERS, check_libraries, is_tried
 from pipeline.registry import read_weights
 from pipeline.score_plot import draw_scores
 from pipeline.scores import Evaluation, PhotoScore, Row, format_markdown, summarise
@@ -31,7 +31,7 @@ class EvaluateJob:
         against: other weights, by name, path or URL, that are measured beside them.
         trials: those alone whose names hold one of these words, such as "file" or "cameras"; all if there are none.
         limit: the first so many photos only, in the order of their keys.
-        has_peers: also run a median filter, OpenCV's non-local means, and BM3D (on three photos).
+        has_peers: also run a median filter, OpenCV's non-local means, and of white noise BM3D (on three photos).
         folder: where scores.json, scores.md and scores.svg are written; None writes nothing.
     """
 
@@ -78,21 +78,24 @@ def run_evaluate(
     denoisers = {name: denoise_by(weights) for name, weights in ours.items()} | (PEERS if job.has_peers else {})
     hashes = {name: weights.sha256 for name, weights in ours.items()}
 
-    few = {name: photos[:BM3D_PHOTOS] if name == "bm3d" else photos for name in denoisers}
-    planned = len(trials) * sum(map(len, few.values()))
+    plan = [
+        (trial, name, some)
+        for trial in trials
+        for name in denoisers
+        if (some := [photo for number, photo in enumerate(photos) if is_tried(name, trial, number)])
+    ]
+    planned = sum(len(some) for *_, some in plan)
     rows: list[Row] = []
     scores: list[PhotoScore] = []
-    for trial in trials:
-        first: list[PhotoScore] = []
-        for name, denoise in denoisers.items():
-            found: list[PhotoScore] = []
-            for score in _try(trial, name, denoise, few[name]):
-                found.append(score)
-                watch(Steps(len(scores) + len(found), planned, trial.name, name))
-            first = first or found
-            scores += found
-            rows.append(summarise(found, weights=hashes.get(name), first=first))
-            report(rows[-1])
+    for trial, name, some in plan:
+        found: list[PhotoScore] = []
+        for score in _try(trial, name, denoisers[name], some):
+            found.append(score)
+            watch(Steps(len(scores) + len(found), planned, trial.name, name))
+        first = [score for score in scores if score.trial == trial.name and score.denoiser == plan[0][1]] or found
+        scores += found
+        rows.append(summarise(found, weights=hashes.get(name), first=first))
+        report(rows[-1])
 
     evaluation = Evaluation(
         photos=job.photos,

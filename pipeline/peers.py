@@ -7,9 +7,9 @@ import importlib.util
 
 import numpy as np
 
-from model.evaluate import Denoise, Floats, Photo, Told
+from model.evaluate import Denoise, Floats, Photo, Told, Trial
 
-BM3D_PHOTOS = 3  # it takes a minute and a half a megapixel
+BM3D_PHOTOS = 3  # it takes a minute and a half a megapixel, and is made for white noise: it is tried on that alone
 
 
 def median(noisy: Floats | Photo, _told: Told) -> Photo:
@@ -35,6 +35,11 @@ def bm3d(noisy: Floats | Photo, told: Told) -> Floats:
 
 
 PEERS: dict[str, Denoise] = {"median": median, "nlm": non_local_means, "bm3d": bm3d}
+
+
+def is_tried(name: str, trial: Trial, number: int) -> bool:
+    """Whether the peer of this name, or any other denoiser, is given the photo of this number."""
+    return name != "bm3d" or (trial.sigma is not None and number < BM3D_PHOTOS)
 
 
 def check_libraries(*, has_peers: bool) -> None:

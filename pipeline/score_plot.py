@@ -30,7 +30,7 @@ def draw_scores(rows: Sequence[Row]) -> bytes:
         _draw(panels[1], rows, trials, lambda row: 100 * row.mean.noise_left, "noise left, %")
         _draw(panels[2], rows, trials, lambda row: 100 * row.mean.detail_lost, "detail lost, %")
         marks, names = panels[0].get_legend_handles_labels()
-        figure.legend(marks, names, loc="outside upper center", ncols=len(names), frameon=False)
+        figure.legend(marks[::-1], names[::-1], loc="outside upper center", ncols=len(names), frameon=False)
         buffer = io.BytesIO()
         figure.patch.set_visible(False)
         metadata = {"Date": None, "Title": "PSNR gained, noise left and detail lost"}
