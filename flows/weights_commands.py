@@ -106,7 +106,10 @@ def show_weights(options: argparse.Namespace) -> int:
     if options.registry is not None:
         registry = open_registry(options.registry)
         facts["history"] = [dataclasses.asdict(pointer) for pointer in registry.history(options.weights)]
-        facts["evaluations"] = [{**each, "scores": None} for each in registry.scores_of(found.sha256)]
+        facts["evaluations"] = [
+            {name: value for name, value in each.items() if name != "scores"}  # of every photo
+            for each in registry.scores_of(found.sha256)
+        ]
     print(json.dumps(facts, indent=2, ensure_ascii=False))
     return 0
 

@@ -24,8 +24,8 @@ class Provenance:
     Attributes:
         source: path or URL of the photos.
         photos: how many were used.
-        photos_sha256: what identifies them wherever they lie: the sha256 of what `sha256sum * | LC_ALL=C sort` prints
-            of them, by their keys.
+        photos_sha256: what identifies them: the sha256 of the sorted lines `<etag>  <key>`. The etag of a photo in an
+            image set is the sha256 of its bytes, and elsewhere what its store tells versions apart by.
         start_from: sha256 of the weights that the training began with; empty where they were random.
         version: of degrain.
         settings: of the job, by name, nested as they are in a job file.

@@ -27,15 +27,21 @@ class CleanPhoto:
 
 
 def read_clean_photos(collection: str, subset: Subset | None = None, *, min_side_px: int = 1) -> Iterator[CleanPhoto]:
-    """The photos of a collection that have 8 bits, colour and the size, as they are read; others are named in the log.
-
-    Of an image set, whatever its layout, exact duplicates are left out.
+    """The clean photos of a collection, as they are read. Of an image set, exact duplicates are left out.
 
     Raises:
         ValueError: there are none, or there is a filter and no index to filter by.
     """
-    count = 0
-    for key, data in photos_of(open_store(collection), subset).read_all():
+    found = clean_among(photos_of(open_store(collection), subset).read_all(), min_side_px=min_side_px)
+    if (first := next(found, None)) is None:
+        raise ValueError(f"there are no 8-bit colour photos of at least {min_side_px} pixels a side in {collection}")
+    yield first
+    yield from found
+
+
+def clean_among(files: Iterable[tuple[str, bytes | ObjectRefused]], *, min_side_px: int) -> Iterator[CleanPhoto]:
+    """The photos among files, by key, that have 8 bits, colour and the size; the log names what cannot be used."""
+    for key, data in files:
         try:
             if isinstance(data, ObjectRefused):
                 raise data
@@ -44,16 +50,16 @@ def read_clean_photos(collection: str, subset: Subset | None = None, *, min_side
             log.warning("left out %s: %s", key, error)
             continue
         if min(pixels.shape[:2]) >= min_side_px:
-            count += 1
             yield CleanPhoto(key, hashlib.sha256(data).hexdigest(), pixels)
-    if not count:
-        raise ValueError(f"there are no 8-bit colour photos of at least {min_side_px} pixels a side in {collection}")
 
 
-def digest_of(photos: Iterable[CleanPhoto]) -> str:
-    """What identifies these photos wherever they lie: see `model.weights.Provenance`."""
-    lines = sorted(f"{photo.sha256}  {photo.key}\n" for photo in photos)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def digest_of(photos: Iterable[tuple[str, str]]) -> str:
+    """What identifies photos, given the key and sha256 of each: what `sha256sum * | LC_ALL=C sort | sha256sum` prints.
+
+    An etag may stand for a sha256 that is not known: then it identifies them in their store, while nobody touches them.
+    """
+    lines = sorted(f"{sha256}  {key}\n".encode() for key, sha256 in photos)
+    return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def _decode_colour(data: bytes, key: str) -> NDArray[np.uint8]:

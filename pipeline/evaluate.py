@@ -99,7 +99,7 @@ def run_evaluate(
 
     evaluation = Evaluation(
         photos=job.photos,
-        photos_sha256=digest_of(photos),
+        photos_sha256=digest_of((photo.key, photo.sha256) for photo in photos),
         version=version("degrain"),
         weights=hashes,
         rows=rows,

@@ -28,7 +28,7 @@ def name_it(registry: Registry, name: str, data: bytes, **facts: str) -> Pointer
     return registry.point(name, pointer, after=len(registry.history(name)))
 
 
-@pytest.fixture(params=["folder", "memory_url", "s3_url"])
+@pytest.fixture(params=["folder", "memory_url", "s3_url", "seaweed_url"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
     return open_registry(str(tmp_path) if request.param == "folder" else request.getfixturevalue(request.param))
 
