@@ -136,6 +136,18 @@ def train(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def up(options: argparse.Namespace) -> int:
+    """`degrain up`: the flows and all that they need, on this machine."""
+    from pathlib import Path
+
+    from flows.serve import UpConfig
+    from flows.serve import up as serve
+
+    config = UpConfig(folder=Path(options.folder), port=options.port, ray_port=options.ray_port, has_s3=options.s3)
+    serve(config, lambda line: print(line, flush=True))
+    return EXIT_OK
+
+
 def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any: DenoiseConfig, imported late
     from pipeline.cluster import ClusterConfig
     from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
@@ -280,6 +292,12 @@ def _parser() -> argparse.ArgumentParser:
 
     add_evaluate(_command(commands, "evaluate", evaluate, "measure weights on clean photos with known noise"))
     add_weights(commands, _command)
+
+    command = _command(commands, "up", up, "serve the flows, with a Prefect server and Ray, on this machine")
+    command.add_argument("--folder", default="degrain-up", metavar="FOLDER", help="of databases and logs [degrain-up]")
+    command.add_argument("--port", type=int, default=4200, metavar="N", help="of Prefect; 0 for any [4200]")
+    command.add_argument("--ray-port", type=int, default=8265, metavar="N", help="of Ray; 0 for any [8265]")
+    command.add_argument("--s3", action="store_true", help="also an S3 server, with sample photos in it")
     return parser
 
 

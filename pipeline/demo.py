@@ -95,17 +95,19 @@ def write_noisy(folder: Path) -> list[DemoPhoto]:
     """Write a noisy copy of every photo, in its own format; the same bytes each time. Equal files are not touched."""
     folder.mkdir(parents=True, exist_ok=True)
     for photo in DEMO_PHOTOS:
-        clean = (PHOTOS / photo.name).read_bytes()
-        header = inspect(clean, name=photo.name)
-        noisy = encode(
-            Pixels(photograph(decode(clean, header).colour, shot=photo.iso * SHOT_PER_ISO, seed=photo.iso)),
-            clean,
-            header,
-        )
+        noisy = noisy_photo(photo, photo.iso)
         path = folder / photo.name
         if not path.exists() or path.read_bytes() != noisy:
             path.write_bytes(noisy)
     return list(DEMO_PHOTOS)
+
+
+def noisy_photo(photo: DemoPhoto, iso: int) -> bytes:
+    """A photo with the noise of a sensitivity, in its own format; the same bytes each time."""
+    clean = (PHOTOS / photo.name).read_bytes()
+    header = inspect(clean, name=photo.name)
+    pixels = photograph(decode(clean, header).colour, shot=iso * SHOT_PER_ISO, seed=iso)
+    return encode(Pixels(pixels), clean, header)
 
 
 def score(noisy: Path, denoised: Path) -> list[DemoScore]:

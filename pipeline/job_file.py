@@ -23,6 +23,7 @@ from pipeline.strict import build
 if TYPE_CHECKING:
     from model.training import StepMetrics
     from pipeline.run import Progress, Summary
+    from pipeline.train import TrainJob
 
 log = logging.getLogger(__name__)
 
@@ -114,15 +115,35 @@ def _canary(values: Values, say: EventWriter) -> dict[str, object]:
 
 
 def _train(values: Values, say: EventWriter) -> dict[str, object]:
-    from pipeline.train import TrainJob, read_run, run_train
+    from pipeline.train import read_run, run_train
 
-    job = build(TrainJob, values)
+    job = train_job(values)
 
     def report(metrics: "StepMetrics") -> None:
-        say.progress(metrics.step, job.config.steps, loss=round(metrics.loss, 6))
+        say.progress(metrics.step, metrics.steps, loss=round(metrics.loss, 6))
 
     run_train(job, report)
     return read_run(job.run)
+
+
+def train_job(values: Values) -> "TrainJob":
+    """A training job: its `config` changes the recipe that `preset` names.
+
+    Raises:
+        ValueError: a value is wrong.
+    """
+    from model.training import PRESETS, TrainConfig
+    from pipeline.train import TrainJob
+
+    rest = dict(values)
+    preset, changes = rest.pop("preset", "photo"), rest.pop("config", {})
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}: expected {' or '.join(PRESETS)}")
+    changed = build(TrainConfig, changes, name="config")
+    given = {name: getattr(changed, name) for name in changes}
+    if "steps" in given:
+        given.setdefault("epochs", None)
+    return dataclasses.replace(build(TrainJob, rest), config=dataclasses.replace(PRESETS[preset], **given))
 
 
 def _evaluate(values: Values, say: EventWriter) -> dict[str, object]:
@@ -142,6 +163,12 @@ def _promote(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: AR
     return promote(build(PromoteJob, values))
 
 
+def _incumbent(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: ARG001  # as above
+    from pipeline.promotion import IncumbentJob, find_incumbent
+
+    return find_incumbent(build(IncumbentJob, values))
+
+
 VERBS: dict[str, Callable[[Values, EventWriter], dict[str, object]]] = {
     "plan": _plan,
     "canary": _canary,
@@ -149,6 +176,7 @@ VERBS: dict[str, Callable[[Values, EventWriter], dict[str, object]]] = {
     "ingest": _ingest,
     "train": _train,
     "evaluate": _evaluate,
+    "incumbent": _incumbent,
     "promote": _promote,
 }
 

@@ -1,6 +1,6 @@
-"""Putting better weights in the place that jobs read them from."""
+"""The place that jobs read weights from: which are there, and putting better ones there."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from model.weights import parse_weights
 from pipeline.errors import ObjectMissing
@@ -23,6 +23,27 @@ class PromoteJob:
     def __post_init__(self) -> None:
         if not self.to.endswith(".safetensors"):
             raise ValueError(f"to is {self.to!r}: expected the path or URL of a file ….safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncumbentJob:
+    """Which weights are in use: those at `place`, or while there are none, `otherwise`."""
+
+    place: str
+    otherwise: str = "photo"
+
+
+def find_incumbent(job: IncumbentJob) -> dict[str, object]:
+    """The weights in use, by the name that reads them, with their hash and card.
+
+    Raises:
+        ValueError: there are neither, or what lies there are no weights.
+        StorageError: the place cannot be read.
+    """
+    root, key = split_url(job.place)
+    name = job.place if open_store(root).exists(key) else job.otherwise
+    _, weights = read_weights(name)
+    return {"weights": name, "sha256": weights.sha256, "card": asdict(weights.card)}
 
 
 def promote(job: PromoteJob) -> dict[str, object]:

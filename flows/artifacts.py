@@ -1,0 +1,168 @@
+"""What the Prefect UI shows of a flow beside its log: tables, pictures, curves, the card of weights."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+Row = Mapping[str, Any]  # Any: JSON
+
+
+def show_plan(stage: str, plan: Row) -> None:
+    """What a run would do: photos, bytes and megapixels by status."""
+    rows = [
+        {
+            "status": status.replace("_", " "),
+            "photos": f"{amount['photos']:,}",
+            "MB": f"{amount['size_bytes'] / 1e6:,.1f}",
+            "megapixels": f"{amount['megapixels']:,.1f}" if amount["megapixels"] else "",
+        }
+        for status, amount in plan["photos"].items()
+    ]
+    create_table_artifact(rows, key=f"{stage}-table", description=f"What there is, in {plan['shards']:,} shards.")
+
+
+def show_summary(stage: str, summary: Row, target: str) -> None:
+    """How a run ended, number by number."""
+    rows = [{"what": key.replace("_", " "), "value": _text(value)} for key, value in summary.items()]
+    create_table_artifact(rows, key=f"{stage}-summary", description=f"`{target}`")
+    if (link := web_address(f"{target.rstrip('/')}/manifest.json")) is not None:
+        create_link_artifact(link, "manifest.json", key=f"{stage}-manifest", description=f"The image set `{target}`.")
+
+
+def show_rejected(stage: str, reasons: Mapping[str, int], rows: Sequence[Row]) -> None:
+    """The rejected photos of an index: how many for which reason, and the newest of them by name."""
+    if not reasons:
+        return
+    counted = [{"photos": f"{count:,}", "reason": reason} for reason, count in reasons.items()]
+    create_table_artifact(counted, key=f"{stage}-reasons", description="Why photos were rejected.")
+    create_table_artifact(
+        [{"photo": row["key"], "reason": row["reason"]} for row in rows],
+        key=f"{stage}-rejected",
+        description=f"The newest {len(rows):,} of {sum(reasons.values()):,} rejected photos.",
+    )
+
+
+def show_pictures(stage: str, pictures: Sequence[Row]) -> None:
+    """Details of photos before and after, inline."""
+    if not pictures:
+        return
+    parts = [
+        f"**{_escaped(picture['key'])}**: noise σ {picture['noise_sigma_before']:.1f} → "
+        f"{picture['noise_sigma_after']:.1f}\n\n![before and after]({picture['data_url']})"
+        for picture in pictures
+    ]
+    create_markdown_artifact(
+        "\n\n".join(["Left before, right after; not scaled.", *parts]),
+        key=f"{stage}-before-after",
+        description="Details of the noisiest photos.",
+    )
+    create_image_artifact(pictures[0]["data_url"], key=f"{stage}-noisiest", description=_escaped(pictures[0]["key"]))
+
+
+def show_canary(stage: str, canary: Row, failures: Sequence[str]) -> None:
+    """How a trial went, and which gates it did not pass."""
+    verdict = "passed" if not failures else "**stopped here**: " + "; ".join(failures)
+    lines = [f"| {key.replace('_', ' ')} | {_text(value)} |" for key, value in canary.items() if key != "reasons"]
+    reasons = [f"| rejected: {_escaped(reason)} | {count} |" for reason, count in canary["reasons"].items()]
+    create_markdown_artifact(
+        "\n".join([f"The trial {verdict}.", "", "| | |", "|---|---|", *lines, *reasons]),
+        key=f"{stage}-gates",
+        description="A trial on photos of the plan, drawn at random; nothing was written.",
+    )
+
+
+def show_training(stage: str, trained: Row) -> None:
+    """The curve of a training run, and the card of its weights."""
+    metrics = trained["metrics"]
+    if len(metrics) > 1:
+        curve = draw_curve([(row["step"], row["loss"]) for row in metrics], x="step", y="loss")
+        create_markdown_artifact(f"![loss by step]({curve})", key=f"{stage}-curve", description="Training loss.")
+    show_card(stage, trained["card"], trained["sha256"], trained["weights"])
+
+
+def show_card(stage: str, card: Row, sha256: str, place: str) -> None:
+    """What weights say of themselves."""
+    lines = [f"| {key} | {_escaped(_text(value))} |" for key, value in card.items()]
+    create_markdown_artifact(
+        "\n".join([f"`{place}`", "", "| | |", "|---|---|", f"| sha256 | `{sha256[:16]}` |", *lines]),
+        key=f"{stage}-card",
+        description="The card of the weights.",
+    )
+
+
+def show_evaluation(stage: str, rows: Sequence[Row]) -> None:
+    """The scores of weights by trial."""
+    table = [
+        {
+            "trial": row["trial"],
+            "noisy dB": f"{row['noisy_psnr_db']:.2f}",
+            "dB": f"{row['psnr_db']:.2f}",
+            "gain": f"{row['gain_db']:+.2f}",
+            "SSIM": f"{row['ssim']:.4f}",
+            "photos": row["photos"],
+        }
+        for row in rows
+    ]
+    create_table_artifact(table, key=f"{stage}-scores", description="PSNR against the clean photo.")
+
+
+def show_comparison(stage: str, gains_db: Mapping[str, float], verdict: str) -> None:
+    """How much better or worse the candidate is, trial by trial."""
+    lines = [f"| {trial} | {gain:+.3f} |" for trial, gain in gains_db.items()]
+    create_markdown_artifact(
+        "\n".join([verdict, "", "| trial | candidate − incumbent, dB |", "|---|---|", *lines]),
+        key=f"{stage}-comparison",
+        description="The weights that were trained, beside those in use.",
+    )
+
+
+def draw_curve(points: Sequence[tuple[float, float]], *, x: str, y: str) -> str:
+    """Points as a line, on an SVG in a data URL."""
+    width, height, margin = 640, 280, 48
+    (low_x, high_x), (low_y, high_y) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+    scale_x, scale_y = (width - 2 * margin) / ((high_x - low_x) or 1), (height - 2 * margin) / ((high_y - low_y) or 1)
+    line = " ".join(
+        f"{margin + (each - low_x) * scale_x:.1f},{height - margin - (value - low_y) * scale_y:.1f}"
+        for each, value in points
+    )
+    texts = [
+        (margin, height - margin + 20, f"{low_x:g}", "start"),
+        (width - margin, height - margin + 20, f"{x} {high_x:g}", "end"),
+        (margin - 6, height - margin, f"{low_y:.4g}", "end"),
+        (margin - 6, margin, f"{high_y:.4g}", "end"),
+        (margin, margin - 14, y, "start"),
+    ]
+    labels = "".join(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>' for x, y, text, anchor in texts)
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
+        f'<path d="M{margin},{margin}V{height - margin}H{width - margin}" fill="none" stroke="#888"/>'
+        f'<polyline points="{line}" fill="none" stroke="#2563eb" stroke-width="2"/>{labels}</svg>'
+    )
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
+def web_address(url: str) -> str | None:
+    """Where a browser opens it; None where only storage libraries can."""
+    return url if re.match(r"https?://", url) else None
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f}".rstrip("0").rstrip(".")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "" if value is None else str(value)
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is: keys are what strangers chose."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,103 @@
+"""Processes that we start and that must not outlive us: `python -m flows.child COMMAND…` ends with its parent."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.errors import RunFailed
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+POLL_S = 0.05
+
+
+class Child:
+    """A process with its log in a file. It gets a SIGTERM when this process dies, however that happens."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str], *, cwd: Path | None = None
+    ) -> None:
+        self.name = name
+        self._log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(  # noqa: S603  # our own commands
+                [sys.executable, "-m", "flows.child", *command],
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **environment, "DEGRAIN_PARENT": str(os.getpid())},
+                start_new_session=True,  # Ctrl-C in a terminal is for us; we stop our children in their order
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_until(self, is_ready: Callable[[], bool], *, timeout_s: float) -> None:
+        """Return as soon as it is ready.
+
+        Raises:
+            RunFailed: it ended, or was not ready in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not is_ready():
+            if not self.is_running:
+                raise RunFailed(f"{self.name} ended with {self._process.returncode}: {self._last_line()}")
+            if time.monotonic() > deadline:
+                raise RunFailed(f"{self.name} was not ready after {timeout_s:.0f} s: see {self._log}")
+            time.sleep(POLL_S)
+
+    def stop(self, *, grace_s: float = 20.0) -> None:
+        """Ask it to end; end it if it does not."""
+        if self.is_running:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _last_line(self) -> str:
+        lines = self._log.read_text(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), f"see {self._log}")[:300]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listened on a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def answers(port: int) -> bool:
+    """Whether anything listens there."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def main(command: Sequence[str]) -> None:
+    """Become the command, after the promise to end with the parent."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(os.environ["DEGRAIN_PARENT"]):
+        sys.exit("the parent is gone already")
+    os.execvp(command[0], list(command))  # noqa: S606  # our own commands
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,120 @@
+"""A Ray head on this machine for as long as we need one: a child process that ends with us and asks for a token."""
+
+import os
+import secrets
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.child import Child, free_ports
+from pipeline.errors import RunFailed
+
+OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
+READY_S = 120.0
+ATTEMPTS = 3  # at free ports: another process may take one first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayAddress:
+    """Where a Ray cluster takes jobs.
+
+    Attributes:
+        url: of its dashboard, such as http://127.0.0.1:8265.
+        token: that it asks for; empty where Ray finds it by itself (RAY_AUTH_TOKEN), or where none is asked for.
+    """
+
+    url: str
+    token: str = field(default="", repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+
+@contextmanager
+def local_ray(
+    folder: Path | None = None,
+    *,
+    token: str = "",
+    port: int | None = None,
+    cpus: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[RayAddress]:
+    """A Ray head on loopback while the block runs; everything that runs on it ends with it.
+
+    Args:
+        folder: where its log goes; None for a temporary one.
+        token: that it asks for; a random one if it is empty.
+        port: of its dashboard; None for any that is free.
+        cpus: how many it says it has; None for those that are there.
+        environment: of its jobs, beside this process's own.
+
+    Raises:
+        RunFailed: it does not start.
+    """
+    token = token or secrets.token_hex(32)
+    with tempfile.TemporaryDirectory(prefix="degrain-ray-", ignore_cleanup_errors=True) as name:
+        log = (folder or Path(name)) / "ray.log"
+        for attempt in range(ATTEMPTS):
+            ports = _free_ports(port)
+            head = Child("Ray", _command(Path(name), ports, cpus), log, _environment(token, environment or {}))
+            address = RayAddress(url=f"http://127.0.0.1:{ports['dashboard-port']}", token=token)
+            try:
+                head.wait_until(lambda: _takes_jobs(address), timeout_s=READY_S)  # noqa: B023  # called in this turn
+                break
+            except RunFailed:
+                head.stop()
+                if attempt == ATTEMPTS - 1:
+                    raise
+            except BaseException:
+                head.stop()
+                raise
+        try:
+            yield address
+        finally:
+            head.stop()
+
+
+def _free_ports(dashboard: int | None) -> dict[str, int]:
+    names = [
+        *("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"),
+        *("dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port"),
+    ]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    return ports if dashboard is None else {**ports, "dashboard-port": dashboard}
+
+
+def _command(temporary: Path, ports: Mapping[str, int], cpus: int | None) -> list[str]:
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"),
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={temporary}",
+        *(f"--{name}={port}" for name, port in ports.items()),
+        *([] if cpus is None else [f"--num-cpus={cpus}"]),
+    ]
+
+
+def _environment(token: str, given: Mapping[str, str]) -> dict[str, str]:
+    return {
+        **given,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",  # its jobs run our `python`
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def _takes_jobs(address: RayAddress) -> bool:
+    request = urllib.request.Request(f"{address.url}/api/jobs/", headers=address.headers)  # noqa: S310  # http, our own
+    try:
+        urllib.request.urlopen(request, timeout=5).close()  # noqa: S310
+    except (urllib.error.URLError, OSError):
+        return False
+    return True

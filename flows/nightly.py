@@ -1,0 +1,67 @@
+"""The flow `nightly`: plan, stop if nothing is new, try some photos, perhaps wait for a person, denoise."""
+
+from prefect import flow, get_run_logger, pause_flow_run
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.artifacts import show_canary, show_plan, show_summary
+from flows.events import tell_of_rejects
+from flows.run_names import nightly_name
+from flows.settings import Gates, NightlySettings, Values
+from flows.stages import HOOKS, run_stage
+from pipeline.errors import RunFailed
+
+APPROVAL_POLL_S = 5
+
+
+class GatesClosed(RunFailed):
+    """A trial did not show what it must: nothing was written."""
+
+
+@flow(name="nightly", flow_run_name=nightly_name, persist_result=False, **HOOKS)
+def nightly(settings: NightlySettings) -> Values | State[Values]:
+    """Denoise what is new or changed, after a trial on photos of it that are drawn at random.
+
+    Args:
+        settings: What to denoise, what the trial must show, and whether a person has a look before.
+    """
+    job, ray = settings.denoise.job, settings.denoise.ray
+    plan = run_stage("plan", "plan", {"denoise": job}, ray)
+    show_plan("plan", plan)
+    if plan["photos"]["to_do"]["photos"] == 0:
+        return Completed(message="nothing is new", name="NothingNew")
+
+    canary = run_stage("canary", "canary", {"denoise": job, "photos": settings.gates.photos}, ray)
+    failures = closed_gates(canary, settings.gates)
+    show_canary("canary", canary, failures)
+    if failures:
+        raise GatesClosed(f"the trial of {canary['photos']} photos stops the run: {'; '.join(failures)}")
+    if settings.approval:
+        get_run_logger().info("waiting for a person: look at the artifacts, and resume the run")
+        timeout_s = round(settings.approval_hours * 3600)
+        pause_flow_run(timeout=timeout_s, poll_interval=APPROVAL_POLL_S, key="approval")
+
+    summary = run_stage("denoise", "denoise", job, ray)
+    show_summary("denoise", summary, settings.denoise.target)
+    tell_of_rejects(summary, settings.denoise)
+    return summary
+
+
+def closed_gates(canary: Values, gates: Gates) -> list[str]:
+    """What a trial did not show that it must, each as a clause."""
+    rejected = canary["rejected"] / canary["photos"] if canary["photos"] else 0.0
+    noise_left, change_db, speed = (
+        canary[name] for name in ("noise_left", "worst_change_psnr_db", "megapixels_per_second")
+    )
+    failures = []
+    if rejected > gates.max_rejected_fraction:
+        failures.append(f"{rejected:.0%} are rejected, and at most {gates.max_rejected_fraction:.0%} may be")
+    if noise_left is not None and noise_left > gates.max_noise_left:
+        failures.append(f"{noise_left:.0%} of the noise is left, and at most {gates.max_noise_left:.0%} may be")
+    if change_db is not None and change_db < gates.min_change_psnr_db:
+        failures.append(
+            f"a photo is changed to {change_db:g} dB, and at least {gates.min_change_psnr_db:g} must be kept"
+        )
+    if speed < gates.min_megapixels_per_second and canary["denoised"]:
+        failures.append(f"{speed:g} megapixels/s, and at least {gates.min_megapixels_per_second:g} are asked for")
+    return failures

@@ -1,0 +1,58 @@
+"""The flow `retrain`: ingest, train, evaluate beside the weights in use, and promote what is better."""
+
+from dataclasses import asdict
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.artifacts import show_card, show_comparison, show_evaluation, show_summary, show_training
+from flows.run_names import retrain_name
+from flows.settings import RetrainSettings, Values
+from flows.stages import HOOKS, run_stage
+
+
+@flow(name="retrain", flow_run_name=retrain_name, persist_result=False, **HOOKS)
+def retrain(settings: RetrainSettings) -> Values | State[Values]:
+    """Train weights on what was ingested, and use them from now on if they are better than those in use.
+
+    Args:
+        settings: What to ingest, how to train, and what the new weights must show.
+    """
+    ingested = run_stage("ingest", "ingest", settings.ingest.job, settings.ingest.ray)
+    show_summary("ingest", ingested, settings.ingest.target)
+    trained = run_stage("train", "train", settings.train.job, settings.train.ray)
+    show_training("train", trained)
+
+    asked = {"place": settings.promoted, "otherwise": settings.incumbent or "photo"}
+    incumbent = run_stage("incumbent", "incumbent", asked, settings.ray)
+    if incumbent["sha256"] == trained["sha256"]:
+        return Completed(message="these weights are in use already", name="NothingNew")
+    candidate_rows = _evaluate("candidate", trained["weights"], settings)
+    incumbent_rows = _evaluate("in-use", incumbent["weights"], settings)
+    return _promote_if_better(settings, trained, candidate_rows, incumbent_rows)
+
+
+def _evaluate(stage: str, weights: str, settings: RetrainSettings) -> list[Values]:
+    job = {"weights": weights, "photos": settings.trial, "limit": settings.trial_photos}
+    rows: list[Values] = run_stage(stage, "evaluate", job, settings.ray)["rows"]
+    show_evaluation(stage, rows)
+    return rows
+
+
+def _promote_if_better(
+    settings: RetrainSettings, trained: Values, candidate_rows: list[Values], incumbent_rows: list[Values]
+) -> Values | State[Values]:
+    from pipeline.comparison import compare
+
+    found = compare(
+        candidate_rows, incumbent_rows, least_mean_db=settings.min_gain_db, largest_loss_db=settings.max_loss_db
+    )
+    told = f"mean {found.mean_db:+.3f} dB, worst {found.worst_db:+.3f} dB"
+    if not found.is_better:
+        show_comparison("retrain", found.gains_db, f"Not promoted: {told}.")
+        return Completed(message=f"not better: {told}", name="NotBetter")
+    promoted = run_stage("promote", "promote", {"weights": trained["weights"], "to": settings.promoted}, settings.ray)
+    show_comparison("retrain", found.gains_db, f"Promoted to `{settings.promoted}`: {told}.")
+    show_card("promoted", trained["card"], trained["sha256"], settings.promoted)
+    return {**promoted, **asdict(found)}

@@ -1,0 +1,146 @@
+"""`degrain up`: all that the flows need, on this machine alone: a Prefect server, a Ray head, perhaps an S3 server.
+
+Everything but the links is in child processes that end with this one, even if it is killed.
+"""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from flows.child import Child, answers, free_ports
+from flows.local_prefect import is_deployed, local_server, prefect_environment, wait_for_server
+from flows.local_ray import RayAddress, local_ray
+from flows.local_s3 import BUCKET, LocalS3
+from pipeline.errors import RunFailed
+
+READY_S = 120.0
+SOURCE, TARGET = f"s3://{BUCKET}/noisy", f"s3://{BUCKET}/clean"
+CHECK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpConfig:
+    """What is started.
+
+    Attributes:
+        folder: of databases, logs, and the buckets.
+        port: of the Prefect server and its UI; 0 for any that is free.
+        ray_port: of Ray's dashboard, and its Jobs API; 0 for any that is free.
+        has_s3: whether there is an S3 server, with sample photos in it.
+    """
+
+    folder: Path
+    port: int = 4200
+    ray_port: int = 8265
+    has_s3: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("port", "ray_port"):
+            port = getattr(self, name)
+            if not 0 <= port <= 65535:
+                raise ValueError(f"{name} is {port}: expected a port, from 1 to 65535, or 0")
+            if port and answers(port):
+                raise ValueError(f"port {port} is taken: is degrain up already? Otherwise name another one")
+
+
+def up(config: UpConfig, say: Callable[[str], None]) -> None:
+    """Start everything, say where it is, and stop everything when this process is interrupted or told to end.
+
+    Raises:
+        RunFailed: something does not start, or ended by itself.
+    """
+    with _told_to_end() as end, _everything(config, say, end) as (runner, links):
+        for line in links:
+            say(line)
+        while not end.wait(CHECK_S):
+            if not runner.is_running:
+                raise RunFailed(f"{runner.name} has ended: see {config.folder / 'runner.log'}")
+        say("stopping …")
+
+
+@contextmanager
+def _everything(
+    config: UpConfig, say: Callable[[str], None], end: threading.Event
+) -> Iterator[tuple[Child, list[str]]]:
+    """All services, each with what it needs of the others; they stop in the opposite order."""
+    folder = config.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    port = config.port or free_ports(1)[0]
+    environment = prefect_environment(folder / "prefect", port)
+    links = [f"Prefect   http://127.0.0.1:{port}/deployments"]
+    with ExitStack() as stack:
+        say("starting a Prefect server …")
+        server = stack.enter_context(local_server(folder / "prefect", port, environment))
+        parameters: dict[str, object] = {}
+        if config.has_s3:
+            say("starting an S3 server, with sample photos …")
+            s3 = stack.enter_context(LocalS3(folder / "s3"))
+            environment |= s3.environment
+            parameters = _sample_parameters()
+            _write_samples(s3)
+            links.append(f"S3        {s3.environment['AWS_ENDPOINT_URL']}, photos in {SOURCE}")
+        say("starting Ray …")
+        ray = stack.enter_context(local_ray(folder, port=config.ray_port or None, environment=environment))
+        links.append(f"Ray       {ray.url}")
+        environment |= _ray_environment(ray)
+        wait_for_server(server, port)
+        command = [sys.executable, "-m", "flows.deployments"]
+        environment["DEGRAIN_PARAMETERS"] = json.dumps(parameters)
+        runner = Child("what runs the flows", command, folder / "runner.log", environment)
+        stack.callback(runner.stop)
+        runner.wait_until(lambda: end.is_set() or is_deployed(port), timeout_s=READY_S)
+        _write_environment(folder / "environment.sh", environment)
+        links.append(f"Shell     source {folder / 'environment.sh'}")
+        yield runner, links
+
+
+def _sample_parameters() -> dict[str, object]:
+    """What the forms are filled in with: of the sample photos."""
+    denoise = {"source": SOURCE, "target": TARGET}
+    return {
+        "denoise": {"settings": denoise},
+        "nightly": {"settings": {"denoise": denoise}},
+        "ingest": {"settings": {"source": SOURCE, "target": f"s3://{BUCKET}/packed"}},
+    }
+
+
+def _write_samples(s3: LocalS3) -> None:
+    """Photos with camera noise, in the bucket; by a process of its own, for they need the libraries of the pipeline."""
+    s3.run([sys.executable, "-m", "pipeline.samples", SOURCE])
+
+
+def _ray_environment(ray: RayAddress) -> dict[str, str]:
+    return {"RAY_API_SERVER_ADDRESS": ray.url, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token}
+
+
+def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
+    """What another shell needs to talk to all this; it holds the token, and is for this user alone."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    names = [name for name in environment if name.startswith(("PREFECT_API_URL", "PREFECT_PROFILES", "RAY_", "AWS_"))]
+    path.write_text("".join(f"export {name}='{environment[name]}'\n" for name in sorted(names)))
+
+
+@contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """Set by the first SIGINT or SIGTERM; what is being started is then still stopped in order."""
+    end = threading.Event()
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        if end.is_set():
+            return
+        end.set()
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield end
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,195 @@
+"""The settings of each verb as the forms of the Prefect UI and TOML files have them: described, typed, nothing unknown.
+
+They are the fields of the jobs in `pipeline`, laid out for people; `job` is what `python -m pipeline.jobs` takes.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Place = Annotated[str, Field(min_length=1)]
+
+
+class Layout(StrEnum):
+    """How an image set keeps its photos."""
+
+    FILES = "files"
+    PACKED = "packed"
+
+
+class Network(StrEnum):
+    """Which architecture is trained."""
+
+    PHOTO = "photo"
+    SEED = "seed"
+
+
+class Preset(StrEnum):
+    """Which recipe training begins with."""
+
+    PHOTO = "photo"
+    SEED = "seed"
+
+
+class Settings(BaseModel):
+    """Refuses what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RaySettings(Settings):
+    """Where the work is done, and how long it may take."""
+
+    address: str | None = Field(
+        None,
+        description="URL of a Ray cluster's dashboard, http://host:8265. Empty: what RAY_API_SERVER_ADDRESS says where "
+        "the flow runs, or a Ray that is started there and stopped again.",
+    )
+    workers: Positive | None = Field(None, description="Worker processes. Empty: one a GPU, or one a core.")
+    timeout_hours: float = Field(24.0, gt=0, description="After so long a stage is stopped, and fails.")
+    lost_after_s: float = Field(
+        60.0, gt=0, description="Seconds for which the cluster may be out of reach before the stage fails."
+    )
+
+    @property
+    def cluster(self) -> dict[str, object]:
+        """For a job that runs on that cluster."""
+        return {"address": "auto", "workers": self.workers}
+
+
+class RunSettings(Settings):
+    """What every verb over a collection asks."""
+
+    source: Place = Field(description="Folder, URL (s3://bucket/folder) or image set. It is only read.")
+    target: Place = Field(description="Where the image set is made, or goes on.")
+    limit: Positive | None = Field(None, description="Process so many photos, and leave the rest to the next run.")
+    sample: float | None = Field(None, gt=0, le=1, description="Process that share of what is to be done. Empty: all.")
+    retry_failed: bool = Field(False, description="Try photos again that were rejected before.")
+    notify_rejected_fraction: Fraction = Field(
+        0.05, description="Send the event degrain.too-many-rejected when more than this share of a run was rejected."
+    )
+    max_rejected_fraction: Fraction = Field(1.0, description="Fail as soon as more than this share is rejected.")
+    key_table: str | None = Field(
+        None, description="List the source by this Parquet or CSV table, or by the manifest.json of an S3 Inventory."
+    )
+    where: str = Field("", description='Of an image set, those photos: "iso <= 400 and megapixels >= 0.2" (SQL).')
+    ray: RaySettings = Field(RaySettings(), description="Where the work is done.")
+
+    @model_validator(mode="after")
+    def _is_no_overwriting(self) -> Self:
+        if self.source.rstrip("/") == self.target.rstrip("/"):
+            raise ValueError(f"source and target are both {self.source}: degrain never writes to its source")
+        return self
+
+    @property
+    def run(self) -> dict[str, object]:
+        """The part of a job that is the same for each verb."""
+        names = ("source", "target", "limit", "sample", "retry_failed", "max_rejected_fraction", "where")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "keys": self.key_table,  # the attribute `keys` is what dict() looks for: Prefect takes such for a mapping
+            "cluster": self.ray.cluster,
+        }
+
+
+class DenoiseSettings(RunSettings):
+    """Denoise what is new or changed in a collection."""
+
+    weights: Place = Field("photo", description="Shipped weights by name, or a path or URL of a weights file.")
+    strength: Fraction = Field(1.0, description="Share of the noise to remove.")
+    layout: Layout = Field(Layout.FILES, description="The same names under images/, or Parquet shards.")
+
+    @property
+    def job(self) -> dict[str, object]:
+        return {"weights": self.weights, "layout": self.layout, "denoise": {"strength": self.strength}, **self.run}
+
+
+class IngestSettings(RunSettings):
+    """Pack a collection into the Parquet shards of an image set."""
+
+    resize: Positive | None = Field(
+        None, description="As upright 8-bit PNGs whose shorter side has so many pixels. Empty: the bytes as they are."
+    )
+    min_side: Positive | None = Field(None, description="Skip photos with a side shorter than so many pixels.")
+
+    @property
+    def job(self) -> dict[str, object]:
+        return {"ingest": {"resize_px": self.resize, "min_side_px": self.min_side}, **self.run}
+
+
+class TrainSettings(Settings):
+    """Train a network on clean photos."""
+
+    source: Place = Field(description="Folder, URL or image set of clean photos.")
+    run: Place = Field(description="Folder or URL of the run: one that is there goes on at its last checkpoint.")
+    preset: Preset = Field(Preset.PHOTO, description="Which recipe; what follows changes it.")
+    network: Network | None = Field(None, description="Which architecture. Empty: the recipe's, as for those below.")
+    steps: Positive | None = Field(None, description="Optimiser steps of the whole run.")
+    batch_size: Positive | None = Field(None, description="Patches of a step.")
+    patch_px: Positive | None = Field(None, description="Side of a patch in pixels.")
+    seed: int | None = Field(None, description="Of the weights, the patches and the noise.")
+    where: str = Field("", description="Of an image set, those photos (SQL over its index).")
+    validation_fraction: Fraction = Field(
+        0.0, description="Hold back this share of the photos, the same each time, and score the weights on them."
+    )
+    validation: str | None = Field(None, description="Score the weights on these photos instead.")
+    start_from: str | None = Field(None, description="Begin with these weights. Empty: with random ones.")
+    data: str = Field("", description="What the card of the weights says of the photos.")
+    licence: str = Field("not stated", description="What the card says of the terms.")
+    checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
+    log_every: Positive = Field(100, description="Steps whose mean is one point of the training curve.")
+    ray: RaySettings = Field(RaySettings(), description="Where the work is done.")
+
+    CONFIG: ClassVar = ("network", "steps", "batch_size", "patch_px", "seed")
+
+    @property
+    def job(self) -> dict[str, object]:
+        values = self.model_dump(mode="json", exclude={"ray", *self.CONFIG})
+        return {**values, "config": self.model_dump(mode="json", include=set(self.CONFIG), exclude_none=True)}
+
+
+class Gates(Settings):
+    """What photos of a plan, drawn at random, must show before the run starts."""
+
+    photos: Positive = Field(16, description="Photos that are tried. Nothing of them is written.")
+    max_rejected_fraction: Fraction = Field(0.1, description="Largest share of them that may be rejected.")
+    max_noise_left: Fraction = Field(0.8, description="Largest median of the noise after, as a share of that before.")
+    min_change_psnr_db: float = Field(
+        18.0, description="No photo may be changed more than that: PSNR in dB of the result against the source."
+    )
+    min_megapixels_per_second: float = Field(0.0, ge=0, description="Least speed of the machine that tries them.")
+
+
+class NightlySettings(Settings):
+    """Denoise what came since the last night, if a trial of it goes well."""
+
+    denoise: DenoiseSettings
+    gates: Gates = Field(Gates(), description="What a trial must show.")
+    approval: bool = Field(False, description="Wait until a person has seen the trial, and resumes the run.")
+    approval_hours: float = Field(12.0, gt=0, description="How long to wait for that; then the run fails.")
+
+
+class RetrainSettings(Settings):
+    """Train weights on what was ingested, and use them from now on if they are better."""
+
+    ingest: IngestSettings
+    train: TrainSettings
+    trial: Place = Field(description="Clean photos that neither weights were trained on: both are tried on them.")
+    trial_photos: Positive | None = Field(None, description="The first so many of them. Empty: all.")
+    promoted: str = Field(
+        description="Path or URL of the weights in use, ….safetensors: the better ones are put there.",
+        pattern=r"\.safetensors$",
+    )
+    incumbent: str | None = Field(
+        None, description="What to compare with while there is nothing at that place yet. Empty: the weights that ship."
+    )
+    min_gain_db: float = Field(0.02, description="Promote only if the mean gain over the trials grows by so many dB.")
+    max_loss_db: float = Field(0.2, ge=0, description="Promote only if no trial loses more than so many dB.")
+    ray: RaySettings = Field(RaySettings(), description="Where the evaluations are done.")
+
+
+Verb = Literal["plan", "canary", "denoise", "ingest", "train", "evaluate", "incumbent", "promote"]
+Values = dict[str, Any]  # Any: JSON

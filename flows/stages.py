@@ -1,0 +1,236 @@
+"""One stage of a flow: a Prefect task that has one Ray job do it, and shows the job's log and progress as its own."""
+
+import logging
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import Flow, State, get_client, get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
+from prefect.logging.loggers import flow_run_logger
+from prefect.runtime import flow_run as this_flow_run
+from prefect.settings import get_current_settings
+from prefect.tasks import Task
+
+from flows.artifacts import show_pictures, show_rejected
+from flows.local_ray import local_ray
+from flows.ray_jobs import ClusterLost, JobName, RayJobs, address_of
+from flows.settings import RaySettings, Values, Verb
+from pipeline.errors import RunFailed
+from pipeline.events import Event, parse_event
+
+PROGRESS_INTERVAL_S = 2.0
+RETRY_DELAYS_S = [10.0, 60.0, 120.0]  # in all, longer than a lost run holds its lease on the target
+EXIT_CALL = 2
+WRITING_VERBS = ("denoise", "ingest")
+
+
+class StageTimedOut(RunFailed):
+    """A stage took longer than its settings allow; its job was stopped."""
+
+
+def _deserves_retry(_task: "Task[..., Any]", _run: TaskRun, state: State) -> bool:  # Any: of whatever task
+    """A wrong call stays wrong, and what took too long will again."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, ValueError | StageTimedOut)
+
+
+@task(
+    task_run_name="{stage}",
+    retries=len(RETRY_DELAYS_S),
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_jitter_factor=0.2,
+    retry_condition_fn=_deserves_retry,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
+    """Have a Ray job do a job, and return its summary.
+
+    A stage that was begun before by this flow run goes on where it is: its job is found by its name. Whatever ends the
+    stage other than the job's own end (a cancellation, a signal, a time limit) stops the job.
+
+    Args:
+        stage: names it among those of a flow.
+        verb: what is done.
+        job: the fields of that verb's job.
+        ray: where it is done.
+
+    Raises:
+        ValueError: the job is wrong.
+        RunFailed: it had to stop; what is committed stays, and a retry does the rest.
+        ClusterLost: the cluster is gone; the same holds.
+    """
+    name = JobName(owner=str(this_flow_run.id), stage=stage, origin=origin())
+    with ExitStack() as stack:
+        jobs = stack.enter_context(_ray_jobs(ray))
+        if verb in WRITING_VERBS and not jobs.is_there(name):  # or it would wait for what a killed process held
+            stack.enter_context(_alone_on(job["target"]))
+        job_id, was_there = jobs.begin(name, {"verb": verb, **job})
+        log_of_run = get_run_logger()
+        log_of_run.info("%s the Ray job %s", "going on with" if was_there else "began", job_id)
+        try:
+            return _follow(jobs, job_id, stage, ray)
+        except (RunFailed, ValueError, ClusterLost) as error:
+            if isinstance(error, StageTimedOut):
+                jobs.stop(job_id)
+            raise
+        except BaseException:  # cancelled, or told to end
+            log_of_run.warning("stopping the Ray job %s", job_id)
+            jobs.stop(job_id)
+            raise
+
+
+def stop_stages(flow: "Flow[..., Any]", flow_run: FlowRun, state: State) -> None:  # Any: of whatever flow
+    """Hook of a flow for its cancellation and its crash: no Ray job of it goes on. Runs where the flow did."""
+    logger = flow_run_logger(flow_run, flow)
+    logger.info("%s: stopping its Ray jobs", str(state.name).lower())
+    for url in {*_addresses(flow_run.parameters), None}:
+        address = address_of(url)
+        if address is None:
+            continue  # a Ray of the flow's own has ended with it
+        try:
+            stopped = RayJobs(address).stop_all(str(flow_run.id))
+        except (ClusterLost, RunFailed) as error:
+            logger.error("%s", error)  # noqa: TRY400  # its message says all
+        else:
+            logger.info("stopped %s", ", ".join(stopped) or "none: all had ended")
+
+
+HOOKS: dict[str, Any] = {"on_cancellation": [stop_stages], "on_crashed": [stop_stages]}  # Any: options of `flow`
+
+
+def is_wanted(flow_run_id: str) -> bool:
+    """Whether anybody waits for the jobs of a flow run: it is there, and has not ended."""
+    with get_client(sync_client=True) as client:
+        try:
+            run = client.read_flow_run(UUID(flow_run_id))
+        except ObjectNotFound:
+            return False
+    return run.state is not None and not run.state.is_final()
+
+
+def origin() -> str:
+    """Names the Prefect server in the metadata of jobs, without revealing its address to who may see those."""
+    return sha256(str(get_current_settings().api.url).encode()).hexdigest()[:16]
+
+
+def _addresses(values: object) -> Iterator[str]:
+    """The Ray addresses anywhere in the parameters of a flow."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            if key == "ray" and isinstance(value, dict) and isinstance(value.get("address"), str) and value["address"]:
+                yield value["address"]
+            yield from _addresses(value)
+
+
+@contextmanager
+def _ray_jobs(ray: RaySettings) -> Iterator[RayJobs]:
+    """The cluster of the settings, or one that is there while the stage is."""
+    address = address_of(ray.address)
+    if address is not None:
+        yield RayJobs(address)
+        return
+    get_run_logger().info("starting Ray on this machine")
+    with local_ray() as local:
+        yield RayJobs(local)
+
+
+@contextmanager
+def _alone_on(target: str) -> Iterator[None]:
+    """One stage at a time writes to a target: the others wait, and the UI shows for what under concurrency limits."""
+    limit = f"degrain-target-{sha256(target.rstrip('/').encode()).hexdigest()[:12]}"
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(limit, 1)
+    with concurrency(limit, occupy=1, lease_duration=60):
+        yield
+
+
+def _follow(jobs: RayJobs, job_id: str, stage: str, ray: RaySettings) -> Values:
+    """Show a job's log until it has ended; its summary."""
+    logger = get_run_logger()
+    progress = _Progress(stage)
+    deadline = time.monotonic() + ray.timeout_hours * 3600
+    ending: Values | None = None
+    for line in jobs.follow(job_id, lost_s=ray.lost_after_s):
+        if time.monotonic() > deadline:
+            raise StageTimedOut(f"{stage} took longer than {ray.timeout_hours:g} hours; what is finished stays")
+        if line is None:
+            continue
+        event = parse_event(line)
+        if event is None:
+            if line.strip():
+                logger.log(_level_of(line), "%s", line)
+            continue
+        match event["event"]:
+            case Event.LOG:
+                logger.log(logging.getLevelNamesMapping()[event["level"]], "%s", event["message"])
+            case Event.PROGRESS:
+                progress.show(event)
+            case Event.REJECTED:
+                show_rejected(stage, event["reasons"], event["rows"])
+            case Event.PICTURES:
+                show_pictures(stage, event["pictures"])
+            case Event.SUMMARY | Event.ERROR:
+                ending = event
+                break
+    details = jobs.wait(job_id)
+    if ending is not None and ending["event"] == Event.SUMMARY:
+        progress.end()
+        return {key: value for key, value in ending.items() if key not in ("event", "time")}
+    if ending is not None:
+        kind = ValueError if ending["exit_code"] == EXIT_CALL else RunFailed
+        raise kind(ending["message"])
+    raise RunFailed(f"the Ray job {job_id} {details.status.value.lower()}: {details.message}")
+
+
+class _Progress:
+    """The progress artifact of a stage, drawn anew every other second at the most."""
+
+    def __init__(self, stage: str) -> None:
+        self._key = f"{stage}-progress"
+        self._artifact: UUID | None = None
+        self._next_s = 0.0
+
+    def show(self, event: Values) -> None:
+        now_s = time.monotonic()
+        share = event["done"] / event["planned"] if event["planned"] else 1.0
+        if now_s < self._next_s and share < 1:
+            return
+        self._next_s = now_s + PROGRESS_INTERVAL_S
+        if self._artifact is None:
+            self._artifact = cast(
+                UUID, create_progress_artifact(100 * share, key=self._key, description=_described(event))
+            )
+        else:
+            update_progress_artifact(self._artifact, 100 * share, description=_described(event))
+
+    def end(self) -> None:
+        """All is done, whatever was shown last."""
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, 100.0)
+
+
+def _described(event: Values) -> str:
+    done, planned, seconds = event["done"], event["planned"], event["seconds"]
+    parts = [f"{done:,} of {planned:,}"]
+    parts += [f"{event['rejected']:,} rejected"] if event.get("rejected") else []
+    parts += [f"loss {event['loss']:.4f}"] if "loss" in event else []
+    if event.get("megapixels") and seconds:
+        parts.append(f"{event['megapixels'] / seconds:.2f} megapixels/s")
+    if done and done < planned:
+        parts.append(f"about {(planned - done) * seconds / done / 60:,.0f} min left")
+    return " · ".join(parts)
+
+
+def _level_of(line: str) -> int:
+    found = re.search(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b", line[:80])
+    return logging.getLevelNamesMapping()[found[1]] if found else logging.INFO

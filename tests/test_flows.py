@@ -1,0 +1,151 @@
+"""What the flows decide and show, without a server: settings, gates, events, and the text of artifacts."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from flows.artifacts import draw_curve
+from flows.events import rejected_fraction
+from flows.nightly import closed_gates
+from flows.settings import DenoiseSettings, Gates, IngestSettings, NightlySettings, RaySettings, TrainSettings
+from model.training import PRESETS
+from pipeline.comparison import compare
+from pipeline.ingest import IngestJob
+from pipeline.job_file import train_job
+from pipeline.jobs import DenoiseJob
+from pipeline.strict import build
+from pipeline.train import TrainJob
+
+PLACES = {"source": "s3://photos/in", "target": "s3://photos/out"}
+TRIAL = {
+    "photos": 10,
+    "rejected": 0,
+    "denoised": 10,
+    "reasons": {},
+    "noise_left": 0.2,
+    "worst_change_psnr_db": 30.0,
+    "megapixels_per_second": 2.0,
+}
+
+
+def test_settings_by_default_are_those_of_the_jobs() -> None:
+    settings = DenoiseSettings(**PLACES)
+    job = build(DenoiseJob, settings.job)
+
+    assert dataclasses.replace(job, cluster=DenoiseJob(**PLACES).cluster) == DenoiseJob(**PLACES)
+    assert (job.cluster.address, job.cluster.workers) == ("auto", None)
+    assert build(IngestJob, IngestSettings(**PLACES).job).ingest == IngestJob(**PLACES).ingest
+    assert train_job(TrainSettings(source="a", run="b").job) == TrainJob(source="a", run="b")
+
+
+def test_settings_of_training_change_the_recipe_that_they_name() -> None:
+    job = train_job(TrainSettings(source="a", run="b", preset="seed", steps=7, batch_size=2).job)
+
+    assert job.config == dataclasses.replace(PRESETS["seed"], steps=7, epochs=None, batch_size=2)
+
+
+def test_every_setting_reaches_its_job() -> None:
+    denoise = {
+        "weights": "w.safetensors",
+        "strength": 0.5,
+        "layout": "packed",
+        "key_table": "k.csv",
+        "where": "iso < 9",
+    }
+    run = {"limit": 3, "sample": 0.5, "retry_failed": True, "max_rejected_fraction": 0.1, "ray": {"workers": 4}}
+
+    job = build(DenoiseJob, DenoiseSettings.model_validate({**PLACES, **denoise, **run}).job)
+
+    assert (job.weights, job.denoise.strength, job.layout, job.keys) == ("w.safetensors", 0.5, "packed", "k.csv")
+    assert (job.where, job.limit, job.sample, job.retry_failed) == ("iso < 9", 3, 0.5, True)
+    assert (job.max_rejected_fraction, job.cluster.workers) == (0.1, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (DenoiseSettings, {**PLACES, "strenght": 1}, "Extra inputs are not permitted"),
+        (DenoiseSettings, {**PLACES, "strength": 1.5}, "less than or equal to 1"),
+        (DenoiseSettings, {**PLACES, "ray": {"worker": 1}}, "Extra inputs are not permitted"),
+        (DenoiseSettings, {"source": "a", "target": "a/"}, "never writes to its source"),
+        (DenoiseSettings, {"source": "a"}, "Field required"),
+        (IngestSettings, {**PLACES, "resize": 0}, "greater than or equal to 1"),
+        (NightlySettings, {"denoise": PLACES, "gates": {"photo": 1}}, "Extra inputs are not permitted"),
+        (RaySettings, {"timeout_hours": 0}, "greater than 0"),
+    ],
+)
+def test_wrong_settings_are_refused(kind: type[BaseModel], values: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        kind.model_validate(values)
+
+
+@pytest.mark.parametrize("kind", [DenoiseSettings, IngestSettings, TrainSettings, NightlySettings])
+def test_a_form_explains_every_field(kind: type[BaseModel]) -> None:
+    schema = kind.model_json_schema()
+
+    assert schema["additionalProperties"] is False
+    assert [
+        name
+        for part in [schema, *schema["$defs"].values()]
+        for name, field in part.get("properties", {}).items()
+        if "description" not in field and "$ref" not in field
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "clause"),
+    [
+        ({"rejected": 2}, "20% are rejected, and at most 10% may be"),
+        ({"noise_left": 0.9}, "90% of the noise is left"),
+        ({"worst_change_psnr_db": 12.0}, "a photo is changed to 12 dB"),
+        ({"megapixels_per_second": 0.5}, "0.5 megapixels/s, and at least 1 are asked for"),
+    ],
+)
+def test_a_gate_closes_for_one_reason(values: dict[str, Any], clause: str) -> None:
+    gates = Gates(min_megapixels_per_second=1)
+
+    assert closed_gates(TRIAL, gates) == []
+    [failure] = closed_gates({**TRIAL, **values}, gates)
+    assert clause in failure
+
+
+def test_photos_that_are_not_denoised_close_no_gate() -> None:
+    nothing = {"noise_left": None, "worst_change_psnr_db": None, "megapixels_per_second": 0.0, "denoised": 0}
+
+    assert closed_gates({**TRIAL, **nothing}, Gates(min_megapixels_per_second=1)) == []
+
+
+def rows(**gains_db: float) -> list[dict[str, object]]:
+    return [{"trial": name, "denoiser": "degrain", "gain_db": gain} for name, gain in gains_db.items()]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "is_better"),
+    [
+        ({"camera": 5.1, "jpeg": 3.1}, True),
+        ({"camera": 5.5, "jpeg": 2.9}, True),
+        ({"camera": 6.0, "jpeg": 2.5}, False),
+        ({"camera": 5.0, "jpeg": 3.0}, False),
+        ({"camera": 4.0, "jpeg": 2.0}, False),
+    ],
+)
+def test_better_weights_gain_in_the_mean_and_lose_nowhere(candidate: dict[str, float], is_better: bool) -> None:
+    found = compare(rows(**candidate), rows(camera=5.0, jpeg=3.0), least_mean_db=0.02, largest_loss_db=0.2)
+
+    assert found.is_better is is_better
+
+
+def test_weights_without_a_common_trial_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="no trial in common"):
+        compare(rows(camera=1.0), rows(jpeg=1.0), least_mean_db=0, largest_loss_db=0)
+
+
+def test_rejects_are_a_share_of_what_was_processed() -> None:
+    assert rejected_fraction({"inputs": 100, "up_to_date": 90, "rejected": 5}) == 0.5
+    assert rejected_fraction({"inputs": 100, "up_to_date": 100, "rejected": 0}) == 0.0
+
+
+def test_a_curve_of_equal_values_can_be_drawn() -> None:
+    assert draw_curve([(1, 0.5), (2, 0.5)], x="step", y="loss").startswith("data:image/svg+xml;base64,")

@@ -1,0 +1,196 @@
+"""The flows as `degrain up` serves them: a real Prefect server, a real Ray head, a real S3 server, on loopback."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import write_many
+from loop import index_of
+from photos import write_archive
+from stack import Stack, stack, wait_until
+
+from flows.ray_jobs import JobName
+
+pytestmark = [pytest.mark.flows, pytest.mark.timeout(300)]
+MANY = 40
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with stack(tmp_path_factory.mktemp("up")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work of some seconds."""
+    folder = tmp_path_factory.mktemp("photos") / "source"
+    write_many(folder, MANY, side_px=512)
+    return folder
+
+
+@pytest.fixture
+def many(photos: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings for that work."""
+    return {"source": str(photos), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
+
+
+def committed(settings: dict[str, Any]) -> int:
+    return len(list((Path(settings["target"]) / "commits").glob("*")))
+
+
+def summary_of(artifacts: dict[str, Any], key: str) -> dict[str, str]:
+    return {row["what"]: row["value"] for row in json.loads(artifacts[key]["data"])}
+
+
+def test_a_run_that_is_scheduled_denoises_a_bucket_and_shows_what_it_did(up: Stack) -> None:
+    at = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+    run_id = up.begin(
+        "denoise",
+        {"settings": {"source": "s3://photos/noisy", "target": "s3://photos/clean", "limit": 8}},
+        state={"type": "SCHEDULED", "state_details": {"scheduled_time": at}},
+    )
+
+    run = up.wait(run_id)
+
+    assert (run["state_type"], run["name"]) == ("COMPLETED", "denoise s3://photos/noisy → s3://photos/clean")
+    assert set(run["tags"]) == {"degrain", "denoise"}
+    artifacts = up.artifacts(run_id)
+    assert summary_of(artifacts, "denoise-summary")["denoised"] == "8"
+    assert artifacts["denoise-progress"]["data"] == 100
+    assert "data:image/jpeg;base64," in artifacts["denoise-before-after"]["data"]
+    assert any("photos," in line for _, line in up.log(run_id))
+
+
+def test_the_settings_of_a_run_are_checked_before_it_starts(up: Stack) -> None:
+    with pytest.raises(OSError, match="409"):
+        up.begin("denoise", {"settings": {"source": "a", "target": "b", "strenght": 1}})
+
+    run = up.wait(up.begin("denoise", {"settings": {"source": "/nowhere/at/all", "target": "/nowhere/else"}}))
+
+    assert run["state_type"] == "FAILED"
+    assert "there are no photos in /nowhere/at/all" in run["state"]["message"]
+
+
+def test_a_run_that_is_cancelled_stops_its_job_and_the_next_does_the_rest(up: Stack, many: dict) -> None:
+    run_id = up.begin("denoise", {"settings": many})
+    wait_until(lambda: committed(many) >= 3, 60)
+
+    up.set_state(run_id, "CANCELLING")
+    start_s = time.monotonic()
+    wait_until(lambda: not up.jobs_of(run_id), 10)
+    stopped_after_s = time.monotonic() - start_s
+    assert up.wait(run_id)["state_type"] == "CANCELLED"
+    done = committed(many)
+    rest_id = up.begin("denoise", {"settings": many})
+
+    assert up.wait(rest_id)["state_type"] == "COMPLETED"
+    assert stopped_after_s < 10
+    summary = summary_of(up.artifacts(rest_id), "denoise-summary")
+    assert int(summary["denoised"]) + int(summary["up to date"]) == MANY
+    assert 3 <= done <= int(summary["up to date"]) < MANY
+    assert len(index_of(many["target"])) == MANY
+
+
+def test_a_flow_whose_process_is_killed_goes_on_with_its_job(up: Stack, many: dict) -> None:
+    run_id = up.begin("denoise", {"settings": many}, state={"type": "PENDING"})  # nobody else takes it up
+    first = up.execute(run_id)
+    wait_until(lambda: committed(many) >= 2, 90)
+    kill(run_id, "")  # nothing that could run a hook is left
+    first.wait()
+    [job] = up.jobs_of(run_id)
+
+    second = up.execute(run_id)
+    second.wait(120)
+
+    assert up.run(run_id)["state_type"] == "COMPLETED"
+    assert summary_of(up.artifacts(run_id), "denoise-summary")["denoised"] == str(MANY)
+    assert f"going on with the Ray job {job}" in [line for _, line in up.log(run_id)]
+    assert up.ray.find(job.removesuffix("-1") + "-2") is None
+
+
+def test_a_ray_that_is_killed_is_said_clearly_and_a_retry_does_the_rest(up: Stack, many: dict) -> None:
+    run_id = up.begin(
+        "denoise",
+        {"settings": {**many, "ray": {"workers": 1, "lost_after_s": 1}}},
+        state={"type": "PENDING"},
+    )
+    flow = up.execute(run_id, RAY_API_SERVER_ADDRESS="")  # so that it starts a Ray of its own
+    wait_until(lambda: committed(many) >= 2, 90)
+    kill(run_id, "raylet")
+
+    flow.wait(150)
+
+    assert up.run(run_id)["state_type"] == "COMPLETED"
+    assert any("does not answer" in line or "no Ray cluster" in line for _, line in up.log(run_id))
+    summary = summary_of(up.artifacts(run_id), "denoise-summary")
+    assert int(summary["denoised"]) + int(summary["up to date"]) == MANY
+    assert int(summary["up to date"]) >= 2
+
+
+def test_jobs_whose_flow_run_is_gone_are_stopped_by_the_janitor(up: Stack, many: dict) -> None:
+    alive = up.begin("denoise", {"settings": many})
+    wait_until(lambda: bool(up.jobs_of(alive)), 60)
+    origin = (up.ray.find(up.jobs_of(alive)[0]).metadata or {})["degrain_origin"]
+    gone = JobName(owner="11111111-2222-3333-4444-555555555555", stage="denoise", origin=origin)
+    foreign = JobName(owner="11111111-2222-3333-4444-666666666666", stage="denoise", origin="another")
+    endless = {
+        "verb": "denoise",
+        "source": many["source"],
+        "target": many["target"] + "-2",
+        "cluster": {"address": "auto"},
+    }
+    orphan, _ = up.ray.begin(gone, endless)
+    not_ours, _ = up.ray.begin(foreign, {**endless, "target": many["target"] + "-3"})
+
+    assert up.wait(up.begin("janitor", {}))["state_type"] == "COMPLETED"
+
+    assert up.ray.find(orphan).status.value == "STOPPED"
+    assert up.ray.find(not_ours).status.value != "STOPPED"
+    assert up.wait(alive)["state_type"] == "COMPLETED"
+    up.ray.stop(not_ours)
+
+
+def test_a_night_tries_photos_denoises_them_and_stops_when_nothing_is_new(up: Stack, tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    denoise = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
+    gates = {"photos": 13, "max_rejected_fraction": 0.1}
+
+    closed = up.wait(up.begin("nightly", {"settings": {"denoise": denoise, "gates": gates}}))
+    assert closed["state_type"] == "FAILED"
+    assert "31% are rejected, and at most 10% may be" in closed["state"]["message"]
+    assert not (tmp_path / "target").exists()
+
+    gates = {**gates, "max_rejected_fraction": 0.5, "min_change_psnr_db": 10}
+    waiting = up.begin("nightly", {"settings": {"denoise": denoise, "gates": gates, "approval": True}})
+    wait_until(lambda: up.run(waiting)["state_type"] == "PAUSED", 90)
+    assert "data:image/jpeg" in up.artifacts(waiting)["canary-before-after"]["data"]
+    assert not (tmp_path / "target").exists()
+    up.api("POST", f"/flow_runs/{waiting}/resume")
+    assert up.wait(waiting)["state_type"] == "COMPLETED"
+    assert {"plan-table", "canary-gates", "denoise-summary", "denoise-rejected"} <= set(up.artifacts(waiting))
+
+    idle = up.wait(up.begin("nightly", {"settings": {"denoise": denoise, "gates": gates}}))
+    assert (idle["state_type"], idle["state"]["name"]) == ("COMPLETED", "NothingNew")
+
+
+def kill(run_id: str, mark: str) -> None:
+    """Kill all processes of a flow run, or those of them with a mark in their command."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_of_run = f"PREFECT__FLOW_RUN_ID={run_id}".encode() in (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes().decode(errors="replace")
+            if (is_of_run or run_id in command) and mark in command:
+                found.append(int(process.name))
+    assert found
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
