@@ -15,6 +15,7 @@ from flows.weights_commands import add_evaluate, add_registry_option, add_weight
 
 if TYPE_CHECKING:
     from model.training import StepMetrics
+    from pipeline.cluster import ClusterConfig
     from pipeline.forecast import ForecastOptions, Outlook
     from pipeline.run import Progress, Summary
 
@@ -62,7 +63,6 @@ def denoise(options: argparse.Namespace) -> int:
 
 def ingest(options: argparse.Namespace) -> int:
     """`degrain ingest`: a collection into the Parquet shards of an image set."""
-    from pipeline.cluster import ClusterConfig
     from pipeline.ingest import IngestConfig, IngestJob, forecast_ingest, run_ingest
 
     job = IngestJob(
@@ -75,7 +75,7 @@ def ingest(options: argparse.Namespace) -> int:
         keys=options.keys,
         where=options.where,
         ingest=IngestConfig(resize_px=options.resize, min_side_px=options.min_side),
-        cluster=ClusterConfig(address=options.cluster, workers=options.workers),
+        cluster=_cluster_config(options),
     )
     return _forecast(job, forecast_ingest, options) if options.dry_run else _run(job, run_ingest, options)
 
@@ -149,7 +149,6 @@ def up(options: argparse.Namespace) -> int:
 
 
 def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any: DenoiseConfig, imported late
-    from pipeline.cluster import ClusterConfig
     from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
     from pipeline.records import Layout
 
@@ -165,9 +164,15 @@ def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any
         keys=options.keys,
         where=options.where,
         denoise=config,
-        cluster=ClusterConfig(address=options.cluster, workers=options.workers),
+        cluster=_cluster_config(options),
     )
     return _forecast(job, forecast_denoise, options) if options.dry_run else _run(job, run_denoise, options)
+
+
+def _cluster_config(options: argparse.Namespace) -> "ClusterConfig":
+    from pipeline.cluster import ClusterConfig
+
+    return ClusterConfig(address=options.cluster, workers=options.workers, photo_timeout_s=options.photo_timeout_s)
 
 
 def _forecast(job: J, look: "Callable[[J, ForecastOptions], Outlook]", options: argparse.Namespace) -> int:
@@ -222,7 +227,7 @@ class _ProgressBar:
         elapsed = self._bar.format_dict["elapsed"]
         speed = progress.megapixels / elapsed if elapsed else 0.0
         self._bar.set_postfix_str(f"{speed:.2f} megapixels/s{rejected}", refresh=False)
-        self._bar.update(progress.done - self._bar.n)
+        self._bar.update(progress.finished - self._bar.n)
 
 
 def _summary_text(summary: "Summary", target: str) -> str:
@@ -354,6 +359,9 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--retry-failed", action="store_true", help="try photos again that were rejected before")
     command.add_argument(
         "--max-rejected-fraction", type=float, default=1.0, metavar="F", help="fail when more are rejected [1]"
+    )
+    command.add_argument(
+        "--photo-timeout-s", type=float, default=3600.0, metavar="S", help="reject photos that take longer [3600]"
     )
     command.add_argument("--workers", type=int, metavar="N", help="worker processes [one a GPU, or one a core]")
     command.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")

@@ -1,24 +1,28 @@
 """Start or join a Ray cluster, and map shard plans over its actors: bounded, retried, watched.
 
-What we add to Ray is "which shard next" and "what to do when a worker dies", no more. A shard whose worker died twice
-is searched photo by photo for the one that ends its process; that photo becomes a row, and the shard goes on.
+What we add to Ray is "which shard next" and "what to do when a worker dies", no more. Of the latter, `cases` decides.
 """
 
 import logging
+import math
 import os
 import signal
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RaySystemError, RayTaskError
 
+from pipeline.bench import Look, PhotoInWork
+from pipeline.cases import DEATHS_BEFORE_FAILURE, Case, End, Ending, Task, after
 from pipeline.errors import DegrainError, RunFailed
 from pipeline.records import PlannedPhoto, Receipt, ShardPlan
 
@@ -27,9 +31,11 @@ log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
 WORKER_BYTES = 1.5 * 1024**3  # what a worker needs beside photos of ordinary size
 CONNECT_TIMEOUT_S = 10.0
-DEATHS_BEFORE_SEARCH = 2
-DEATHS_BEFORE_FAILURE = 6  # of one shard, its search aside: by then it is not the photos
-POISON_REASON = "its processing ended the worker's process (a crash or too much memory), each time it was tried"
+LOOK_S = 1.0  # between two looks at what a worker does
+RESIZE_S = 5.0  # between two looks at what the cluster has
+ORPHANED_S = 30.0  # a worker at which nobody has looked for so long ends itself: its driver is gone
+ORPHAN_STEPS = 10
+NAMED = 5  # photos, at most, in a message
 
 
 class ShardWorker(Protocol):
@@ -39,6 +45,8 @@ class ShardWorker(Protocol):
 
     def probe(self, photo: PlannedPhoto) -> None: ...
 
+    def look(self) -> Look: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
@@ -46,16 +54,19 @@ class ClusterConfig:
 
     Attributes:
         address: of a Ray cluster to join; None starts one on this machine and stops it afterwards.
-        workers: actors; None takes one for each GPU, or where there is none, one for each core that has memory enough.
+        workers: actors; None takes one for each GPU, or where there is none, one for each core that has memory enough,
+            and more when nodes join.
         shards_per_worker: shards that an actor works on at once, so that its network need not wait for storage.
-        stall_s: no shard ending for so long is an error.
+        photo_timeout_s: a photo that takes longer is rejected.
+        stall_s: no photo getting any further for so long is an error; None takes twice the time for a photo.
         use_gpus: whether the work is for GPUs, where there are any.
     """
 
     address: str | None = None
     workers: int | None = None
     shards_per_worker: int = 2
-    stall_s: float = 7200.0
+    photo_timeout_s: float = 3600.0
+    stall_s: float | None = None
     use_gpus: bool = True
 
     def __post_init__(self) -> None:
@@ -63,6 +74,8 @@ class ClusterConfig:
             raise ValueError(f"workers is {self.workers}: expected at least 1")
         if self.shards_per_worker < 1:
             raise ValueError(f"shards_per_worker is {self.shards_per_worker}: expected at least 1")
+        if not self.photo_timeout_s > 0:
+            raise ValueError(f"photo_timeout_s is {self.photo_timeout_s}: expected more than 0")
 
 
 @contextmanager
@@ -112,14 +125,22 @@ def _check_reachable(address: str) -> None:
 
 
 def map_shards(
-    plans: Iterable[ShardPlan], make_worker: Callable[[int], ShardWorker], config: ClusterConfig
+    plans: Iterable[ShardPlan],
+    make_worker: Callable[[int], ShardWorker],
+    config: ClusterConfig,
+    *,
+    on_look: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Receipt]:
     """Do every shard on the connected cluster, yielding receipts as shards end, in no promised order.
+
+    Workers that nobody asks for a receipt for ORPHANED_S end themselves.
 
     Args:
         plans: read lazily: only as many as are in flight are held.
         make_worker: called in each actor's process with the number of threads it may use; must be picklable.
         config: how many actors, and when to give up.
+        on_look: called each second or so with the number of photos that are finished in shards that are not. What it
+            raises ends the work.
 
     Raises:
         RunFailed: workers cannot be made, keep dying, or nothing moves any more.
@@ -127,165 +148,325 @@ def map_shards(
     """
     pool = _Pool(make_worker, config)
     try:
-        waiting = deque[_Task]()
+        waiting = deque[Task]()
         remaining = iter(plans)
         while True:
-            while (task := _next_task(waiting, remaining)) is not None:
-                if not pool.has_room_for(task):
+            while (task := _next_task(waiting, remaining, config)) is not None:
+                if not pool.submit(task):
                     waiting.appendleft(task)
                     break
-                pool.submit(task)
-            if not pool.is_busy:
+            if task is None and not pool.is_busy:
                 return
             for task, result in pool.collect():
                 if isinstance(result, Receipt):
                     yield result
                 else:
-                    waiting.extendleft(reversed(_after(task, died=result is _DIED)))
+                    waiting.extendleft(reversed(after(task, result)))
+            on_look(pool.finished_photos)
     finally:
         pool.stop()
 
 
-@dataclass(slots=True)
-class _Case:
-    """A shard and what has befallen it."""
-
-    plan: ShardPlan
-    deaths: int = 0
-    to_probe: int = 0
-    poisonous: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """A call to a worker: the whole shard, or one photo of it to see whether the worker survives."""
-
-    case: _Case
-    photo: PlannedPhoto | None = None
-    is_second_try: bool = False  # a death may be bad luck, two are the photo's
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether it wants a worker for itself: only then is a death its own, and not its neighbour's."""
-        return self.photo is not None or self.case.deaths > 0
-
-
-class _Died:
-    """Stands for the result of a call whose worker died."""
-
-
-_DIED = _Died()
-
-
-def _next_task(waiting: "deque[_Task]", remaining: Iterator[ShardPlan]) -> _Task | None:
+def _next_task(waiting: deque[Task], remaining: Iterator[ShardPlan], config: ClusterConfig) -> Task | None:
     if waiting:
         return waiting.popleft()
     plan = next(remaining, None)
-    return None if plan is None else _Task(_Case(plan))
+    return None if plan is None else Task(Case(plan, photo_timeout_s=config.photo_timeout_s))
 
 
-def _after(task: _Task, *, died: bool) -> list[_Task]:
-    """What to do next about a shard whose call ended without a receipt."""
-    case = task.case
-    if task.photo is not None:
-        if died and not task.is_second_try:
-            return [_Task(case, task.photo, is_second_try=True)]
-        if died:
-            log.error("photo %s ended its worker", task.photo.key)
-            case.poisonous[task.photo.key] = POISON_REASON
-        case.to_probe -= 1
-        return [] if case.to_probe else [_Task(case)]
-    case.deaths += 1
-    log.warning("shard %s: its worker died (%d times)", case.plan.shard, case.deaths)
-    if case.deaths >= DEATHS_BEFORE_FAILURE:
-        raise RunFailed(f"shard {case.plan.shard} lost {case.deaths} workers, and no single photo of it is to blame")
-    if case.deaths != DEATHS_BEFORE_SEARCH:
-        return [_Task(case)]
-    case.to_probe = len(case.plan.photos)
-    return [_Task(case, photo) for photo in case.plan.photos]
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """An actor, what it has to do, and what it said when it was last looked at.
+
+    Attributes:
+        node: where it is; empty until it has started, which it may never do.
+        looking: the look under way.
+        is_leaving: its node will go soon: it gets nothing new to do.
+    """
+
+    actor: Any  # Ray's handle
+    node: str = ""
+    calls: dict[Any, Task] = field(default_factory=dict)  # Any: Ray's object references
+    look: Look = field(default_factory=Look)
+    looked_s: float = 0.0
+    looking: Any = None  # Ray's object reference
+    is_leaving: bool = False
+
+
+_Results = list[tuple[Task, Receipt | Ending | None]]  # nothing, of a probe that went well
 
 
 class _Pool:
-    """Actors and the calls that are in flight on them."""
+    """Actors, and the calls that are in flight on them."""
 
     def __init__(self, make_worker: Callable[[int], ShardWorker], config: ClusterConfig) -> None:
         self._config = config
+        self._stall_s = config.stall_s or 2 * config.photo_timeout_s
         self._factory = ray.put(make_worker)
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-        cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0)) if config.use_gpus else 0
-        roomy = max(1, min(cores, int(resources.get("memory", 0) / WORKER_BYTES)))
-        count = config.workers or gpus or roomy
-        self._threads = max(1, cores // count)
-        options = {"num_cpus": min(self._threads, cores / count), "num_gpus": 1 if gpus >= count else 0}
-        self._actor = ray.remote(_Actor).options(max_concurrency=config.shards_per_worker, **options)
-        self._load: dict[Any, int] = {self._start(): 0 for _ in range(count)}  # Any: Ray's actor handles
-        self._calls: dict[Any, tuple[Any, _Task]] = {}  # Any: Ray's object references and actor handles
+        cluster = _Cluster.now(use_gpus=config.use_gpus)
+        size = cluster.size_for(config.workers)
+        self._threads = size.threads
+        self._actor = ray.remote(_Actor).options(
+            max_concurrency=config.shards_per_worker + 1,  # one looks
+            num_cpus=size.cores,
+            num_gpus=size.gpus,
+            memory=size.memory_bytes,
+        )
+        self._workers: list[_Worker] = []
         self._deaths_in_a_row = 0
-
-    def has_room_for(self, task: _Task) -> bool:
-        return min(self._load.values()) + self._weight(task) <= self._config.shards_per_worker
+        self._moved_s = self._resized_s = time.monotonic()
+        self._resize(cluster)
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._calls)
+        return any(worker.calls for worker in self._workers)
 
-    def submit(self, task: _Task) -> None:
-        actor = min(self._load, key=lambda candidate: self._load[candidate])
+    @property
+    def finished_photos(self) -> int:
+        """Of shards in work, as of the last looks."""
+        shards = {task.case.plan.shard for worker in self._workers for task in worker.calls.values()}
+        return sum(count for worker in self._workers for shard, count in worker.look.finished if shard in shards)
+
+    def submit(self, task: Task) -> bool:
+        """Give a task to the worker that has the least to do; False where none has room."""
+        ready = [worker for worker in self._workers if worker.node and not worker.is_leaving]
+        worker = min(ready, key=self._load, default=None)
+        if worker is None or self._load(worker) + self._weight(task) > self._config.shards_per_worker:
+            return False
         if task.photo is None:
-            call = actor.run.remote(task.case.plan, task.case.poisonous)
+            call = worker.actor.run.remote(task.case.plan, dict(task.case.poisonous))
         else:
-            call = actor.probe.remote(task.photo)
-        self._load[actor] += self._weight(task)
-        self._calls[call] = actor, task
+            call = worker.actor.probe.remote(task.photo)
+        worker.calls[call] = task
+        return True
 
-    def collect(self) -> list[tuple[_Task, Receipt | _Died | None]]:
-        """Wait until calls end; their tasks with the receipt, nothing (of a probe), or the news of a death."""
-        ended, _ = ray.wait(list(self._calls), timeout=self._config.stall_s)
-        if not ended:
-            shards = ", ".join(sorted({task.case.plan.shard for _, task in self._calls.values()}))
-            raise RunFailed(f"nothing moved for {self._config.stall_s:.0f} s; in flight: {shards}")
-        return [self._result(call) for call in ended]
+    def collect(self) -> "_Results":
+        """Wait a while for calls to end; their tasks with the receipt, nothing (of a probe), or how they failed.
+
+        Raises:
+            RunFailed: nothing moves.
+        """
+        for worker in self._workers:
+            if worker.looking is None and time.monotonic() > worker.looked_s + LOOK_S:
+                worker.looking = worker.actor.look.remote()
+        calls = {call: worker for worker in self._workers for call in worker.calls}
+        looks = {worker.looking: worker for worker in self._workers if worker.looking is not None}
+        ended, seen = (_ready(calls, LOOK_S), _ready(looks, 0)) if calls else ([], _ready(looks, LOOK_S))
+        results: list[tuple[Task, Receipt | Ending | None]] = []
+        for call in ended:
+            results += self._end(calls[call], call)
+        for look in seen:
+            results += self._see(looks[look])
+        results += self._end_slow_photos()
+        if time.monotonic() > self._resized_s + RESIZE_S:
+            self._resize(_Cluster.now(use_gpus=self._config.use_gpus))
+        if results:
+            self._moved_s = time.monotonic()
+        if time.monotonic() > self._moved_s + self._stall_s:
+            raise RunFailed(f"nothing moved for {self._stall_s:.0f} s; {self._in_flight()}")
+        return results
 
     def stop(self) -> None:
-        for actor in self._load:
-            ray.kill(actor)
+        for worker in self._workers:
+            ray.kill(worker.actor)
 
-    def _result(self, call: Any) -> tuple[_Task, Receipt | _Died | None]:  # Any: Ray's object reference
-        actor, task = self._calls.pop(call)
-        if actor in self._load:
-            self._load[actor] -= self._weight(task)
+    def _end(self, worker: _Worker, call: Any) -> "_Results":  # Any: Ray's object reference
+        """What a call gave; and the other calls of its worker, if that is dead."""
+        if call not in worker.calls:
+            return []  # the death of its worker came to light by another one
         try:
             result: Receipt | None = ray.get(call)
         except (RayActorError, OutOfMemoryError) as error:
-            self._replace(actor, error)
-            return task, _DIED
-        except RayTaskError as error:
-            log.info("a worker raised", exc_info=error)
-            if isinstance(error.cause, DegrainError):
-                raise error.cause from error
-            reason = " ".join(f"{type(error.cause).__name__}: {error.cause}".split())
-            raise RunFailed(f"a worker failed: {reason}") from error
+            return self._bury(worker, error)
         except RayError as error:
-            raise RunFailed(f"the cluster failed: {' '.join(str(error).split())[:300]}") from error
+            raise _failure(error) from error
         self._deaths_in_a_row = 0
-        return task, result
+        return [(worker.calls.pop(call), result)]
 
-    def _replace(self, actor: Any, error: RayError) -> None:  # Any: Ray's actor handle
-        """An actor that died takes all its calls with it; each of them reports, and one new actor takes its place."""
-        if self._load.pop(actor, None) is None:
-            return
-        ray.kill(actor)  # it may only have been out of reach
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row > 2 * DEATHS_BEFORE_FAILURE + len(self._load):
-            reason = " ".join(str(error).split())[:300]
-            raise RunFailed(f"workers keep dying before they do anything: {reason}") from error
-        self._load[self._start()] = 0
+    def _see(self, worker: _Worker) -> "_Results":
+        """Take in what a worker said of itself."""
+        if worker not in self._workers:
+            return []
+        try:
+            node, look = ray.get(worker.looking)
+        except (RayActorError, OutOfMemoryError) as error:
+            return self._bury(worker, error)
+        except RayError as error:
+            raise _failure(error) from error
+        if (node, _stages(look)) != (worker.node, _stages(worker.look)):
+            self._moved_s = time.monotonic()
+        worker.node, worker.look, worker.looking, worker.looked_s = node, look, None, time.monotonic()
+        return []
 
-    def _weight(self, task: _Task) -> int:
+    def _bury(self, worker: _Worker, error: RayError) -> "_Results":
+        """An actor that died takes all its calls with it, and a new one takes its place."""
+        is_lost = bool(worker.node) and worker.node not in _Cluster.now(use_gpus=False).nodes
+        self._deaths_in_a_row += not is_lost
+        if self._deaths_in_a_row > 2 * DEATHS_BEFORE_FAILURE + len(self._workers):
+            raise RunFailed(f"workers keep dying before they do anything: {_one_line(error)}") from error
+        suspects = frozenset(photo.key for photo in worker.look.photos)
+        ending = Ending(End.NODE_LOST) if is_lost else Ending(End.DIED, suspects)
+        return [(task, ending) for task in self._remove(worker)]
+
+    def _end_slow_photos(self) -> "_Results":
+        """End workers of which a photo takes too long, or that do not answer for as long as a photo may take."""
+        results: _Results = []
+        for worker in [worker for worker in self._workers if worker.calls]:
+            limits = {photo.key: task.photo_timeout_s for task in worker.calls.values() for photo in task.photos}
+            slow = [photo for photo in worker.look.photos if photo.seconds > limits.get(photo.key, math.inf)]
+            if slow:
+                results += self._end_for(worker, max(slow, key=attrgetter("seconds")))
+            elif time.monotonic() > worker.looked_s + self._config.photo_timeout_s + ORPHANED_S:
+                log.warning("a worker does not answer any more, and is ended")
+                suspects = frozenset(photo.key for photo in worker.look.photos)
+                results += [
+                    (task, Ending(End.DIED if task.photo is None else End.TOO_SLOW, suspects))
+                    for task in self._remove(worker)
+                ]
+        return results
+
+    def _end_for(self, worker: _Worker, slow: PhotoInWork) -> "_Results":
+        """End a worker for the sake of one photo; what else it did is not to blame."""
+        log.warning("photo %s takes too long, and its worker is ended", slow)
+        too_slow = Ending(End.TOO_SLOW, frozenset([slow.key]), is_certain=len(worker.look.photos) == 1)
+        return [
+            (task, too_slow if any(photo.key == slow.key for photo in task.photos) else Ending(End.LOST))
+            for task in self._remove(worker)
+        ]
+
+    def _remove(self, worker: _Worker) -> list[Task]:
+        """End a worker; returns what it had to do."""
+        self._workers.remove(worker)
+        ray.kill(worker.actor)
+        self._resized_s = 0.0  # another one comes soon
+        tasks = list(worker.calls.values())
+        worker.calls.clear()
+        return tasks
+
+    def _resize(self, cluster: "_Cluster") -> None:
+        """As many workers as there is room for: none where a node will go, more where one has come."""
+        for worker in list(self._workers):
+            worker.is_leaving = worker.node in cluster.leaving
+            if worker.is_leaving and not worker.calls:
+                self._remove(worker)
+        staying = [worker for worker in self._workers if not worker.is_leaving]
+        wanted = self._config.workers or cluster.room
+        for _ in range(wanted - len(staying)):
+            self._workers.append(_Worker(self._actor.remote(self._factory, self._threads)))
+        never_started = [worker for worker in staying if not worker.node]
+        for worker in never_started[: max(0, len(staying) - wanted)]:
+            self._remove(worker)
+        self._resized_s = time.monotonic()
+
+    def _in_flight(self) -> str:
+        if not any(worker.node for worker in self._workers):
+            return f"the cluster has had no room for any of {len(self._workers)} workers"
+        shards = sorted({task.case.plan.shard for worker in self._workers for task in worker.calls.values()})
+        photos = [photo for worker in self._workers for photo in worker.look.photos]
+        photos.sort(key=attrgetter("seconds"), reverse=True)
+        at = f", at {', '.join(map(str, photos[:NAMED]))}" if photos else ""
+        return f"in flight: {', '.join(shards[:NAMED])}{at}"
+
+    def _load(self, worker: _Worker) -> int:
+        return sum(self._weight(task) for task in worker.calls.values())
+
+    def _weight(self, task: Task) -> int:
         return self._config.shards_per_worker if task.is_alone else 1
 
-    def _start(self) -> Any:  # Any: Ray's actor handle
-        return self._actor.remote(self._factory, self._threads)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cluster:
+    """What a cluster has: ids of its nodes, those of them that will go soon, and of each that stays what it offers."""
+
+    nodes: frozenset[str]
+    leaving: frozenset[str]
+    cores: tuple[int, ...]
+    gpus: tuple[int, ...]
+    memory_bytes: tuple[float, ...]
+
+    @classmethod
+    def now(cls, *, use_gpus: bool) -> "_Cluster":
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        leaving = frozenset(_draining_nodes())
+        staying = [resources for node, resources in alive.items() if node not in leaving]
+        return cls(
+            nodes=frozenset(alive),
+            leaving=leaving,
+            cores=tuple(int(resources.get("CPU", 0)) for resources in staying),
+            gpus=tuple(int(resources.get("GPU", 0)) if use_gpus else 0 for resources in staying),
+            memory_bytes=tuple(resources.get("memory", 0.0) for resources in staying),
+        )
+
+    @property
+    def rooms(self) -> tuple[int, ...]:
+        """Workers that each node has cores and memory for."""
+        return tuple(
+            min(cores, max(1, int(memory / WORKER_BYTES)))
+            for cores, memory in zip(self.cores, self.memory_bytes, strict=True)
+        )
+
+    @property
+    def room(self) -> int:
+        """Workers that find a GPU each, or where there is none, a core and memory; one at least, to wait for a node."""
+        return max(1, sum(self.gpus) or sum(self.rooms))
+
+    def size_for(self, workers: int | None) -> "_Size":
+        """What a worker takes; without a number of them, so that each node holds as many as it has room for."""
+        count = workers or self.room
+        if workers is None and not sum(self.gpus):
+            shares = [cores // room for cores, room in zip(self.cores, self.rooms, strict=True) if room]
+            memory_bytes = min([WORKER_BYTES, *(memory for memory in self.memory_bytes if memory)])
+            threads = min(shares, default=1)
+            return _Size(threads=threads, cores=threads, gpus=0, memory_bytes=memory_bytes)
+        threads = max(1, min(max(self.cores, default=1), sum(self.cores) // count))
+        cores = min(threads, sum(self.cores) / count) or 1
+        return _Size(threads=threads, cores=cores, gpus=int(sum(self.gpus) >= count), memory_bytes=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Size:
+    """What a worker takes of its node, and how many threads it may run."""
+
+    threads: int
+    cores: float
+    gpus: int
+    memory_bytes: float | None
+
+
+def _draining_nodes() -> Mapping[str, int]:
+    """Nodes that had a notice that they will go, with the deadline. Ray has no public way to ask; its own libraries do
+    it like this. A client of a cluster (ray://) cannot.
+    """
+    with suppress(AttributeError, RaySystemError):
+        return ray._private.state.state.get_draining_nodes()
+    return {}
+
+
+def _stages(look: Look) -> object:
+    return look.finished, {(photo.key, photo.stage) for photo in look.photos}
+
+
+def _failure(error: RayError) -> DegrainError:
+    if not isinstance(error, RayTaskError):
+        return RunFailed(f"the cluster failed: {_one_line(error)}")
+    log.info("a worker raised", exc_info=error)
+    if isinstance(error.cause, DegrainError):
+        return error.cause
+    return RunFailed(" ".join(f"a worker failed: {type(error.cause).__name__}: {error.cause}".split()))
+
+
+def _ready(references: Iterable[Any], timeout_s: float) -> list[Any]:  # Any: Ray's object references
+    """Those that are ready: all that are, as soon as one is; where there are none, that takes the time too."""
+    waited_for = list(references)
+    if not waited_for:
+        time.sleep(timeout_s)
+        return []
+    ray.wait(waited_for, timeout=timeout_s)
+    return ray.wait(waited_for, num_returns=len(waited_for), timeout=0)[0]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 class _Actor:
@@ -298,6 +479,8 @@ class _Actor:
         self._make = partial(make_worker, threads)
         self._lock = threading.Lock()
         self._made: ShardWorker | None = None
+        self._is_looked_at = threading.Event()
+        threading.Thread(target=self._end_when_orphaned, daemon=True).start()
 
     def run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
         return self._worker().run(plan, poisonous)
@@ -305,8 +488,24 @@ class _Actor:
     def probe(self, photo: PlannedPhoto) -> None:
         self._worker().probe(photo)
 
+    def look(self) -> tuple[str, Look]:
+        """The node that this process is on, and what it does at the moment."""
+        self._is_looked_at.set()
+        return ray.get_runtime_context().get_node_id(), self._made.look() if self._made else Look()
+
     def _worker(self) -> ShardWorker:
         with self._lock:
             if self._made is None:
                 self._made = self._make()
             return self._made
+
+    def _end_when_orphaned(self) -> None:
+        """Another run may have taken over the target by now: this process must not write to it any more.
+
+        The time is counted in steps, so that a photo that halts all threads for long does not count as absence.
+        """
+        missed = 0
+        while missed < ORPHAN_STEPS:
+            missed = 0 if self._is_looked_at.wait(ORPHANED_S / ORPHAN_STEPS) else missed + 1
+            self._is_looked_at.clear()
+        os._exit(1)

@@ -189,7 +189,7 @@ def _collection(
 
     def report(progress: "Progress") -> None:
         outcomes = {str(outcome): count for outcome, count in progress.outcomes.items()}
-        say.progress(progress.done, progress.planned, **outcomes, megapixels=round(progress.megapixels, 2))
+        say.progress(progress.finished, progress.planned, **outcomes, megapixels=round(progress.megapixels, 2))
 
     try:
         summary = run(report)

@@ -101,15 +101,23 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a run is; reported when it starts and after each shard."""
+    """How far a run is; reported when it starts, after each shard, and when photos of shards in work are finished.
+
+    `in_work` counts those last: what becomes of them is not known yet.
+    """
 
     planned: int
     outcomes: dict[Outcome, int]
     megapixels: float = 0.0
+    in_work: int = 0
 
     @property
     def done(self) -> int:
         return sum(self.outcomes.values())
+
+    @property
+    def finished(self) -> int:
+        return self.done + self.in_work
 
     @property
     def rejected(self) -> int:
@@ -117,7 +125,12 @@ class Progress:
 
     def plus(self, receipt: Receipt) -> "Progress":
         outcomes = {outcome: count + receipt.outcomes.get(outcome, 0) for outcome, count in self.outcomes.items()}
-        return dataclasses.replace(self, outcomes=outcomes, megapixels=self.megapixels + receipt.megapixels)
+        return dataclasses.replace(
+            self,
+            outcomes=outcomes,
+            megapixels=self.megapixels + receipt.megapixels,
+            in_work=max(0, self.in_work - receipt.photos),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,7 +371,15 @@ def _process(
     with connected(work.cluster):
         start = time.monotonic()
         report(progress)
-        for receipt in map_shards(shards.plans, work.make_worker, work.cluster):
+
+        def look(in_work: int) -> None:
+            nonlocal progress
+            work.target.check_lease()
+            if in_work != progress.in_work:
+                progress = dataclasses.replace(progress, in_work=in_work)
+                report(progress)
+
+        for receipt in map_shards(shards.plans, work.make_worker, work.cluster, on_look=look):
             for run in runs:
                 run.committed.add(receipt.shard)
             progress = progress.plus(receipt)
@@ -372,7 +393,6 @@ def _process(
             )
             report(progress)
             fault_point(FaultPoint.RECEIPT_TAKEN)
-            work.target.check_lease()
             _check_rejected(progress, work.max_rejected_fraction)
         seconds = time.monotonic() - start
     assert progress.done == shards.photos, f"{shards.photos} photos were planned, and {progress.done} came back"

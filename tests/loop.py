@@ -37,7 +37,12 @@ class Loop:
         return loop
 
     def __call__(
-        self, plans: Iterable[ShardPlan], make_worker: Callable[[int], ShardWorker], config: ClusterConfig
+        self,
+        plans: Iterable[ShardPlan],
+        make_worker: Callable[[int], ShardWorker],
+        config: ClusterConfig,
+        *,
+        on_look: Callable[[int], None],
     ) -> Iterator[Receipt]:
         self.config = config
         worker = make_worker(1)

@@ -12,7 +12,9 @@ import ray
 from ray.exceptions import OutOfMemoryError
 
 from pipeline import cluster
-from pipeline.cluster import POISON_REASON, ClusterConfig, connected, map_shards
+from pipeline.bench import Bench, Look
+from pipeline.cases import POISON_REASON, TOO_SLOW_REASON
+from pipeline.cluster import ClusterConfig, connected, map_shards
 from pipeline.errors import RunFailed, StorageError
 from pipeline.records import Outcome, PlannedPhoto, Receipt, ShardPlan
 
@@ -24,15 +26,25 @@ class NotingWorker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.bench = Bench()
+
+    def look(self) -> Look:
+        return self.bench.look()
 
     def run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
-        for photo in plan.photos:
-            if photo.key not in poisonous:
-                self.probe(photo)
+        with self.bench.shard(plan.shard):
+            for photo in plan.photos:
+                if photo.key not in poisonous:
+                    self.probe(photo)
+                self.bench.finish_photo(plan.shard)
         (self.folder / f"done-{plan.shard}").write_text("\n".join(f"{key}: {why}" for key, why in poisonous.items()))
         return receipt(plan, rejected=len(poisonous))
 
     def probe(self, photo: PlannedPhoto) -> None:
+        with self.bench.photo(photo.key, "denoise"):
+            self.work_on(photo)
+
+    def work_on(self, photo: PlannedPhoto) -> None:
         with (self.folder / photo.key).open("a") as note:
             note.write(f"{os.getpid()}\n")
         if photo.key.startswith("poison"):
@@ -43,6 +55,8 @@ class NotingWorker:
             raise StorageError("cannot write: no space left on device")
         if photo.key.startswith("endless"):
             time.sleep(600)
+        if photo.key.startswith("slow"):
+            time.sleep(4)
 
 
 class WorkerFactory:
@@ -173,8 +187,45 @@ def test_a_worker_that_cannot_be_made_is_an_error_and_not_a_death(folder: Path) 
 def test_a_shard_that_never_ends_is_named(folder: Path) -> None:
     config = ClusterConfig(workers=1, stall_s=3.0)
 
-    with pytest.raises(RunFailed, match=r"nothing moved for 3 s; in flight: s0"):
+    with pytest.raises(RunFailed, match=r"^nothing moved for 3 s; in flight: s0, at endless \(denoise, \d s\)$"):
         list(map_shards([shard("s0", "endless")], WorkerFactory(folder), config))
+
+
+def test_a_photo_that_takes_too_long_is_rejected_and_the_rest_of_its_shard_is_done(folder: Path) -> None:
+    config = ClusterConfig(workers=1, photo_timeout_s=2.0)
+    plans = [shard("s0", "a", "endless", "b"), shard("s1", "c")]
+
+    receipts = list(map_shards(plans, WorkerFactory(folder), config))
+
+    assert rejected_of(receipts) == {"s0": 1, "s1": 0}
+    assert (folder / "done-s0").read_text() == f"endless: {TOO_SLOW_REASON.format(2.0)}"
+
+
+def test_how_many_photos_of_shards_in_work_are_finished_is_told_meanwhile(folder: Path) -> None:
+    told: list[int] = []
+
+    list(
+        map_shards(
+            [shard("s0", "a", "b", "slow")], WorkerFactory(folder), ClusterConfig(workers=1), on_look=told.append
+        )
+    )
+
+    assert 2 in told
+
+
+def test_workers_whose_driver_does_not_look_any_more_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.cloudpickle.register_pickle_by_value(cluster)
+    monkeypatch.setattr(cluster, "ORPHANED_S", 0.5)
+    receipts = map_shards([shard("s0", "a"), shard("s1", "endless")], WorkerFactory(folder), ClusterConfig(workers=1))
+    next(receipts)
+    worker = int((folder / "a").read_text())
+
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    receipts.close()
+    ray.cloudpickle.unregister_pickle_by_value(cluster)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
@@ -186,27 +237,7 @@ def test_a_cluster_that_is_not_there_is_one_clear_line_at_once(address: str) -> 
         pass
 
 
-@pytest.mark.parametrize("field", ["workers", "shards_per_worker"])
+@pytest.mark.parametrize("field", ["workers", "shards_per_worker", "photo_timeout_s"])
 def test_an_impossible_number_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is 0"):
         ClusterConfig(**{field: 0})
-
-
-def test_one_death_in_a_search_may_be_bad_luck_and_two_are_the_photos() -> None:
-    case = cluster._Case(shard("s0", "a", "b"), deaths=2, to_probe=2)
-    photo = case.plan.photos[0]
-
-    [again] = cluster._after(cluster._Task(case, photo), died=True)
-    assert (again.photo, case.poisonous) == (photo, {})
-
-    assert cluster._after(again, died=True) == []
-    assert case.poisonous == {"a": POISON_REASON}
-    [whole] = cluster._after(cluster._Task(case, case.plan.photos[1]), died=False)
-    assert whole.photo is None
-
-
-def test_deaths_that_no_photo_explains_end_the_run() -> None:
-    case = cluster._Case(shard("s0", "a"), deaths=cluster.DEATHS_BEFORE_FAILURE - 1)
-
-    with pytest.raises(RunFailed, match="no single photo of it is to blame"):
-        cluster._after(cluster._Task(case), died=True)
