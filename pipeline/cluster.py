@@ -328,7 +328,9 @@ class _Pool:
     def _end_for(self, worker: _Worker, slow: PhotoInWork) -> "_Results":
         """End a worker for the sake of one photo; what else it did is not to blame."""
         log.warning("photo %s takes too long, and its worker is ended", slow)
-        too_slow = Ending(End.TOO_SLOW, frozenset([slow.key]), is_certain=len(worker.look.photos) == 1)
+        too_slow = Ending(
+            End.TOO_SLOW, frozenset([slow.key]), is_certain=len({photo.key for photo in worker.look.photos}) == 1
+        )
         return [
             (task, too_slow if any(photo.key == slow.key for photo in task.photos) else Ending(End.LOST))
             for task in self._remove(worker)

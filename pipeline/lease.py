@@ -218,6 +218,13 @@ def refuse_if_leased(store: Store) -> int:
     return numbers[-1]
 
 
+def is_given_up(store: Store) -> bool:
+    """Whether the last holder ended in good order, and left nothing to tidy up."""
+    numbers = _numbers(store)
+    last = _read(store, numbers[-1]) if numbers else None
+    return last is not None and last.is_released
+
+
 def is_lease(key: str) -> bool:
     """Whether an object of a target is a part of its lease."""
     return _NAME.fullmatch(key) is not None

@@ -21,7 +21,7 @@ from pipeline.cluster import ClusterConfig, ShardWorker, connected, map_shards
 from pipeline.errors import RunFailed
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.imageset import ImageSet, Manifest
-from pipeline.lease import refuse_if_leased
+from pipeline.lease import is_given_up, refuse_if_leased
 from pipeline.planning import (
     PlanCounts,
     PlanHeader,
@@ -202,7 +202,7 @@ def do_work(work: Work, report: Callable[[Progress], None]) -> Summary:
     with tempfile.TemporaryDirectory(prefix="degrain-") as name:
         folder = Path(name)
         _list(work, folder / LISTING)
-        if manifest.run and not work.target.unfinished_runs():
+        if manifest.run and is_given_up(work.target.store) and not work.target.unfinished_runs():
             counts = _plan(work, _Interrupted([], [], {}), folder)
             if not counts.planned_photos:  # the target stays as it is, without a trace of this run
                 return _summary(work, counts, _no_progress(work), 0.0, manifest)

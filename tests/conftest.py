@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 
 import pytest
@@ -17,6 +17,26 @@ from seaweed import BUCKET, Seaweed, seaweed
 
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same examples each time, on any machine
 settings.load_profile("fixed")
+
+
+_KILLS, _NETWORK_FAULTS = pytest.StashKey[int](), pytest.StashKey[int]()
+
+
+@pytest.fixture
+def survived(request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """Counts processes that were killed, and what should come of it came of it nevertheless."""
+    stash = request.config.stash
+
+    def count(kills: int) -> None:
+        stash[_KILLS] = stash.get(_KILLS, 0) + kills
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    kills, network = config.stash.get(_KILLS, 0), config.stash.get(_NETWORK_FAULTS, 0)
+    if kills or network:
+        terminalreporter.write_line(f"faults survived: {kills:,} killed processes, {network:,} of the network")
 
 
 @pytest.fixture(scope="session")
@@ -67,13 +87,15 @@ def seaweed_url(seaweed_server: Seaweed) -> Iterator[str]:
 
 
 @pytest.fixture
-def proxy(seaweed_server: Seaweed) -> Iterator[FaultProxy]:
+def proxy(seaweed_server: Seaweed, request: pytest.FixtureRequest) -> Iterator[FaultProxy]:
     """A proxy before the real S3 server, which the environment names for this test. It does no harm till it is told."""
     with (
         FaultProxy(seaweed_server.port, shares={}) as between,
         environment({**seaweed_server.environment, "AWS_ENDPOINT_URL": between.url}),
     ):
         yield between
+    stash = request.config.stash
+    stash[_NETWORK_FAULTS] = stash.get(_NETWORK_FAULTS, 0) + between.counts.total()
 
 
 @pytest.fixture
