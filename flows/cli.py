@@ -48,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def denoise(options: argparse.Namespace) -> int:
     """`degrain denoise`: a collection through a Ray cluster, or one photo in this process."""
     from pipeline.denoise import DenoiseConfig
+    from pipeline.images import Limits
     from pipeline.one_photo import denoise_one, find_photo
 
-    config = DenoiseConfig(strength=options.strength)
+    config = DenoiseConfig(strength=options.strength, limits=Limits.of_megapixels(options.max_megapixels))
     if (photo := find_photo(options.source)) is not None:
         if options.dry_run:
             print(f"{photo} is one photo: it would be denoised into {options.target}")
@@ -339,6 +340,13 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
     )
     _weights_option(command)
     command.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="share of the noise to remove [1]")
+    command.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=400.0,
+        metavar="N",
+        help="reject larger photos; a TIFF may be larger than memory [400]",
+    )
     command.add_argument(
         "--layout", choices=["files", "packed"], default="files", help="the same names, or Parquet shards [files]"
     )

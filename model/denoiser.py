@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ class Denoiser:
     def _denoise(self, requests: "list[Request]") -> list[NDArray[Any]]:
         for batch in self._plan(requests):
             self.run(batch)
-        return [request.clean for request in requests]
+        return [np.asarray(request.clean) for request in requests]
 
     def _plan(self, requests: "list[Request]") -> "list[list[Job]]":
         """Jobs of one kind in batches of at most `batch_px`."""
@@ -166,6 +166,10 @@ class Denoiser:
     def request(self, noisy: NDArray[Any], *, strength: float, noise: NoiseEstimate | None) -> "Request":
         """A photo to be denoised: arguments and errors as for a call. Any: uint8 or uint16."""
         return Request.of(noisy, strength, noise, dtypes=FILE_DTYPES)
+
+    def request_by_windows(self, photo: "Windowed", *, strength: float, noise: NoiseEstimate) -> "Request":
+        """The same for a photo that is nowhere as a whole: its tiles are read from it, and given back to it."""
+        return Request.by_windows(photo, strength, noise, dtypes=FILE_DTYPES)
 
     def jobs(self, request: "Request") -> "list[Job]":
         """Its tiles, row by row; none where nothing is to be done."""
@@ -260,6 +264,21 @@ class Denoiser:
         return self._fastest if dtype == np.uint8 else Precision.FLOAT32
 
 
+class Windowed(Protocol):
+    """A photo that gives the noisy pixels of a window, rows by columns, and takes the clean ones: each pixel once."""
+
+    shape: tuple[int, ...]
+    ndim: int
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int: ...
+
+    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[Any]: ...  # Any: uint8 or uint16
+
+    def __setitem__(self, window: tuple[slice, slice], clean: NDArray[Any]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What jobs have in common that can share a batch: the size that the network is given, and how it computes."""
@@ -281,32 +300,43 @@ class Kind:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A photo, what is wanted of it, and the array that the result is written to.
+    """A photo, what is wanted of it, and where the result is written to.
 
     `level` is what the network is told: the sigma of luminance and of chrominance, in 8-bit levels.
     """
 
-    noisy: NDArray[Any]
+    noisy: NDArray[Any] | Windowed
     strength: float
     level: tuple[float, float]
-    clean: NDArray[Any]
+    clean: NDArray[Any] | Windowed
 
     @classmethod
     def of(
         cls, noisy: NDArray[Any], strength: float, noise: NoiseEstimate | None, *, dtypes: tuple[np.dtype[Any], ...]
     ) -> "Request":
-        is_photo = noisy.ndim == 2 or (noisy.ndim == 3 and noisy.shape[2] == 3)
-        if not is_photo or noisy.dtype not in dtypes or noisy.size == 0:
-            expected = " or ".join(str(dtype) for dtype in dtypes)
-            raise ValueError(
-                f"cannot denoise an array of shape {noisy.shape} and dtype {noisy.dtype}: expected (H, W, 3) or (H, W) "
-                f"of {expected}, at least one pixel"
-            )
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength is {strength}: expected 0 to 1")
+        _check(noisy, strength, dtypes)
         noise = noise or estimate_noise(noisy)
         level = noise.luma_sigma, noise.chroma_sigma
         return cls(noisy, strength, level, noisy.copy() if strength == 0 else np.empty_like(noisy))
+
+    @classmethod
+    def by_windows(
+        cls, photo: Windowed, strength: float, noise: NoiseEstimate, *, dtypes: tuple[np.dtype[Any], ...]
+    ) -> "Request":
+        _check(photo, strength, dtypes)
+        return cls(photo, strength, (noise.luma_sigma, noise.chroma_sigma), photo)
+
+
+def _check(noisy: NDArray[Any] | Windowed, strength: float, dtypes: tuple[np.dtype[Any], ...]) -> None:
+    is_photo = noisy.ndim == 2 or (noisy.ndim == 3 and noisy.shape[2] == 3)
+    if not is_photo or noisy.dtype not in dtypes or noisy.size == 0:
+        expected = " or ".join(str(dtype) for dtype in dtypes)
+        raise ValueError(
+            f"cannot denoise an array of shape {noisy.shape} and dtype {noisy.dtype}: expected (H, W, 3) or (H, W) "
+            f"of {expected}, at least one pixel"
+        )
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is {strength}: expected 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

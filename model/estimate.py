@@ -66,11 +66,52 @@ def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.fl
             f"cannot estimate the noise of an array of shape {photo.shape} and dtype {photo.dtype}: expected (H, W, 3) "
             "or (H, W) of uint8, uint16 or float32, at least one pixel"
         )
-    blocks_NPC = _sample_blocks(photo)
-    blocks_NPC = blocks_NPC[_flattest(blocks_NPC)].astype(np.float32) * np.float32(255 / PEAKS[photo.dtype])
+    return _estimate(_sample_blocks(photo))
+
+
+def _estimate(blocks_NPC: NDArray[Any]) -> NoiseEstimate:
+    """By the blocks that are sampled of a photo, as stored."""
+    blocks_NPC = blocks_NPC[_flattest(blocks_NPC)].astype(np.float32) * np.float32(255 / PEAKS[blocks_NPC.dtype])
     fine = _measure(blocks_NPC, level=1)
     coarse = _measure(blocks_NPC, level=2).scaled(math.sqrt(_noise_likeness(blocks_NPC, level=2)))
     return max(fine, coarse, key=lambda estimate: estimate.sigma)
+
+
+class NoiseSampler:
+    """Estimates the noise of a photo of which only some rows are at hand at a time.
+
+    Of the blocks on the grid it keeps what comes by, and says in the end what `estimate_noise` says of the whole photo.
+
+    Args:
+        shape: (H, W, 3) or (H, W) of the photo, 16 pixels a side at least.
+        dtype: of the photo.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._rows, self._columns = (extent // BLOCK_PX for extent in shape[:2])
+        self._step = _step(self._rows, self._columns)
+        blocks = -(-self._rows // self._step), -(-self._columns // self._step)
+        self._sample = np.zeros((blocks[0], BLOCK_PX, blocks[1], BLOCK_PX, *shape[2:]), dtype)
+
+    @property
+    def wanted(self) -> range:
+        """The first of each 16 rows that are sampled."""
+        return range(0, self._rows * BLOCK_PX, self._step * BLOCK_PX)
+
+    def add(self, top: int, rows: NDArray[Any]) -> None:
+        """Take what is sampled of some rows of the photo, of which the first is its row `top`. Any: its dtype."""
+        bottom = top + len(rows)
+        for number in range(max(0, top - BLOCK_PX) // self.wanted.step, -(-bottom // self.wanted.step)):
+            start = number * self.wanted.step
+            first, last = max(top, start), min(bottom, start + BLOCK_PX)
+            if number < len(self._sample) and first < last:
+                whole = rows[first - top : last - top, : self._columns * BLOCK_PX]
+                blocks = whole.reshape(last - first, self._columns, BLOCK_PX, *rows.shape[2:])[:, :: self._step]
+                self._sample[number, first - start : last - start] = blocks
+
+    def estimate(self) -> NoiseEstimate:
+        blocks_NPC = self._sample.reshape(*self._sample.shape[:4], -1).swapaxes(1, 2)
+        return _estimate(blocks_NPC.reshape(-1, BLOCK_PX**2, blocks_NPC.shape[-1]))
 
 
 def measure_noise(noise: NDArray[np.float32], noisy: NDArray[np.float32]) -> NoiseEstimate:
@@ -88,6 +129,11 @@ def measure_noise(noise: NDArray[np.float32], noisy: NDArray[np.float32]) -> Noi
     return max((_measure(blocks_NPC, level) for level in (1, 2)), key=lambda estimate: estimate.sigma)
 
 
+def _step(rows: int, columns: int) -> int:
+    """Of so many rows and columns of blocks every how manieth is sampled."""
+    return math.ceil(math.sqrt(rows * columns * BLOCK_PX**2 / SAMPLE_PX))
+
+
 def _sample_blocks(photo: NDArray[Any]) -> NDArray[Any]:
     """Blocks on a regular grid, (N, P, C) with the P pixels of each in rows, in the photo's dtype."""
     photo_HWC = photo if photo.ndim == 3 else photo[..., None]
@@ -95,7 +141,7 @@ def _sample_blocks(photo: NDArray[Any]) -> NDArray[Any]:
     if any(after for _, after in missing):  # repeated, because a mirrored photo would look smoother than it is
         photo_HWC = np.pad(photo_HWC, [*missing, (0, 0)], mode="wrap")
     rows, columns = (extent // BLOCK_PX for extent in photo_HWC.shape[:2])
-    step = math.ceil(math.sqrt(rows * columns * BLOCK_PX**2 / SAMPLE_PX))
+    step = _step(rows, columns)
     whole_HWC = photo_HWC[: rows * BLOCK_PX, : columns * BLOCK_PX]
     grid = whole_HWC.reshape(rows, BLOCK_PX, columns, BLOCK_PX, -1)[::step, :, ::step].swapaxes(1, 2)
     return grid.reshape(-1, BLOCK_PX**2, photo_HWC.shape[2])

@@ -16,6 +16,20 @@ def psnr_db(photo: NDArray[np.generic], reference: NDArray[np.generic], *, peak:
     Raises:
         ValueError: the shapes differ.
     """
+    return psnr_of(squared_error(photo, reference), photo.size, peak=peak)
+
+
+def psnr_of(squares: float, samples: int, *, peak: float = PEAK) -> float:
+    """PSNR in dB by the sum of the squared differences of so many samples."""
+    return math.inf if squares == 0 else 10 * math.log10(peak**2 * samples / squares)
+
+
+def squared_error(photo: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
+    """The sum of the squared differences of all samples.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     if photo.shape != reference.shape:
         raise ValueError(f"cannot compare a photo of shape {photo.shape} with one of shape {reference.shape}")
     rows = max(1, BAND_SAMPLES * len(photo) // photo.size)
@@ -23,7 +37,7 @@ def psnr_db(photo: NDArray[np.generic], reference: NDArray[np.generic], *, peak:
     for top in range(0, len(photo), rows):
         change = np.subtract(photo[top : top + rows], reference[top : top + rows], dtype=np.float32).ravel()
         squares += float(change @ change)
-    return math.inf if squares == 0 else 10 * math.log10(peak**2 * photo.size / squares)
+    return squares
 
 
 def ssim(photo: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:

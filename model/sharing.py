@@ -8,9 +8,10 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
 from numpy.typing import NDArray
 
-from model.denoiser import Denoiser, Job, Pixels, use_threads
+from model.denoiser import Denoiser, Job, Pixels, Request, Windowed, use_threads
 from model.estimate import NoiseEstimate
 
 
@@ -48,14 +49,24 @@ class SharedDenoiser:
     def __call__(self, noisy: NDArray[Pixels], *, strength: float, noise: NoiseEstimate) -> NDArray[Pixels]:
         """The clean photo, when it is done: arguments and errors are those of `Denoiser`."""
         request = self._denoiser.request(noisy, strength=strength, noise=noise)
+        self._finish(request)
+        return np.asarray(request.clean)
+
+    def denoise_windowed(self, photo: Windowed, *, strength: float, noise: NoiseEstimate) -> None:
+        """The same for a photo that is nowhere as a whole. Its windows are asked for, and given, in the thread of the
+        network: one photo waits for what another one takes to read and write them.
+        """
+        self._finish(self._denoiser.request_by_windows(photo, strength=strength, noise=noise))
+
+    def _finish(self, request: Request) -> None:
         jobs = deque(self._denoiser.jobs(request))
-        if jobs:
-            photo = _Photo(jobs, left=len(jobs))
-            with self._lock:
-                self._turns.append(photo)
-            self._model_thread.submit(self._work_until, photo.end)
-            photo.end.result()
-        return request.clean
+        if not jobs:
+            return
+        photo = _Photo(jobs, left=len(jobs))
+        with self._lock:
+            self._turns.append(photo)
+        self._model_thread.submit(self._work_until, photo.end)
+        photo.end.result()
 
     def _work_until(self, end: Future[None]) -> None:
         while not end.done():

@@ -5,6 +5,7 @@ Each library would repeat failed requests by itself, uncounted, and multiplied b
 
 import functools
 import io
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -73,6 +74,10 @@ class Cloud:
 
     async def put(self, path: str, data: bytes) -> None:
         await self.filesystem._pipe_file(path, data)
+
+    async def put_file(self, path: str, local: Path) -> None:
+        """Put a file, a part at a time; the object is there when all of them are."""
+        await self.filesystem._put_file(str(local), path)
 
     async def create(self, path: str, data: bytes, writer: str) -> None:
         """Put the object if there is none, and `writer` into its metadata.
@@ -153,6 +158,14 @@ class S3(Cloud):
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False, max_concurrency=1, config_kwargs=config)
         filesystem.retries = 1
         return cls(filesystem), path
+
+    async def put_file(self, path: str, local: Path) -> None:
+        if local.stat().st_size > self.LARGEST:
+            await self.filesystem._put_file(str(local), path, max_concurrency=2)
+            return
+        bucket, key, _ = self.filesystem.split_path(path)
+        with local.open("rb") as file:
+            await self.filesystem._call_s3("put_object", Bucket=bucket, Key=key, Body=file)
 
     async def put(self, path: str, data: bytes) -> None:
         body = _Body(data) if len(data) > LARGE_BYTES else data

@@ -4,20 +4,25 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.denoiser import Denoiser
-from model.estimate import NoiseEstimate, estimate_noise
-from model.metrics import psnr_db
+from model.denoiser import Denoiser, Windowed
+from model.estimate import BLOCK_PX, NoiseEstimate, NoiseSampler, estimate_noise
+from model.metrics import psnr_of, squared_error
 from model.sharing import SharedDenoiser
 from model.weights import parse_weights
+from pipeline.bands import Bands
 from pipeline.errors import PhotoKept
-from pipeline.images import Limits, Pixels, decode, encode, inspect
+from pipeline.ifd import FileBytes
+from pipeline.images import HEAD_BYTES, Limits, Pixels, can_be_a_file, decode, encode, inspect
 from pipeline.imageset import ImageSet
 from pipeline.records import Layout, Outcome
 from pipeline.room import Room
@@ -26,10 +31,13 @@ from pipeline.storage import open_store
 
 RESULT_VERSION = 1  # raise it when the same photo and weights give another result: what is finished becomes stale
 
+BY_BANDS_BYTES = 512 * 1024**2  # a TIFF that takes more when it is decoded is denoised by bands of rows
 COPIES = 3  # of a photo decoded that are in memory at once: noisy, clean, and what its codec works on
 MEASURED_ROWS = 16  # at a time
+COPIED_BYTES = 16 * 1024**2  # at a time
 
 Denoise = Callable[[NDArray[Any], float, NoiseEstimate], NDArray[Any]]  # Any: uint8 or uint16
+DenoiseByWindows = Callable[[Windowed, float, NoiseEstimate], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +58,22 @@ class DenoiseConfig:
 
     @property
     def parameters(self) -> str:
-        """Hash of everything that decides what a photo becomes, other than the weights."""
-        values = {"version": RESULT_VERSION, **dataclasses.asdict(self)}
+        """Hash of everything that decides what a photo becomes, other than the weights.
+
+        Limits decide what is rejected, and not what becomes of the rest: with others, nothing is done again.
+        """
+        values = {"version": RESULT_VERSION, **dataclasses.asdict(dataclasses.replace(self, limits=Limits()))}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def denoise_photo(
-    data: bytes, name: str, denoise: Denoise, config: DenoiseConfig, *, room: Room | None = None
+    data: bytes,
+    name: str,
+    denoise: Denoise,
+    config: DenoiseConfig,
+    *,
+    by_windows: DenoiseByWindows | None = None,
+    room: Room | None = None,
 ) -> PhotoResult:
     """Denoise the bytes of one photo into bytes of the same format with the same metadata.
 
@@ -68,11 +85,14 @@ def denoise_photo(
         name: its name or key: a file whose name says another format than its content is rejected.
         denoise: maps pixels, a strength and the noise of the pixels to clean ones, as `Denoiser` does.
         config: strength and limits.
+        by_windows: does the same to a TIFF that is large, a few rows at a time.
         room: where photos that are decoded at the same time must fit.
     """
     result = PhotoResult(outcome=Outcome.REJECTED)
     with rejecting(result, name):
         result.header = header = inspect(data, name=name, limits=config.limits)
+        if by_windows is not None and header.format == "tiff" and header.decoded_bytes > BY_BANDS_BYTES:
+            return _denoise_in_scratch(data, name, by_windows, config, room)
         if header.untouched_reason is not None:
             result.outcome, result.reason, result.data = Outcome.UNTOUCHED, header.untouched_reason, data
             return result
@@ -83,7 +103,9 @@ def denoise_photo(
                 noise = estimate_noise(noisy.colour)
                 clean = denoise(noisy.colour, config.strength, noise)
             with timed(result, "measure"):
-                _measure(result, noisy.colour, noise, clean)
+                change = Change(clean.dtype)
+                change.add(noisy.colour, clean)
+                change.tell(result, noise, estimate_noise(clean))
             try:
                 with timed(result, "encode"), codec_faults():
                     result.data = encode(Pixels(clean, noisy.alpha), data, header)
@@ -103,11 +125,23 @@ class PhotoDenoiser:
         self._room = Room(PHOTO_BYTES)
 
     def __call__(self, data: bytes, key: str) -> PhotoResult:
-        return denoise_photo(data, key, self._denoise, self._config, room=self._room)
+        return denoise_photo(
+            data, key, self._denoise, self._config, by_windows=self._denoise_by_windows, room=self._room
+        )
+
+    def denoise_file(self, file: BinaryIO, key: str, target: Path) -> PhotoResult:
+        """The same for a file on this disk, and into another one, as far as its format can be done by parts."""
+        if not can_be_a_file(file.read(HEAD_BYTES)):
+            file.seek(0)
+            return self(file.read(), key)
+        return denoise_by_bands(file, key, target, self._denoise_by_windows, self._config, room=self._room)
 
     def _denoise(self, noisy: NDArray[Any], strength: float, noise: NoiseEstimate) -> NDArray[Any]:
         # Any: uint8 or uint16
         return self._denoiser(noisy, strength=strength, noise=noise)
+
+    def _denoise_by_windows(self, photo: Windowed, strength: float, noise: NoiseEstimate) -> None:
+        self._denoiser.denoise_windowed(photo, strength=strength, noise=noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,22 +159,112 @@ class DenoiseWorkerFactory:
 
     def recipe(self, threads: int) -> Recipe:
         denoiser = Denoiser(parse_weights(self.weights))
+        photos = PhotoDenoiser(denoiser, self.config, threads=threads)
         return Recipe(
-            process=PhotoDenoiser(denoiser, self.config, threads=threads),
+            process=photos,
+            process_file=photos.denoise_file,
             limits=self.config.limits,
             weights=denoiser.weights.sha256,
             parameters=self.config.parameters,
         )
 
 
-def _measure(result: PhotoResult, noisy: NDArray[Any], noise: NoiseEstimate, clean: NDArray[Any]) -> None:
-    """How noisy the photo was and is, and how much of it was changed. Any is uint8 or uint16."""
-    peak = np.iinfo(noisy.dtype).max
-    result.noise_sigma_before = noise.sigma
-    result.chroma_share = noise.chroma_share
-    result.noise_sigma_after = estimate_noise(clean).sigma
-    change_db = psnr_db(clean, noisy, peak=float(peak))
-    result.change_psnr_db = None if math.isinf(change_db) else change_db
-    # By bands that stay in the cache: 5 ms for 12 megapixels, and 33 at once.
-    bands = (noisy[top : top + MEASURED_ROWS] for top in range(0, len(noisy), MEASURED_ROWS))
-    result.clipped_fraction = sum(np.count_nonzero((band == 0) | (band == peak)) for band in bands) / noisy.size
+def _denoise_in_scratch(
+    data: bytes, name: str, denoise: DenoiseByWindows, config: DenoiseConfig, room: Room | None
+) -> PhotoResult:
+    """Of a file that is small, and whose picture is not."""
+    with tempfile.TemporaryDirectory(prefix="degrain-") as folder:
+        source, target = Path(folder) / "source", Path(folder) / "result"
+        source.write_bytes(data)
+        with source.open("rb") as file:
+            result = denoise_by_bands(file, name, target, denoise, config, room=room)
+        if result.file is not None:
+            result.data, result.file = target.read_bytes(), None
+        return result
+
+
+def denoise_by_bands(
+    file: BinaryIO,
+    name: str,
+    target: Path,
+    denoise: DenoiseByWindows,
+    config: DenoiseConfig,
+    *,
+    room: Room | None = None,
+) -> PhotoResult:
+    """Denoise a TIFF on this disk into another file, a few rows at a time. What comes of it is that of `denoise_photo`.
+
+    Args:
+        file: the photo; an open file of this disk.
+        name: its name or key.
+        target: the file to write.
+        denoise: does the windows of a photo, as `SharedDenoiser.denoise_windowed`.
+        config: strength and limits.
+        room: where photos that are decoded at the same time must fit.
+    """
+    result = PhotoResult(outcome=Outcome.REJECTED)
+    with rejecting(result, name):
+        data = FileBytes(file)
+        result.header = header = inspect(data, name=name, limits=config.limits)
+        with target.open("w+b") as out:
+            file.seek(0)
+            shutil.copyfileobj(file, out, COPIED_BYTES)
+            if header.untouched_reason is not None:
+                result.outcome, result.reason, result.file = Outcome.UNTOUCHED, header.untouched_reason, target
+                return result
+            with (room or Room()).taken(COPIES * header.decoded_bytes), timed(result, "denoise"), codec_faults():
+                _denoise_bands(result, Bands(data, out), denoise, config.strength)
+        result.outcome, result.strength, result.file = Outcome.DENOISED, config.strength, target
+    return result
+
+
+def _denoise_bands(result: PhotoResult, bands: Bands, denoise: DenoiseByWindows, strength: float) -> None:
+    noise = _estimate_by_bands(bands)
+    change, after = Change(bands.dtype), NoiseSampler(bands.shape, bands.dtype)
+
+    def look_at(top: int, noisy: NDArray[Any], clean: NDArray[Any]) -> None:
+        change.add(noisy, clean)
+        after.add(top, clean)
+
+    bands.finished = look_at
+    if strength > 0:
+        denoise(bands, strength, noise)
+    else:
+        for top in range(0, bands.shape[0], MEASURED_ROWS):
+            rows = slice(top, min(top + MEASURED_ROWS, bands.shape[0]))
+            bands[rows, bands.columns] = bands[rows, bands.columns]
+    bands.finish()
+    change.tell(result, noise, after.estimate())
+
+
+def _estimate_by_bands(bands: Bands) -> NoiseEstimate:
+    sampler = NoiseSampler(bands.shape, bands.dtype)
+    for top in sampler.wanted:
+        sampler.add(top, bands[slice(top, top + BLOCK_PX), bands.columns])
+        bands.forget(above=top)
+    bands.forget(above=bands.shape[0])
+    return sampler.estimate()
+
+
+class Change:
+    """How much of a photo was changed, by the rows of it that come by."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._peak = np.iinfo(dtype).max
+        self._squares = 0.0
+        self._clipped = self._samples = 0
+
+    def add(self, noisy: NDArray[Any], clean: NDArray[Any]) -> None:
+        """The same rows of both. Any: uint8 or uint16."""
+        self._squares += squared_error(clean, noisy)
+        self._samples += noisy.size
+        for first in range(0, len(noisy), MEASURED_ROWS):  # they stay in the cache: 5 ms for 12 megapixels, 33 at once
+            rows = noisy[first : first + MEASURED_ROWS]
+            self._clipped += int(np.count_nonzero((rows == 0) | (rows == self._peak)))
+
+    def tell(self, result: PhotoResult, before: NoiseEstimate, after: NoiseEstimate) -> None:
+        result.noise_sigma_before, result.chroma_share = before.sigma, before.chroma_share
+        result.noise_sigma_after = after.sigma
+        change_db = psnr_of(self._squares, self._samples, peak=float(self._peak))
+        result.change_psnr_db = None if math.isinf(change_db) else change_db
+        result.clipped_fraction = self._clipped / self._samples

@@ -1,8 +1,10 @@
 """Image file directories: the tags of TIFF files and of EXIF blocks, which are TIFF files without a picture."""
 
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from typing import BinaryIO
 
 import numpy as np
 
@@ -16,6 +18,7 @@ TYPE_SIZES = {
 UNSIGNED = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 RATIONAL, TEXTS = 5, {1, 2, 7, 129}  # bytes, ASCII, undefined, UTF-8: writers use all of them for text
 MAX_TEXT_BYTES = 128
+MAX_READ_BYTES = 1 << 30  # at once: the kernel gives no more than 2 GiB
 ISO_TOO_LARGE = 65535  # the tag has 16 bits: the true value is in another
 MAX_ISO = 2**31 - 1
 MAX_TAGS = 4096  # real directories have a few dozen
@@ -23,6 +26,28 @@ MAX_VALUES = 1 << 21  # 400 megapixels in tiles of 16 × 16
 
 CORRUPT = "the TIFF is corrupt: its directory makes no sense"
 TRUNCATED = "the TIFF is cut off: parts of it lie beyond its end"
+
+
+class FileBytes:
+    """An open file that is sliced like bytes, and held by nobody as a whole. Safe to use from several threads."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file  # which must stay open
+        self._size_bytes = os.fstat(file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def __getitem__(self, span: slice) -> bytes:
+        start, stop, _ = span.indices(self._size_bytes)
+        parts = []
+        while start < stop and (part := os.pread(self._file.fileno(), min(stop - start, MAX_READ_BYTES), start)):
+            parts.append(part)
+            start += len(part)
+        return b"".join(parts) if len(parts) > 1 else parts[0] if parts else b""
+
+
+Data = bytes | FileBytes  # of a file, in memory or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +79,7 @@ class Directory:
 class File:
     """A TIFF or an EXIF block with its byte order and the width of its offsets. Reads never run off its end."""
 
-    data: bytes
+    data: Data
     order: str  # "<" or ">"
     is_big: bool
 
@@ -85,7 +110,9 @@ class File:
             raise PhotoRejected(TRUNCATED)
         if count > MAX_VALUES:
             raise PhotoRejected(CORRUPT)
-        numbers: list[int] = np.frombuffer(self.data, dtype, count=count, offset=offset).tolist()
+        numbers: list[int] = np.frombuffer(
+            self.data[offset : offset + count * dtype.itemsize], dtype, count=count
+        ).tolist()
         return numbers
 
     def values(self, directory: Directory, tag: int, default: int | None = None) -> list[int]:
@@ -103,7 +130,7 @@ class File:
         return self.numbers(entry.offset, UNSIGNED[entry.kind])[0]
 
 
-def open_file(data: bytes) -> File:
+def open_file(data: Data) -> File:
     """Read the first bytes of a TIFF, a BigTIFF or an EXIF block.
 
     Raises:
@@ -138,7 +165,7 @@ def read_directory(file: File, offset: int) -> Directory:
     end = start + count * dtype.itemsize
     next_offset = file.numbers(end, file.pointer)[0]  # proves that the entries before it lie inside the file
     entries: dict[int, Entry] = {}
-    rows = np.frombuffer(file.data, dtype, count=count, offset=start).tolist()
+    rows = np.frombuffer(file.data[start:end], dtype, count=count).tolist()
     for entry_offset, (tag, kind, values, pointer) in zip(range(start, end, dtype.itemsize), rows, strict=True):
         is_inline = values * TYPE_SIZES.get(kind, 0) <= file.pointer_bytes
         value_offset = entry_offset + 4 + file.pointer_bytes if is_inline else pointer

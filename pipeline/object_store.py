@@ -2,10 +2,13 @@
 
 import asyncio
 import errno
+import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 from fsspec.asyn import sync
 
@@ -15,7 +18,7 @@ from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageE
 from pipeline.records import SourceObject
 from pipeline.redaction import explain, showable
 from pipeline.retries import GaveUp, Patience, Retries, answer_of
-from pipeline.storage import AHEAD_BYTES, AT_ONCE, W, read_ahead, refuse_unsafe
+from pipeline.storage import AHEAD_BYTES, AT_ONCE, PART_BYTES, W, read_ahead, refuse_unsafe
 
 T = TypeVar("T")
 
@@ -98,6 +101,20 @@ class ObjectStore:
     def write(self, key: str, data: bytes) -> None:
         self._run(self._put, key, data)
 
+    @contextmanager
+    def opened(self, key: str) -> Iterator[BinaryIO]:
+        size_bytes = self.size(key)
+        with tempfile.TemporaryFile(prefix="degrain-") as file:
+            while missing := size_bytes - file.tell():
+                if not (part := self.read_range(key, file.tell(), min(missing, PART_BYTES))):
+                    raise ObjectRefused(f"cannot read {key} in {self.url}: it has become shorter meanwhile")
+                file.write(part)
+            file.seek(0)
+            yield file
+
+    def write_file(self, key: str, path: Path) -> None:
+        self._run(self._put_file, key, path)
+
     def create(self, key: str, data: bytes) -> None:
         self._run(self._create, key, data)
 
@@ -149,7 +166,13 @@ class ObjectStore:
 
     async def _put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        await self._request(f"write {key} in {self.url}", _uploading(data, lambda: self._cloud.put(path, data)))
+        put = _uploading(len(data), lambda: self._cloud.put(path, data))
+        await self._request(f"write {key} in {self.url}", put)
+
+    async def _put_file(self, key: str, local: Path) -> None:
+        path = self._path(key)
+        put = _uploading(local.stat().st_size, lambda: self._cloud.put_file(path, local))
+        await self._request(f"write {key} in {self.url}", put)
 
     async def _create(self, key: str, data: bytes) -> None:
         path, writer = self._path(key), uuid.uuid4().hex
@@ -164,7 +187,7 @@ class ObjectStore:
                 raise
             return True
 
-        if await self._request(what, _uploading(data, create)):
+        if await self._request(what, _uploading(len(data), create)):
             return
         if await self._request(what, lambda: self._cloud.writer(path)) != writer:
             raise ObjectExists(f"{key} is already in {self.url}")
@@ -221,11 +244,11 @@ class ObjectStore:
         return True
 
 
-def _uploading(data: bytes, request: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+def _uploading(size_bytes: int, request: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
     """The request, ended when it takes so long that the server must have stopped listening: no timeout sees that."""
 
     async def limited() -> T:
-        limit = asyncio.timeout(clouds.READ_TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S)
+        limit = asyncio.timeout(clouds.READ_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S)
         try:
             async with limit:
                 return await request()

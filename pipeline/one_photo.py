@@ -1,13 +1,17 @@
 """One photo into one file, in this process and without a cluster."""
 
+import os
+import tempfile
 from pathlib import Path
 
 from model.denoiser import Denoiser
-from pipeline.denoise import DenoiseConfig, denoise_photo
-from pipeline.errors import PhotoRejected
+from pipeline.denoise import DenoiseConfig, PhotoDenoiser
+from pipeline.errors import ObjectExists, PhotoRejected
 from pipeline.images import promised_format
+from pipeline.records import Outcome
 from pipeline.registry import read_weights
-from pipeline.storage import open_store, split_url
+from pipeline.shard import FILE_BYTES, PhotoResult
+from pipeline.storage import Store, open_store, split_url
 
 
 def find_photo(source: str) -> str | None:
@@ -44,14 +48,15 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
     if to_store.exists(target_key):
         raise ValueError(f"{target} exists already: degrain overwrites no photo (name another file, or remove it)")
     _, parsed = read_weights(weights)
-    denoiser = Denoiser(parsed)
-    data = from_store.read(source_key)
-    result = denoise_photo(
-        data, source_key, lambda noisy, strength, noise: denoiser(noisy, strength=strength, noise=noise), config
-    )
-    if result.data is None:
+    photos = PhotoDenoiser(Denoiser(parsed), config, threads=os.cpu_count() or 1)
+    if from_store.size(source_key) > FILE_BYTES:
+        result = _denoise_large(photos, from_store, source_key, to_store, target_key)
+    else:
+        result = photos(from_store.read(source_key), source_key)
+        if result.data is not None:
+            to_store.create(target_key, result.data)
+    if result.outcome == Outcome.REJECTED:
         raise PhotoRejected(f"{source}: {result.reason}")
-    to_store.create(target_key, result.data)
     to_store.close()
     return {
         "outcome": str(result.outcome),
@@ -60,3 +65,18 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
         "noise_sigma_before": result.noise_sigma_before,
         "noise_sigma_after": result.noise_sigma_after,
     }
+
+
+def _denoise_large(
+    photos: PhotoDenoiser, from_store: Store, source_key: str, to_store: Store, target_key: str
+) -> PhotoResult:
+    """Of a file that memory should not hold. It is not there as a whole before it is done, so look again then."""
+    with tempfile.TemporaryDirectory(prefix="degrain-") as folder, from_store.opened(source_key) as file:
+        result = photos.denoise_file(file, source_key, Path(folder) / "result")
+        if to_store.exists(target_key):
+            raise ObjectExists(f"{target_key} is already in {to_store.url}")
+        if result.file is not None:
+            to_store.write_file(target_key, result.file)
+        elif result.data is not None:
+            to_store.create(target_key, result.data)
+        return result

@@ -19,7 +19,7 @@ from pipeline.errors import ObjectRefused
 from pipeline.forecast import ForecastOptions, Machine, Outlook, Sample, SampledPhoto, make_forecast
 from pipeline.records import Outcome, PlannedPhoto
 from pipeline.run import Work, planned
-from pipeline.shard import PhotoResult, Recipe
+from pipeline.shard import FILE_BYTES, PhotoResult, Recipe
 from pipeline.sources import read_photos
 from pipeline.storage import Store, open_store
 
@@ -107,7 +107,7 @@ def try_photos(
     """Read and process photos of plans, drawn at random.
 
     As many at once as there will be workers on one machine, so that they share its cores as workers do. It ends early
-    when it takes too long.
+    when it takes too long. Photos that are read as files are left out.
 
     Raises:
         StorageError: the source cannot be read.
@@ -119,7 +119,7 @@ def try_photos(
     limit = recipes[0].limits.max_bytes
     refused = [(photo, f"the file has more than {limit:,} bytes") for photo in chosen if photo.size_bytes > limit]
     start = time.perf_counter()
-    read = list(_read(source, [photo for photo in chosen if photo.size_bytes <= limit]))
+    read = list(_read(source, [photo for photo in chosen if photo.size_bytes <= min(limit, FILE_BYTES)]))
     read_s = time.perf_counter() - start
     found = [(photo, data) for photo, data in read if isinstance(data, bytes)]
     refused += [(photo, str(data)) for photo, data in read if isinstance(data, ObjectRefused)]

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import tempfile
 import threading
 import time
 from collections import deque
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 from pipeline.bench import Bench, Look, enter_stage
 from pipeline.errors import ObjectRefused, PhotoRejected, StorageError
@@ -23,20 +25,21 @@ from pipeline.packed import PackedWriter
 from pipeline.records import Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
 from pipeline.room import Room
 from pipeline.sources import read_photos
-from pipeline.storage import Store, unsafe_reason
+from pipeline.storage import PART_BYTES, Store, unsafe_reason
 
 log = logging.getLogger(__name__)
 
 PHOTOS_AT_ONCE = 8  # in work, at most: what fits into memory is bounded by bytes
 PHOTO_BYTES = 1024**3  # of memory for photos that are decoded: see `Room`
 SOURCE_BYTES = 256 * 1024**2  # the same for the files that they come from
+FILE_BYTES = 128 * 1024**2  # a larger one is not read into memory, if there is another way
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
 class PhotoResult:
-    """What became of one photo: `data` holds the result's bytes, None where there is none.
+    """What became of one photo: `data` holds the result's bytes, or `file` is the result on this disk.
 
     `size_px` is the result's width and height, where they are not the source's; `stage_s` seconds by stage.
     """
@@ -44,6 +47,7 @@ class PhotoResult:
     outcome: Outcome
     reason: str | None = None
     data: bytes | None = None
+    file: Path | None = None
     size_px: tuple[int, int] | None = None
     header: Header | None = None
     source_sha256: str | None = None
@@ -56,6 +60,13 @@ class PhotoResult:
     clipped_fraction: float | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def size_bytes(self) -> int | None:
+        """Of the result, None where there is none."""
+        if self.file is not None:
+            return self.file.stat().st_size
+        return None if self.data is None else len(self.data)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -64,6 +75,8 @@ class Recipe:
     Attributes:
         process: from the bytes and the key of a photo to its result; may be called from several threads, and raises
             nothing for the photo's sake.
+        process_file: the same for a photo whose file should not be held in memory; its result may be a file of the
+            given name. None where there is no such way.
         limits: what is too large to be read at all.
         weights, parameters: content hashes of what decides a result.
     """
@@ -72,6 +85,7 @@ class Recipe:
     limits: Limits
     weights: str
     parameters: str
+    process_file: Callable[[BinaryIO, str, Path], PhotoResult] | None = None
 
 
 class Worker:
@@ -156,12 +170,16 @@ class Worker:
 
     def _read(
         self, photos: tuple[PlannedPhoto, ...], poisonous: Mapping[str, str]
-    ) -> Iterator[tuple[PlannedPhoto, bytes | str, float]]:
-        """Each photo with its bytes, for which room is taken, or why there are none; and how long it took to read."""
+    ) -> Iterator[tuple[PlannedPhoto, bytes | str | None, float]]:
+        """Each photo with its bytes, for which room is taken, and how long it took to read them.
+
+        In their place is the reason why there are none, or None of a photo that is to be read as a file.
+        """
         reasons = {planned.key: poisonous.get(planned.key) or self._unread_reason(planned) for planned in photos}
-        reading = read_photos(self._source, [planned for planned in photos if reasons[planned.key] is None])
+        wanted = [planned for planned in photos if reasons[planned.key] is None and not self._is_a_file(planned)]
+        reading = read_photos(self._source, wanted)
         for planned in photos:
-            if (reason := reasons[planned.key]) is not None:
+            if (reason := reasons[planned.key]) is not None or self._is_a_file(planned):
                 yield planned, reason, 0.0
                 continue
             start = time.perf_counter()
@@ -169,8 +187,7 @@ class Worker:
                 _, data = next(reading)
             read_s = time.perf_counter() - start
             if isinstance(data, ObjectRefused):
-                if next(iter(self._source.list()), None) is None:
-                    raise StorageError(f"nothing is left in {self._source.url}: is it still there?") from data
+                self._check_source(data)
                 yield planned, str(data), read_s
                 continue
             with self._bench.photo(planned.key, "wait"):
@@ -180,16 +197,51 @@ class Worker:
     def _do(
         self,
         planned: PlannedPhoto,
-        found: bytes | str,
+        found: bytes | str | None,
         read_s: float,
         finish: Callable[[PlannedPhoto, PhotoResult], T],
     ) -> T:
         if isinstance(found, str):
             return finish(planned, PhotoResult(outcome=Outcome.REJECTED, reason=found))
+        if found is None:
+            return self._do_file(planned, finish)
         with self._bench.photo(planned.key, "inspect"):
             result = self._result(planned, found)
             result.stage_s["read"] = read_s
             return finish(planned, result)
+
+    def _check_source(self, error: ObjectRefused) -> None:
+        """Raises StorageError if it is not the one object that is gone, but all."""
+        if next(iter(self._source.list()), None) is None:
+            raise StorageError(f"nothing is left in {self._source.url}: is it still there?") from error
+
+    def _is_a_file(self, planned: PlannedPhoto) -> bool:
+        """Whether a photo is to be read as a file. Its result is one too, which is not packed."""
+        is_possible = self._recipe.process_file is not None and self._layout == Layout.FILES and planned.place is None
+        return is_possible and planned.size_bytes > FILE_BYTES
+
+    def _do_file(self, planned: PlannedPhoto, finish: Callable[[PlannedPhoto, PhotoResult], T]) -> T:
+        assert self._recipe.process_file is not None
+        with self._bench.photo(planned.key, "wait"), self._source_room.taken(planned.size_bytes):
+            enter_stage("read")
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory(prefix="degrain-") as folder:
+                try:
+                    with self._source.opened(planned.key) as file:
+                        sha256 = _sha256(file)
+                        read_s = time.perf_counter() - start
+                        file.seek(0)
+                        result = self._recipe.process_file(file, planned.key, Path(folder) / "result")
+                except ObjectRefused as error:
+                    self._check_source(error)
+                    return finish(planned, PhotoResult(outcome=Outcome.REJECTED, reason=str(error)))
+                result.stage_s["read"], result.source_sha256 = read_s, sha256
+                if result.file is not None:
+                    with result.file.open("rb") as written:
+                        result.output_sha256 = _sha256(written)
+                elif result.data is not None:
+                    result.output_sha256 = hashlib.sha256(result.data).hexdigest()
+                return finish(planned, result)
 
     def _make_room(self, size_bytes: int, _: Future[T]) -> None:
         self._places.release()
@@ -227,12 +279,15 @@ class Worker:
         )
 
     def _write(self, record: PhotoRecord, result: PhotoResult) -> PhotoRecord:
-        if result.data is None or record.output_key is None:
+        if record.output_key is None:
             return record
         enter_stage("write")
         start = time.perf_counter()
         try:
-            self._target.store.write(record.output_key, result.data)
+            if result.file is not None:
+                self._target.store.write_file(record.output_key, result.file)
+            elif result.data is not None:
+                self._target.store.write(record.output_key, result.data)
         except ObjectRefused as error:
             return dataclasses.replace(
                 record,
@@ -247,9 +302,9 @@ class Worker:
         return dataclasses.replace(record, write_s=time.perf_counter() - start)
 
     def _record(self, plan: ShardPlan, planned: PlannedPhoto, result: PhotoResult) -> PhotoRecord:
-        header, data, seconds = result.header or Header(format=""), result.data, result.stage_s
+        header, size_bytes, seconds = result.header or Header(format=""), result.size_bytes, result.stage_s
         output_key, output_size_px = None, None
-        if data is not None:
+        if size_bytes is not None:
             is_packed = self._layout == Layout.PACKED
             output_key = self._target.packed_key(plan.shard) if is_packed else self._target.output_key(planned.key)
             output_size_px = result.size_px or (header.width_px, header.height_px)
@@ -261,7 +316,7 @@ class Worker:
             outcome=result.outcome,
             reason=result.reason,
             output_key=output_key,
-            output_size_bytes=None if data is None else len(data),
+            output_size_bytes=size_bytes,
             output_sha256=result.output_sha256,
             output_width_px=output_size_px and output_size_px[0],
             output_height_px=output_size_px and output_size_px[1],
@@ -293,6 +348,13 @@ class Worker:
         )
 
 
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    for part in iter(partial(file.read, PART_BYTES), b""):
+        digest.update(part)
+    return digest.hexdigest()
+
+
 class CodecFault(Exception):
     """A codec raised what it should not: a fault of ours or of its library, which costs one photo and not the run."""
 
@@ -302,7 +364,7 @@ def codec_faults() -> Iterator[None]:
     """What a codec raises inside is a `CodecFault`, unless it says something of the photo."""
     try:
         yield
-    except (PhotoRejected, MemoryError):
+    except (PhotoRejected, MemoryError, FloatingPointError):
         raise
     except Exception as error:
         raise CodecFault(f"{type(error).__name__}: {error}") from error

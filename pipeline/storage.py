@@ -14,9 +14,11 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
 from pipeline.fault_points import FaultPoint, fault_point
@@ -26,6 +28,7 @@ from pipeline.redaction import explain, redacted, without_password
 TEMPORARY = ".degrain-tmp"
 MAX_PART_BYTES = 255  # of a file name, on every file system in common use
 
+PART_BYTES = 16 * 1024**2  # of a file that is read or written in parts
 AHEAD_BYTES = 64 * 1024**2
 AT_ONCE = 32
 QUEUED = 4  # objects that wait or are read, for each request at once: it also bounds a queue of empty objects
@@ -96,6 +99,12 @@ class Store(Protocol):
         Raises:
             ObjectRefused: the store cannot hold an object of this name.
         """
+
+    def opened(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """The whole object as a local file, for one that memory should not hold; raises what `read` raises."""
+
+    def write_file(self, key: str, path: Path) -> None:
+        """Put the content of a local file as the whole object; in all else as `write`."""
 
     def create(self, key: str, data: bytes) -> None:
         """Put the whole object only where there is none yet.
@@ -213,12 +222,23 @@ class LocalStore:
         with self._readable(key) as path:
             return path.stat().st_size
 
+    @contextlib.contextmanager
+    def opened(self, key: str) -> Iterator[BinaryIO]:
+        with self._readable(key) as path:
+            file = path.open("rb")
+        with file:
+            yield file
+
     def write(self, key: str, data: bytes) -> None:
-        with self._written(key, data) as temporary:
+        with self._written(key, [data]) as temporary:
+            temporary.replace(self._path(key))
+
+    def write_file(self, key: str, path: Path) -> None:
+        with path.open("rb") as file, self._written(key, iter(partial(file.read, PART_BYTES), b"")) as temporary:
             temporary.replace(self._path(key))
 
     def create(self, key: str, data: bytes) -> None:
-        with self._written(key, data) as temporary:
+        with self._written(key, [data]) as temporary:
             try:
                 _link(temporary, self._path(key))
             except FileExistsError as error:
@@ -295,15 +315,16 @@ class LocalStore:
         return path.relative_to(self.root).as_posix().encode("utf-8", "backslashreplace").decode()
 
     @contextlib.contextmanager
-    def _written(self, key: str, data: bytes) -> Iterator[Path]:
-        """A temporary file that holds `data` safely on the disk, and is gone afterwards."""
+    def _written(self, key: str, parts: Iterable[bytes]) -> Iterator[Path]:
+        """A temporary file that holds the parts safely on the disk, and is gone afterwards."""
         temporary = self.root / TEMPORARY / uuid.uuid4().hex
         try:
             self._path(key).parent.mkdir(parents=True, exist_ok=True)
             with _open_new(temporary) as file:
-                view = memoryview(data)
-                while view:
-                    view = view[file.write(view) :]
+                for part in parts:
+                    view = memoryview(part)
+                    while view:
+                        view = view[file.write(view) :]
                 os.fsync(file.fileno())
             fault_point(FaultPoint.OBJECT_HALF_WRITTEN)
             yield temporary

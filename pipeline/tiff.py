@@ -4,18 +4,30 @@ A preview or thumbnail in a further directory (marked as a reduced-resolution im
 thumbnail in a JPEG's EXIF data.
 """
 
+import io
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
 
 from pipeline.container import SIGNED, Header, Pixels, Samples
 from pipeline.errors import PhotoRejected
-from pipeline.ifd import CORRUPT, EXIF_IFD, TRUNCATED, UNSIGNED, Directory, File, find_shot, open_file, read_directory
+from pipeline.ifd import (
+    CORRUPT,
+    EXIF_IFD,
+    TRUNCATED,
+    UNSIGNED,
+    Data,
+    Directory,
+    File,
+    find_shot,
+    open_file,
+    read_directory,
+)
 
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_SIZES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
@@ -84,7 +96,7 @@ class Layout:
     segments: tuple[Segment, ...]
 
 
-def inspect(data: bytes) -> Header:
+def inspect(data: Data) -> Header:
     """Read the header.
 
     Raises:
@@ -122,19 +134,12 @@ def decode(data: bytes) -> Pixels:
     Raises:
         PhotoRejected: one of them cannot be decoded.
     """
-    layout = _read_layout(data)
-    ratio = MAX_RATIOS.get(layout.compression)
-    if ratio and any(_size_bytes(layout, s) > ratio * s.size_bytes for s in layout.segments):
-        raise PhotoRejected(UNDECODABLE)  # such a claim must not allocate
+    layout = read_layout(data)
+    check_claim(layout)
     samples = np.empty((layout.height_px, layout.width_px, layout.samples), layout.dtype.newbyteorder("="))
     for segment in layout.segments:
-        block = _decode(layout, segment)
-        rows, columns, planes = _place(layout, segment)
-        samples[rows, columns, planes] = block[: rows.stop - rows.start, : columns.stop - columns.start]
-    pixels = Pixels.split(samples)
-    if layout.photometric == WHITE_IS_ZERO:
-        return Pixels(np.invert(pixels.colour), pixels.alpha)
-    return pixels
+        decode_into(samples, layout, segment)
+    return to_pixels(samples, layout)
 
 
 def encode(pixels: Pixels, data: bytes) -> bytes:
@@ -146,30 +151,81 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
     Raises:
         PhotoRejected: the file would outgrow the offsets of its kind of TIFF.
     """
-    layout = _read_layout(data)
+    layout = read_layout(data)
+    samples = to_samples(pixels, layout)
+    out = io.BytesIO(data)
+    write_places(out, layout, [write_segment(out, layout, segment, samples) for segment in layout.segments])
+    return out.getvalue()
+
+
+def check_claim(layout: Layout) -> None:
+    """Refuse a claim of more samples than its bytes can hold: it must not allocate.
+
+    Raises:
+        PhotoRejected: it is one.
+    """
+    ratio = MAX_RATIOS.get(layout.compression)
+    if ratio and any(_size_bytes(layout, s) > ratio * s.size_bytes for s in layout.segments):
+        raise PhotoRejected(UNDECODABLE)
+
+
+def decode_into(samples: Samples, layout: Layout, segment: Segment, *, first_row: int = 0) -> None:
+    """Decode a strip or tile into the samples of the photo, (H, W, C), or of its rows from `first_row` on.
+
+    Raises:
+        PhotoRejected: it cannot be decoded.
+    """
+    block = _decode(layout, segment)
+    rows, columns, planes = _place(layout, segment, first_row)
+    samples[rows, columns, planes] = block[: rows.stop - rows.start, : columns.stop - columns.start]
+
+
+def to_pixels(samples: Samples, layout: Layout) -> Pixels:
+    """The photo that samples stand for, (H, W, C) or rows of it."""
+    pixels = Pixels.split(samples)
+    if layout.photometric == WHITE_IS_ZERO:
+        return Pixels(np.invert(pixels.colour), pixels.alpha)
+    return pixels
+
+
+def to_samples(pixels: Pixels, layout: Layout) -> Samples:
+    """The samples that stand for a photo, (H, W, C), or for rows of it."""
     colour = np.invert(pixels.colour) if layout.photometric == WHITE_IS_ZERO else pixels.colour
     if layout.is_alpha_premultiplied and pixels.alpha is not None:
         limit = pixels.alpha if colour.ndim == 2 else pixels.alpha[..., None]
         colour = np.minimum(colour, limit)  # more colour than coverage would glow
-    samples = Pixels(colour, pixels.alpha).joined().reshape(layout.height_px, layout.width_px, layout.samples)
+    return Pixels(colour, pixels.alpha).joined().reshape(len(colour), layout.width_px, layout.samples)
 
-    out = bytearray(data)
-    offsets, sizes = [], []
-    for segment in layout.segments:
-        encoded = _encode(layout, segment, samples)
-        offset = segment.offset
-        if len(encoded) <= segment.size_bytes:
-            out[offset : offset + segment.size_bytes] = encoded.ljust(segment.size_bytes, b"\0")
-        else:
-            out += bytes(len(out) % 2)  # offsets must be even
-            offset = len(out)
-            out += encoded
-        offsets.append(offset)
-        sizes.append(len(encoded))
+
+def write_segment(
+    out: BinaryIO, layout: Layout, segment: Segment, samples: Samples, *, first_row: int = 0
+) -> tuple[int, int]:
+    """Write a strip or tile of the photo's samples, or of those from `first_row` on, into a copy of the file.
+
+    Returns: the offset and the size of what was written: in its old place, or where it does not fit there at the end.
+    """
+    encoded = _encode(layout, segment, samples, first_row)
+    offset = segment.offset
+    if len(encoded) <= segment.size_bytes:
+        out.seek(offset)
+        out.write(encoded)
+        out.write(bytes(segment.size_bytes - len(encoded)))
+    else:
+        offset = out.seek(0, io.SEEK_END)
+        offset += out.write(bytes(offset % 2))  # offsets must be even
+        out.write(encoded)
+    return offset, len(encoded)
+
+
+def write_places(out: BinaryIO, layout: Layout, places: Sequence[tuple[int, int]]) -> None:
+    """Write the offset and size of each strip or tile, in the order of the layout, into a copy of the file.
+
+    Raises:
+        PhotoRejected: the file has outgrown the offsets of its kind of TIFF.
+    """
     if layout.compression != NONE:
-        _patch(out, layout, layout.offsets_tag, offsets)
-        _patch(out, layout, layout.sizes_tag, sizes)
-    return bytes(out)
+        for tag, values in zip((layout.offsets_tag, layout.sizes_tag), zip(*places, strict=True), strict=True):
+            _patch(out, layout, tag, values)
 
 
 def _directories(file: File) -> tuple[list[Directory], list[Directory]]:
@@ -237,7 +293,7 @@ def _untouched_reason(file: File, pages: list[Directory], others: list[Directory
 
 def _has_layers(file: File, photo: Directory) -> bool:
     entry = photo.entries.get(PHOTOSHOP_LAYERS)
-    return entry is not None and any(file.data.find(key, entry.offset, entry.end) >= 0 for key in LAYER_KEYS)
+    return entry is not None and any(key in file.data[entry.offset : entry.end] for key in LAYER_KEYS)
 
 
 def _format(file: File, directories: list[Directory]) -> str:
@@ -257,7 +313,7 @@ def _mode(file: File, photo: Directory, samples: int, bit_depth: int) -> str | N
     return f"{mode}A" if has_alpha else mode
 
 
-def _read_layout(data: bytes) -> Layout:
+def read_layout(data: Data) -> Layout:
     file = open_file(data)
     return _layout(file, read_directory(file, file.first_offset))
 
@@ -355,12 +411,12 @@ def _size_bytes(layout: Layout, segment: Segment) -> int:
     return samples * layout.dtype.itemsize
 
 
-def _place(layout: Layout, segment: Segment) -> tuple[slice, slice, slice]:
-    """Which rows, columns and planes of the photo a strip or tile holds."""
+def _place(layout: Layout, segment: Segment, first_row: int) -> tuple[slice, slice, slice]:
+    """Which rows, counted from `first_row`, columns and planes of the photo a strip or tile holds."""
     bottom = min(segment.top + segment.rows, layout.height_px)
     right = min(segment.left + layout.segment_width_px, layout.width_px)
     planes = slice(segment.plane, segment.plane + 1) if layout.is_planar else slice(0, layout.samples)
-    return slice(segment.top, bottom), slice(segment.left, right), planes
+    return slice(segment.top - first_row, bottom - first_row), slice(segment.left, right), planes
 
 
 def _decode(layout: Layout, segment: Segment) -> Samples:
@@ -381,8 +437,8 @@ def _decode(layout: Layout, segment: Segment) -> Samples:
     return samples
 
 
-def _encode(layout: Layout, segment: Segment, samples: Samples) -> bytes | bytearray:
-    rows, columns, planes = _place(layout, segment)
+def _encode(layout: Layout, segment: Segment, samples: Samples, first_row: int) -> bytes | bytearray:
+    rows, columns, planes = _place(layout, segment, first_row)
     block = samples[rows, columns, planes]
     if block.shape[:2] != (segment.rows, layout.segment_width_px):
         padded = _decode(layout, segment).copy()  # the padding of a tile at the edge survives too
@@ -426,7 +482,7 @@ def _compress(compression: int, raw: bytes, segment: Segment) -> bytes | bytearr
     return encoded
 
 
-def _patch(out: bytearray, layout: Layout, tag: int, values: list[int]) -> None:
+def _patch(out: BinaryIO, layout: Layout, tag: int, values: Sequence[int]) -> None:
     """Write the values of a tag over the old ones, or at the end in a wider type when they have outgrown theirs.
 
     Raises:
@@ -438,13 +494,16 @@ def _patch(out: bytearray, layout: Layout, tag: int, values: list[int]) -> None:
         raise PhotoRejected("the denoised TIFF would be larger than the 4 GB that its kind can hold")
     dtype = np.dtype(file.order + UNSIGNED[entry.kind])
     if max(values) <= np.iinfo(dtype).max:
-        out[entry.offset : entry.end] = np.array(values, dtype).tobytes()
+        out.seek(entry.offset)
+        out.write(np.array(values, dtype).tobytes())
         return
     new = np.array(values, file.order + UNSIGNED[wide]).tobytes()
     if len(new) > file.pointer_bytes:
-        out += bytes(len(out) % 2)
-        offset, out[len(out) :] = len(out), new
+        offset = out.seek(0, io.SEEK_END)
+        offset += out.write(bytes(offset % 2))
+        out.write(new)
         new = np.array([offset], file.order + file.pointer).tobytes()
-    out[entry.entry_offset + 2 : entry.entry_offset + 4] = np.array([wide], file.order + "u2").tobytes()
-    place = entry.entry_offset + 4 + file.pointer_bytes
-    out[place : place + file.pointer_bytes] = new
+    out.seek(entry.entry_offset + 2)
+    out.write(np.array([wide], file.order + "u2").tobytes())
+    out.seek(entry.entry_offset + 4 + file.pointer_bytes)
+    out.write(new)

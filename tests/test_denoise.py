@@ -75,7 +75,6 @@ def test_a_strength_outside_of_its_range_is_refused(strength: float) -> None:
 
 
 def test_the_parameters_hash_changes_with_whatever_changes_a_result() -> None:
-    configs = [DenoiseConfig(), DenoiseConfig(strength=0.5), DenoiseConfig(limits=Limits(max_megapixels=1))]
-
-    assert len({config.parameters for config in configs}) == 3
+    assert DenoiseConfig().parameters != DenoiseConfig(strength=0.5).parameters
+    assert DenoiseConfig().parameters == DenoiseConfig(limits=Limits(max_megapixels=1)).parameters
     assert DenoiseConfig().parameters == DenoiseConfig(strength=1.0).parameters

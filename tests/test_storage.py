@@ -20,7 +20,17 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
 from pipeline.records import SourceObject
-from pipeline.storage import QUEUED, TEMPORARY, LocalStore, Store, open_store, read_ahead, split_url, unsafe_reason
+from pipeline.storage import (
+    PART_BYTES,
+    QUEUED,
+    TEMPORARY,
+    LocalStore,
+    Store,
+    open_store,
+    read_ahead,
+    split_url,
+    unsafe_reason,
+)
 
 UNSAFE_KEYS = [
     "",
@@ -162,6 +172,25 @@ def test_says_how_large_an_object_is(store: Store) -> None:
     store.write("a.parquet", bytes(12_345))
 
     assert store.size("a.parquet") == 12_345
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1000, PART_BYTES + 1])
+def test_a_file_becomes_an_object_and_an_object_a_file(store: Store, tmp_path: Path, size_bytes: int) -> None:
+    if store.url.startswith("gs://") and size_bytes > PART_BYTES:
+        pytest.skip("the stand-in for Google's storage knows no uploads in parts")
+    data = bytes(range(256)) * (size_bytes // 256 + 1)
+    (tmp_path / "large").write_bytes(data[:size_bytes])
+
+    store.write_file("2019/large.tif", tmp_path / "large")
+
+    with store.opened("2019/large.tif") as file:
+        assert file.read() == data[:size_bytes]
+    assert store.size("2019/large.tif") == size_bytes
+
+
+def test_what_is_not_there_is_not_opened(store: Store) -> None:
+    with pytest.raises(ObjectMissing), store.opened("none"):
+        pass
 
 
 def test_a_second_write_replaces_the_whole_object(store: Store) -> None:
