@@ -79,21 +79,18 @@ def promote(
         evaluated = run_evaluate(asked, report, watch).as_dict()
     elif job.scores is not None:
         evaluated = _read_scores(job.scores, weights.sha256)
-    gains_db: dict[str, float] = {}
-    if incumbent:
-        found = _compare(weights.sha256, incumbent, evaluated, registry)
-        gains_db = found.gains_db if found else {}
-        problem = _problem(found, weights.sha256, incumbent, job.name)
-        if problem and not job.because:
-            raise PromotionRefused(f"{problem}; to promote them nevertheless, say why (--because)")
-
+    gains_db = _judge(job, weights.sha256, incumbent, evaluated, registry) if incumbent else {}
     registry.add(data)
-    scores = registry.add_scores(weights.sha256, _bytes(_own(evaluated, weights.sha256))) if evaluated else ""
-    if evaluated and _rows(evaluated, incumbent):
-        registry.add_scores(incumbent, _bytes(_own(evaluated, incumbent)))
-    pointer = Pointer(sha256=weights.sha256, before=incumbent, because=job.because, gains_db=gains_db, scores=scores)
+    pointer = Pointer(
+        sha256=weights.sha256,
+        number=history[-1].number + 1 if history else 1,
+        before=incumbent,
+        because=job.because,
+        gains_db=gains_db,
+        scores=_keep_scores(registry, evaluated, weights.sha256, incumbent),
+    )
     try:
-        return registry.point(job.name, pointer, after=len(history))
+        return registry.point(job.name, pointer)
     finally:
         registry.store.close()
 
@@ -113,6 +110,30 @@ def _refuse_read_only(registry: Registry, name: str) -> None:
         raise ValueError(
             f"'{name}' of {registry.store.url} is the file {key}, and points nowhere else: take another name"
         )
+
+
+def _judge(
+    job: NameJob, sha256: str, incumbent: str, evaluated: Evaluated | None, registry: Registry
+) -> dict[str, float]:
+    """By trial, how much better than the incumbent the weights are.
+
+    Raises:
+        PromotionRefused: they are worse, or that is not known, and there is no reason to promote them.
+    """
+    found = _compare(sha256, incumbent, evaluated, registry)
+    problem = _problem(found, sha256, incumbent, job.name)
+    if problem and not job.because:
+        raise PromotionRefused(f"{problem}; to promote them nevertheless, say why (--because)")
+    return found.gains_db if found else {}
+
+
+def _keep_scores(registry: Registry, evaluated: Evaluated | None, sha256: str, incumbent: str) -> str:
+    """Keep what was measured of both; returns the key of what was measured of the weights."""
+    if evaluated is None:
+        return ""
+    if _rows(evaluated, incumbent):
+        registry.add_scores(incumbent, _bytes(_own(evaluated, incumbent)))
+    return registry.add_scores(sha256, _bytes(_own(evaluated, sha256)))
 
 
 def _read_scores(url: str, sha256: str) -> Evaluated:

@@ -42,6 +42,7 @@ class Pointer:
 
     Attributes:
         sha256: of the weights.
+        number: of the pointer, among those of its name; the first is 1.
         before: of those that it pointed to until then; empty at first.
         at: that moment, ISO 8601 in UTC.
         by: who did it, as user@host.
@@ -51,6 +52,7 @@ class Pointer:
     """
 
     sha256: str
+    number: int = 1
     before: str = ""
     at: str = ""
     by: str = ""
@@ -179,11 +181,8 @@ class Registry:
             found.append(json.loads(data))
         return found
 
-    def point(self, name: str, pointer: Pointer, *, after: int) -> Pointer:
-        """Make a name point to weights that were added.
-
-        Args:
-            after: how many pointers it had when that was decided.
+    def point(self, name: str, pointer: Pointer) -> Pointer:
+        """Make a name point to weights that were added, by the number that follows the last one when that was decided.
 
         Raises:
             PromotionRefused: someone else pointed it elsewhere meanwhile, and what was decided may no longer hold.
@@ -191,9 +190,9 @@ class Registry:
         pointer = dataclasses.replace(pointer, at=datetime.now(UTC).isoformat(timespec="seconds"), by=_who())
         data = (json.dumps(dataclasses.asdict(pointer), indent=2, ensure_ascii=False) + "\n").encode()
         try:
-            self.store.create(_pointer_key(name, after + 1), data)
+            self.store.create(_pointer_key(name, pointer.number), data)
         except ObjectExists as error:
-            now = self._read_pointer(name, after + 1)
+            now = self._read_pointer(name, pointer.number)
             raise PromotionRefused(
                 f"'{name}' of {self.store.url} was given to {now.sha256[:16]} by {now.by} meanwhile: try again, to be "
                 "compared with those"
@@ -219,7 +218,7 @@ class Registry:
     def _read_pointer(self, name: str, number: int) -> Pointer:
         key = _pointer_key(name, number)
         try:
-            return build(Pointer, json.loads(self.store.read(key)))
+            return dataclasses.replace(build(Pointer, json.loads(self.store.read(key))), number=number)
         except ValueError as error:
             raise RegistryError(f"{self.store.url}/{key} is damaged: {error}") from error
 

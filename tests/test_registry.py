@@ -24,8 +24,7 @@ def weights_file(noise: str = "none", *, network: nn.Module = SMALL) -> bytes:
 
 
 def name_it(registry: Registry, name: str, data: bytes, **facts: str) -> Pointer:
-    pointer = Pointer(sha256=registry.add(data), **facts)
-    return registry.point(name, pointer, after=len(registry.history(name)))
+    return registry.point(name, Pointer(sha256=registry.add(data), number=len(registry.history(name)) + 1, **facts))
 
 
 @pytest.fixture(params=["folder", "memory_url", "s3_url", "seaweed_url"])
@@ -61,7 +60,7 @@ def test_of_many_at_once_one_points_and_the_others_are_told(registry: Registry) 
     def point(pointer: Pointer) -> Pointer | str:
         together.wait()
         try:
-            return registry.point("night", pointer, after=0)
+            return registry.point("night", pointer)
         except PromotionRefused as error:
             return str(error)
 
