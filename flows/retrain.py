@@ -52,7 +52,8 @@ def _promote_if_better(
     if not found.is_better:
         show_comparison("retrain", found.gains_db, f"Not promoted: {told}.")
         return Completed(message=f"not better: {told}", name="NotBetter")
-    promoted = run_stage("promote", "promote", {"weights": trained["weights"], "to": settings.promoted}, settings.ray)
+    asked = {"weights": trained["weights"], "to": settings.promoted, "because": f"retrained: {told}"}
+    promoted = run_stage("promote", "promote", asked, settings.ray)
     show_comparison("retrain", found.gains_db, f"Promoted to `{settings.promoted}`: {told}.")
     show_card("promoted", trained["card"], trained["sha256"], settings.promoted)
     return {**promoted, **asdict(found)}

@@ -180,8 +180,9 @@ class RetrainSettings(Settings):
     trial: Place = Field(description="Clean photos that neither weights were trained on: both are tried on them.")
     trial_photos: Positive | None = Field(None, description="The first so many of them. Empty: all.")
     promoted: str = Field(
-        description="Path or URL of the weights in use, ….safetensors: the better ones are put there.",
-        pattern=r"\.safetensors$",
+        description="Weights in use: path or URL of a file ….safetensors that the better ones are put into, or of a "
+        "name in a registry, …/weights/NAME.",
+        pattern=r"\.safetensors$|(^|/)weights/[^/]+$",
     )
     incumbent: str | None = Field(
         None, description="What to compare with while there is nothing at that place yet. Empty: the weights that ship."

@@ -116,7 +116,7 @@ def show_weights(options: argparse.Namespace) -> int:
 
 def promote_weights(options: argparse.Namespace) -> int:
     """`degrain weights promote`: weights under a name of a registry, if they are no worse than those that have it."""
-    from pipeline.registrar import NameJob, promote
+    from pipeline.registrar import NameJob, give_name
 
     job = NameJob(
         weights=options.weights,
@@ -128,7 +128,7 @@ def promote_weights(options: argparse.Namespace) -> int:
         because=options.because,
     )
     with _Trials(is_silent=job.on is None) as trials:
-        pointer = promote(job, trials.report, trials.watch)
+        pointer = give_name(job, trials.report, trials.watch)
     before = f", and no longer {pointer.before[:16]}" if pointer.before else ""
     print(f"{job.name} is {pointer.sha256[:16]}{before}")
     return 0

@@ -49,7 +49,7 @@ class NameJob:
 Evaluated = Mapping[str, Any]  # Any: what `Evaluation.as_dict` makes, maybe read from a file
 
 
-def promote(
+def give_name(
     job: NameJob,
     report: Callable[[Row], None] = lambda _row: None,
     watch: Callable[[Steps], None] = lambda _steps: None,

@@ -15,7 +15,8 @@ from flows.cli import main
 from model.photo import PhotoNetwork
 from model.weights import SHIPPED, Card, dump_weights, parse_weights
 from pipeline.errors import PromotionRefused
-from pipeline.registrar import NameJob, promote
+from pipeline.promotion import IncumbentJob, PromoteJob, find_incumbent, promote
+from pipeline.registrar import NameJob, give_name
 from pipeline.registry import open_registry
 
 OLD, NEW = (weights_file(noise, network=PhotoNetwork()) for noise in ("old", "new"))
@@ -27,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     """Two weights, of which the old ones have a name in a registry."""
     for name, data in (("old", OLD), ("new", NEW)):
         (tmp_path / f"{name}.safetensors").write_bytes(data)
-    promote(_job(tmp_path, "old", **_scores(tmp_path, "first", old=8.0)))
+    give_name(_job(tmp_path, "old", **_scores(tmp_path, "first", old=8.0)))
     return tmp_path
 
 
@@ -55,7 +56,7 @@ def _named(folder: Path) -> str:
 
 
 def test_better_weights_get_the_name_and_the_gain_is_kept(folder: Path) -> None:
-    pointer = promote(_job(folder, "new", **_scores(folder, "both", old=8.0, new=8.3)))
+    pointer = give_name(_job(folder, "new", **_scores(folder, "both", old=8.0, new=8.3)))
 
     assert _named(folder) == "new"
     assert pointer.gains_db == {"float": 0.3, "file": 0.3}
@@ -65,14 +66,14 @@ def test_better_weights_get_the_name_and_the_gain_is_kept(folder: Path) -> None:
 
 def test_worse_weights_are_refused_and_the_name_stays(folder: Path) -> None:
     with pytest.raises(PromotionRefused, match=r"scores worse .* by -0\.50 dB in the mean of 2 trials"):
-        promote(_job(folder, "new", **_scores(folder, "both", old=8.0, new=7.5)))
+        give_name(_job(folder, "new", **_scores(folder, "both", old=8.0, new=7.5)))
 
     assert _named(folder) == "old"
 
 
 def test_worse_weights_get_the_name_for_a_reason_and_it_is_kept(folder: Path) -> None:
     job = _job(folder, "new", **_scores(folder, "both", old=8.0, new=7.5), because="they keep the grain")
-    promote(job)
+    give_name(job)
 
     assert _named(folder) == "new"
     assert open_registry(job.registry).history("night")[-1].because == "they keep the grain"
@@ -80,43 +81,43 @@ def test_worse_weights_get_the_name_for_a_reason_and_it_is_kept(folder: Path) ->
 
 def test_the_scores_that_the_present_ones_were_promoted_by_are_remembered(folder: Path) -> None:
     with pytest.raises(PromotionRefused, match="scores worse"):
-        promote(_job(folder, "new", **_scores(folder, "second", new=7.5)))
+        give_name(_job(folder, "new", **_scores(folder, "second", new=7.5)))
 
 
 @pytest.mark.parametrize("other", [{"photos": "b" * 64}, {"noisy_db": 21.0}])
 def test_scores_on_other_photos_or_with_other_noise_are_not_compared(folder: Path, other: dict) -> None:
     with pytest.raises(PromotionRefused, match="was not compared with"):
-        promote(_job(folder, "new", **_scores(folder, "second", **other, new=9.0)))
+        give_name(_job(folder, "new", **_scores(folder, "second", **other, new=9.0)))
 
 
 def test_without_scores_a_name_that_is_taken_is_not_given(folder: Path) -> None:
     with pytest.raises(PromotionRefused, match=r"name photos to measure both on \(--on SET\)"):
-        promote(_job(folder, "new"))
+        give_name(_job(folder, "new"))
 
 
 def test_scores_of_other_weights_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"has scores of old \(.*\), and none of"):
-        promote(_job(folder, "new", **_scores(folder, "second", old=9.0)))
+        give_name(_job(folder, "new", **_scores(folder, "second", old=9.0)))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{}]}'])
 def test_a_file_that_holds_no_scores_is_refused(folder: Path, text: str) -> None:
     (folder / "wrong.json").write_text(text)
     with pytest.raises(ValueError, match=r"wrong\.json is no scores\.json"):
-        promote(_job(folder, "new", scores=str(folder / "wrong.json")))
+        give_name(_job(folder, "new", scores=str(folder / "wrong.json")))
 
 
 def test_promoting_the_same_weights_again_changes_nothing(folder: Path) -> None:
     before = sorted(path for path in folder.rglob("registry/**/*") if path.is_file())
-    promote(_job(folder, "old"))
+    give_name(_job(folder, "old"))
 
     assert sorted(path for path in folder.rglob("registry/**/*") if path.is_file()) == before
 
 
 def test_going_back_to_a_hash_of_the_registry(folder: Path) -> None:
-    promote(_job(folder, "new", because="to try"))
+    give_name(_job(folder, "new", because="to try"))
     job = NameJob(weights=parse_weights(OLD).sha256[:12], name="night", registry=str(folder / "registry"), because="no")
-    promote(job)
+    give_name(job)
 
     assert _named(folder) == "old"
     assert [pointer.number for pointer in open_registry(job.registry).history("night")] == [1, 2, 3]
@@ -136,16 +137,27 @@ def test_a_promotion_that_is_killed_leaves_the_name_where_it_was_and_can_be_repe
     assert _named(folder) == "new"
 
 
+def test_a_job_finds_who_is_in_use_and_promotes_into_the_registry(folder: Path) -> None:
+    place = f"{folder}/registry/weights/night"
+    before = find_incumbent(IncumbentJob(place=place))
+    promoted = promote(PromoteJob(weights=str(folder / "new.safetensors"), to=place, because="retrained"))
+
+    assert promoted["before"] == before["sha256"] == parse_weights(OLD).sha256
+    assert find_incumbent(IncumbentJob(place=place))["sha256"] == parse_weights(NEW).sha256
+    assert find_incumbent(IncumbentJob(place=f"{place}-and-day"))["weights"] == "photo"
+    assert open_registry(str(folder / "registry")).history("night")[-1].because == "retrained"
+
+
 def test_the_weights_that_ship_are_only_read(folder: Path) -> None:
     for name in ("photo", "night"):
         with pytest.raises(ValueError, match="ship with degrain are only read"):
-            promote(NameJob(weights=str(folder / "new.safetensors"), name=name, registry=str(SHIPPED.parent)))
+            give_name(NameJob(weights=str(folder / "new.safetensors"), name=name, registry=str(SHIPPED.parent)))
 
 
 def test_a_name_that_is_a_file_points_nowhere_else(folder: Path) -> None:
     (folder / "registry/weights/day.safetensors").write_bytes(OLD)
     with pytest.raises(ValueError, match="points nowhere else"):
-        promote(NameJob(weights=str(folder / "new.safetensors"), name="day", registry=str(folder / "registry")))
+        give_name(NameJob(weights=str(folder / "new.safetensors"), name="day", registry=str(folder / "registry")))
 
 
 def test_the_command_measures_refuses_and_names_and_denoise_uses_the_name(tmp_path: Path, capsys) -> None:

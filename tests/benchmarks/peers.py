@@ -1,6 +1,6 @@
 """`degrain denoise` against pipelines of Ray Data and Daft, on the same photos with the same weights.
 
-    pip install '.[peers]'
+    pip install '.[daft]'
     python tests/benchmarks/peers.py FOLDER_OF_PHOTOS [--kind png|jpeg] [--count 164] [--model photo|identity]
 
 The contenders take turns, each in a process of its own, with a Ray of its own where it wants one. The time that counts
