@@ -1,89 +1,19 @@
 """Shards over real Ray actors: bounded, retried, and searched for the photo that kills its worker."""
 
-import os
-import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from noting import NotingWorker, WorkerFactory, rejected_of, shard
 from ray.exceptions import OutOfMemoryError
 
 from pipeline import cluster
-from pipeline.bench import Bench, Look
 from pipeline.cases import POISON_REASON, TOO_SLOW_REASON
 from pipeline.cluster import ClusterConfig, connected, map_shards
 from pipeline.errors import RunFailed, StorageError
-from pipeline.records import Outcome, PlannedPhoto, Receipt, ShardPlan
-
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
-
-
-class NotingWorker:
-    """Notes every photo that it sees in a folder, and does what the photo's key says."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bench = Bench()
-
-    def look(self) -> Look:
-        return self.bench.look()
-
-    def run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
-        with self.bench.shard(plan.shard):
-            for photo in plan.photos:
-                if photo.key not in poisonous:
-                    self.probe(photo)
-                self.bench.finish_photo(plan.shard)
-        (self.folder / f"done-{plan.shard}").write_text("\n".join(f"{key}: {why}" for key, why in poisonous.items()))
-        return receipt(plan, rejected=len(poisonous))
-
-    def probe(self, photo: PlannedPhoto) -> None:
-        with self.bench.photo(photo.key, "denoise"):
-            self.work_on(photo)
-
-    def work_on(self, photo: PlannedPhoto) -> None:
-        with (self.folder / photo.key).open("a") as note:
-            note.write(f"{os.getpid()}\n")
-        if photo.key.startswith("poison"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if photo.key.startswith("once") and len((self.folder / photo.key).read_text().splitlines()) == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if photo.key.startswith("full-disk"):
-            raise StorageError("cannot write: no space left on device")
-        if photo.key.startswith("endless"):
-            time.sleep(600)
-        if photo.key.startswith("slow"):
-            time.sleep(4)
-
-
-class WorkerFactory:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, threads: int) -> NotingWorker:
-        return NotingWorker(self.folder)
-
-
-def receipt(plan: ShardPlan, *, rejected: int = 0) -> Receipt:
-    return Receipt(
-        shard=plan.shard,
-        outcomes={Outcome.DENOISED: len(plan.photos) - rejected, Outcome.REJECTED: rejected},
-        megapixels=0.0,
-        bytes_read=0,
-        bytes_written=0,
-        seconds=0.0,
-    )
-
-
-def rejected_of(receipts: list[Receipt]) -> dict[str, int]:
-    return {found.shard: found.outcomes[Outcome.REJECTED] for found in receipts}
-
-
-def shard(name: str, *keys: str) -> ShardPlan:
-    return ShardPlan(name, "run", tuple(PlannedPhoto(key, 1, "etag", 1) for key in keys))
+from pipeline.records import ShardPlan
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +148,7 @@ def test_workers_whose_driver_does_not_look_any_more_end(folder: Path, monkeypat
     monkeypatch.setattr(cluster, "ORPHANED_S", 0.5)
     receipts = map_shards([shard("s0", "a"), shard("s1", "endless")], WorkerFactory(folder), ClusterConfig(workers=1))
     next(receipts)
-    worker = int((folder / "a").read_text())
+    worker = int((folder / "a").read_text().split()[0])
 
     deadline = time.monotonic() + 20
     while Path(f"/proc/{worker}").exists():
