@@ -6,7 +6,7 @@ Everything but the links is in child processes that end with this one, even if i
 import json
 import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -55,19 +55,20 @@ def up(config: UpConfig, say: Callable[[str], None]) -> None:
     Raises:
         RunFailed: something does not start, or ended by itself.
     """
-    with _told_to_end() as end, _everything(config, say, end) as (runner, links):
-        for line in links:
-            say(line)
-        while not end.wait(CHECK_S):
-            if not runner.is_running:
+    with _interrupted_once():
+        try:
+            with _everything(config, say) as (runner, links):
+                for line in links:
+                    say(line)
+                while runner.is_running:
+                    time.sleep(CHECK_S)
                 raise RunFailed(f"{runner.name} has ended: see {config.folder / 'runner.log'}")
-        say("stopping …")
+        except KeyboardInterrupt:  # how it is meant to end
+            say("stopped")
 
 
 @contextmanager
-def _everything(
-    config: UpConfig, say: Callable[[str], None], end: threading.Event
-) -> Iterator[tuple[Child, list[str]]]:
+def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[Child, list[str]]]:
     """All services, each with what it needs of the others; they stop in the opposite order."""
     folder = config.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def _everything(
         environment["DEGRAIN_PARAMETERS"] = json.dumps(parameters)
         runner = Child("what runs the flows", command, folder / "runner.log", environment)
         stack.callback(runner.stop)
-        runner.wait_until(lambda: end.is_set() or is_deployed(port), timeout_s=READY_S)
+        runner.wait_until(lambda: is_deployed(port), timeout_s=READY_S)
         _write_environment(folder / "environment.sh", environment)
         links.append(f"Shell     source {folder / 'environment.sh'}")
         yield runner, links
@@ -128,19 +129,19 @@ def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
-    """Set by the first SIGINT or SIGTERM; what is being started is then still stopped in order."""
-    end = threading.Event()
+def _interrupted_once() -> Iterator[None]:
+    """The first SIGINT or SIGTERM interrupts; further ones do not disturb the way out."""
+    is_on_its_way = False
 
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        if end.is_set():
-            return
-        end.set()
-        raise KeyboardInterrupt
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal is_on_its_way
+        if not is_on_its_way:
+            is_on_its_way = True
+            raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield end
+        yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -55,14 +55,15 @@ class EventWriter:
         self._stream = stream
         self._interval_s = interval_s
         self._next_s = 0.0
-        self._start_s = time.monotonic()
+        self._start_s: float | None = None
 
     def __call__(self, event: Event, /, **values: object) -> None:
         print(event_line(event, **values), file=self._stream, flush=True)
 
     def progress(self, done: int, planned: int, **values: object) -> None:
-        """Say how far the work is: `done` of `planned`, in photos or steps."""
+        """Say how far the work is: `done` of `planned`, in photos or steps, and seconds since this was first said."""
         now_s = time.monotonic()
+        self._start_s = self._start_s or now_s
         if now_s < self._next_s and done < planned:
             return
         self._next_s = now_s + self._interval_s

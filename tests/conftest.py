@@ -7,6 +7,7 @@ import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import pytest
 import s3fs
@@ -14,6 +15,9 @@ from faults.proxy import BAD_DAY, FaultProxy
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from seaweed import BUCKET, Seaweed, seaweed
+
+if TYPE_CHECKING:
+    from stack import Stack
 
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same examples each time, on any machine
 settings.load_profile("fixed")
@@ -168,6 +172,15 @@ def az_url(azure_settings: str) -> Iterator[str]:
     """URL of an empty folder on Azure's emulator."""
     with environment({"AZURE_STORAGE_CONNECTION_STRING": azure_settings}):
         yield f"az://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
+    """What `degrain up` starts: a Prefect server, a Ray head, an S3 server, and the flows."""
+    from stack import stack
+
+    with stack(tmp_path_factory.mktemp("up")) as running:
+        yield running
 
 
 @pytest.fixture

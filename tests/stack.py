@@ -53,6 +53,11 @@ class Stack:
         self.environment = dict(re.findall(r"export (\w+)='(.*)'", script))
 
     @property
+    def ui(self) -> str:
+        """Address of the UI."""
+        return self.environment["PREFECT_API_URL"].removesuffix("/api")
+
+    @property
     def ray(self) -> RayJobs:
         return RayJobs(
             RayAddress(url=self.environment["RAY_API_SERVER_ADDRESS"], token=self.environment["RAY_AUTH_TOKEN"])

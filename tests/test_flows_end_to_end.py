@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,12 @@ import pytest
 from commands import write_many
 from loop import index_of
 from photos import write_archive
-from stack import Stack, stack, wait_until
+from stack import Stack, wait_until
 
 from flows.ray_jobs import JobName
 
 pytestmark = [pytest.mark.flows, pytest.mark.timeout(300)]
 MANY = 40
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack(tmp_path_factory.mktemp("up")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

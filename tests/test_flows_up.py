@@ -1,0 +1,51 @@
+"""`degrain up` itself: nothing outlives it, and it takes up what was at work. The last of the tests that share it."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from commands import degrain, write_many
+from stack import Stack, wait_until
+
+pytestmark = [pytest.mark.flows, pytest.mark.timeout(300)]
+MANY = 60
+
+
+def test_when_it_is_killed_nothing_is_left_and_the_next_takes_up_the_run_that_was_at_work(
+    up: Stack, tmp_path: Path
+) -> None:
+    write_many(tmp_path / "source", MANY, side_px=512)
+    target = tmp_path / "target"
+    settings = {"source": str(tmp_path / "source"), "target": str(target), "ray": {"workers": 1}}
+    run_id = up.begin("denoise", {"settings": settings})
+    wait_until(lambda: len(list((target / "commits").glob("*"))) >= 2, 90)
+
+    up.process.kill()
+    wait_until(lambda: not up.processes(), 30)
+    before = len(list((target / "commits").glob("*")))
+    again = Stack(up.folder)
+    try:
+        assert again.wait(run_id, 150)["state_type"] == "COMPLETED"
+        rows = {row["what"]: row["value"] for row in json.loads(again.artifacts(run_id)["denoise-summary"]["data"])}
+        assert int(rows["denoised"]) + int(rows["up to date"]) == MANY
+        assert int(rows["up to date"]) >= before >= 2
+    finally:
+        again.process.send_signal(signal.SIGINT)
+        start_s = time.monotonic()
+        said, _ = again.process.communicate(timeout=60)
+    assert (again.process.returncode, said.splitlines()[-1]) == (0, "stopped")
+    wait_until(lambda: not again.processes(), 5)
+    assert time.monotonic() - start_s < 60
+
+
+def test_a_port_that_is_taken_is_one_line(s3_bucket: str, tmp_path: Path) -> None:
+    port = os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]
+
+    finished = degrain("up", "--folder", tmp_path / "up", "--port", port)
+
+    assert (finished.returncode, finished.stderr.count("\n")) == (2, 1)
+    assert f"port {port} is taken" in finished.stderr
+    assert not (tmp_path / "up").exists()
