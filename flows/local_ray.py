@@ -26,10 +26,12 @@ class RayAddress:
     Attributes:
         url: of its dashboard, such as http://127.0.0.1:8265.
         token: that it asks for; empty where Ray finds it by itself (RAY_AUTH_TOKEN), or where none is asked for.
+        metrics_url: what Prometheus scrapes, where that is known.
     """
 
     url: str
     token: str = field(default="", repr=False)
+    metrics_url: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -63,7 +65,11 @@ def local_ray(
         for attempt in range(ATTEMPTS):
             ports = _free_ports(port)
             head = Child("Ray", _command(Path(name), ports, cpus), log, _environment(token, environment or {}))
-            address = RayAddress(url=f"http://127.0.0.1:{ports['dashboard-port']}", token=token)
+            address = RayAddress(
+                url=f"http://127.0.0.1:{ports['dashboard-port']}",
+                token=token,
+                metrics_url=f"http://127.0.0.1:{ports['metrics-export-port']}/metrics",
+            )
             try:
                 head.wait_until(lambda: _takes_jobs(address), timeout_s=READY_S)  # noqa: B023  # called in this turn
                 break

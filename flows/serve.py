@@ -88,7 +88,7 @@ def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[
             links.append(f"S3        {s3.environment['AWS_ENDPOINT_URL']}, photos in {SOURCE}")
         say("starting Ray …")
         ray = stack.enter_context(local_ray(folder, port=config.ray_port or None, environment=environment))
-        links.append(f"Ray       {ray.url}")
+        links += [f"Ray       {ray.url}", f"Metrics   {ray.metrics_url}"]
         environment |= _ray_environment(ray)
         wait_for_server(server, port)
         command = [sys.executable, "-m", "flows.deployments"]

@@ -35,7 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     """Do the job that the one argument names or is. Returns the exit code."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for ours in ("pipeline", "model"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         say = EventWriter(sys.stdout)

@@ -3,11 +3,13 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 import pyarrow as pa
+
+STAGES = ("read", "decode", "denoise", "encode", "write")  # of a photo: the columns `read_s`, …
 
 
 class Outcome(StrEnum):
@@ -155,7 +157,13 @@ class PhotoRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What a worker says of a committed shard: counts, never pixels."""
+    """What a worker says of a committed shard: counts, never pixels.
+
+    Attributes:
+        stage_s: seconds in each stage, summed over the photos.
+        retries, throttled: requests to stores that the worker made again since its last receipt, and those of them that
+            a store had put off.
+    """
 
     shard: str
     outcomes: dict[Outcome, int]
@@ -163,6 +171,9 @@ class Receipt:
     bytes_read: int
     bytes_written: int
     seconds: float
+    stage_s: dict[str, float] = field(default_factory=dict)
+    retries: int = 0
+    throttled: int = 0
 
     @property
     def photos(self) -> int:
@@ -178,6 +189,7 @@ class Receipt:
             bytes_read=sum(record.source_size_bytes for record in records if record.source_sha256 is not None),
             bytes_written=sum(record.output_size_bytes or 0 for record in records),
             seconds=seconds,
+            stage_s={stage: sum(getattr(record, f"{stage}_s") for record in records) for stage in STAGES},
         )
 
 

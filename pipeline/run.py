@@ -22,6 +22,7 @@ from pipeline.errors import RunFailed
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.imageset import ImageSet, Manifest
 from pipeline.lease import is_given_up, refuse_if_leased
+from pipeline.meters import Meters
 from pipeline.planning import (
     PlanCounts,
     PlanHeader,
@@ -370,6 +371,7 @@ def _process(
     """Do the shards. Returns what was done, and the seconds that the work on photos took."""
     with connected(work.cluster):
         start = time.monotonic()
+        meters = Meters(work.command.removeprefix("degrain "))
         report(progress)
 
         def look(in_work: int) -> None:
@@ -383,6 +385,7 @@ def _process(
             for run in runs:
                 run.committed.add(receipt.shard)
             progress = progress.plus(receipt)
+            meters.count(receipt)
             log.info(
                 "shard %s: %d photos, %d bytes read, %d written, %.1f s",
                 receipt.shard,

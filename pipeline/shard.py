@@ -104,6 +104,8 @@ class Worker:
         self._threads = ThreadPoolExecutor(PHOTOS_AT_ONCE, "photo")
         self._places = threading.Semaphore(PHOTOS_AT_ONCE)
         self._source_room = Room(SOURCE_BYTES)
+        self._told = threading.Lock()
+        self._told_retries = self._told_throttled = 0
 
     def look(self) -> Look:
         """What it works on at the moment. May be called from another thread."""
@@ -136,7 +138,18 @@ class Worker:
         fault_point(FaultPoint.SHARD_WRITTEN)
         self._target.commit(plan.shard, records)
         fault_point(FaultPoint.SHARD_COMMITTED)
-        return Receipt.of(plan.shard, records, time.perf_counter() - start)
+        return self._with_retries(Receipt.of(plan.shard, records, time.perf_counter() - start))
+
+    def _with_retries(self, receipt: Receipt) -> Receipt:
+        """With what the stores had to do again since the last receipt: shards share them."""
+        stores = (self._source, self._target.store)
+        with self._told:
+            retries, throttled = sum(store.retries for store in stores), sum(store.throttled for store in stores)
+            receipt = dataclasses.replace(
+                receipt, retries=retries - self._told_retries, throttled=throttled - self._told_throttled
+            )
+            self._told_retries, self._told_throttled = retries, throttled
+        return receipt
 
     def probe(self, photo: PlannedPhoto) -> None:
         """Process a photo and drop the result: to find the one that ends its process."""

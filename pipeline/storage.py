@@ -55,6 +55,10 @@ class Store(Protocol):
     def retries(self) -> int:
         """Requests that failed and were made again so far, to whoever counts."""
 
+    @property
+    def throttled(self) -> int:
+        """Of the requests that were made again, those that the server had put off."""
+
     def list(self, prefix: str = "") -> Iterator[SourceObject]:
         """Every object whose key starts with the folder `prefix`, in no promised order; keys stay relative to the root.
 
@@ -174,6 +178,7 @@ class LocalStore:
     """
 
     retries = 0
+    throttled = 0
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))  # the same folder has the same URL, however it is named

@@ -48,7 +48,7 @@ class Stack:
         while not (line := self.process.stdout.readline()).startswith("Shell"):
             said.append(line)
             assert line, f"it ended with {self.process.wait()}: {''.join(said)}"
-        self.links = dict(re.findall(r"(\w+) +(http\S+?),? ", " ".join(said).replace("\n", " ")))
+        self.links = dict(re.findall(r"^(\w+) +(http[^\s,]+)", "".join(said), re.MULTILINE))
         script = (folder / "environment.sh").read_text()
         self.environment = dict(re.findall(r"export (\w+)='(.*)'", script))
 
@@ -102,6 +102,11 @@ class Stack:
         """Level and message of a run's log lines."""
         asked = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return [(line["level"], line["message"]) for line in self.api("POST", "/logs/filter", asked)]
+
+    def metrics(self) -> str:
+        """What Ray's endpoint for Prometheus says."""
+        with urllib.request.urlopen(self.links["Metrics"], timeout=10) as answer:
+            return str(answer.read().decode())
 
     def jobs_of(self, run_id: str) -> list[str]:
         """The Ray jobs of a run that are at work."""

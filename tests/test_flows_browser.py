@@ -6,6 +6,7 @@ With DEGRAIN_SCREENSHOTS set to a folder, those of the README are written there.
 import io
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,12 +40,13 @@ def test_a_person_fills_in_the_form_and_sees_progress_and_pictures(up: Stack, pa
     page.get_by_text("It is only read.").wait_for()  # the description of a field
     source, target = page.locator("textarea").nth(0), page.locator("textarea").nth(1)
     assert source.input_value() == "s3://photos/noisy"
-    target.fill("s3://photos/by-browser")
+    place = f"s3://photos/clean-{uuid.uuid4().hex[:4]}"
+    target.fill(place)
     take(page, "form")
 
     page.get_by_role("button", name="Submit").click()
     page.get_by_text("View run").first.dispatch_event("click")  # it is on a note that moves, and soon goes
-    page.get_by_text("denoise s3://photos/noisy → s3://photos/by-browser").first.wait_for()
+    page.get_by_text(f"denoise s3://photos/noisy → {place}").first.wait_for()
     run_id = page.url.rpartition("/")[2].partition("?")[0]
     wait_until(lambda: "denoise-progress" in up.artifacts(run_id), 120)
     page.reload()
