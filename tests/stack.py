@@ -19,49 +19,16 @@ from flows.ray_jobs import RayJobs
 READY_S = 150
 
 
-class Stack:
-    """What runs, and how a person or another program talks to it."""
+class Server:
+    """A Prefect server, as a person or another program talks to it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        command = [
-            sys.executable,
-            "-m",
-            "flows.cli",
-            "up",
-            "--folder",
-            folder,
-            "--port",
-            "0",
-            "--ray-port",
-            "0",
-            "--s3",
-        ]
-        self.process = subprocess.Popen(
-            [str(part) for part in command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        said = []
-        while not (line := self.process.stdout.readline()).startswith("Shell"):
-            said.append(line)
-            assert line, f"it ended with {self.process.wait()}: {''.join(said)}"
-        self.links = dict(re.findall(r"^(\w+) +(http[^\s,]+)", "".join(said), re.MULTILINE))
-        script = (folder / "environment.sh").read_text()
-        self.environment = dict(re.findall(r"export (\w+)='(.*)'", script))
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
 
     @property
     def ui(self) -> str:
         """Address of the UI."""
         return self.environment["PREFECT_API_URL"].removesuffix("/api")
-
-    @property
-    def ray(self) -> RayJobs:
-        return RayJobs(
-            RayAddress(url=self.environment["RAY_API_SERVER_ADDRESS"], token=self.environment["RAY_AUTH_TOKEN"])
-        )
 
     def api(self, method: str, path: str, body: object = None) -> Any:
         """What the Prefect server answers."""
@@ -102,6 +69,46 @@ class Stack:
         """Level and message of a run's log lines."""
         asked = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return [(line["level"], line["message"]) for line in self.api("POST", "/logs/filter", asked)]
+
+
+class Stack(Server):
+    """What runs, and how a person or another program talks to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        command = [
+            sys.executable,
+            "-m",
+            "flows.cli",
+            "up",
+            "--folder",
+            folder,
+            "--port",
+            "0",
+            "--ray-port",
+            "0",
+            "--s3",
+        ]
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        said = []
+        while not (line := self.process.stdout.readline()).startswith("Shell"):
+            said.append(line)
+            assert line, f"it ended with {self.process.wait()}: {''.join(said)}"
+        self.links = dict(re.findall(r"^(\w+) +(http[^\s,]+)", "".join(said), re.MULTILINE))
+        script = (folder / "environment.sh").read_text()
+        super().__init__(dict(re.findall(r"export (\w+)='(.*)'", script)))
+
+    @property
+    def ray(self) -> RayJobs:
+        return RayJobs(
+            RayAddress(url=self.environment["RAY_API_SERVER_ADDRESS"], token=self.environment["RAY_AUTH_TOKEN"])
+        )
 
     def metrics(self) -> str:
         """What Ray's endpoint for Prometheus says."""

@@ -49,9 +49,8 @@ def test_a_person_fills_in_the_form_and_sees_progress_and_pictures(up: Stack, pa
     page.get_by_text(f"denoise s3://photos/noisy → {place}").first.wait_for()
     run_id = page.url.rpartition("/")[2].partition("?")[0]
     wait_until(lambda: "denoise-progress" in up.artifacts(run_id), 120)
-    page.reload()
-    page.get_by_text("Artifacts").first.click()
-    page.get_by_text("denoise-progress").first.wait_for()
+    page.goto(f"/artifacts/artifact/{up.artifacts(run_id)['denoise-progress']['id']}")
+    page.get_by_text(" of 16").first.wait_for()
 
     assert up.wait(run_id)["state_type"] == "COMPLETED"
     page.goto(f"/runs/flow-run/{run_id}")

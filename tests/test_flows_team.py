@@ -1,0 +1,128 @@
+"""A team's server as deploy/prefect.yaml describes it: on PostgreSQL, with a worker, and automations that notify."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import postgres
+import pytest
+from photos import write_archive
+from stack import Server, wait_until
+
+from flows.child import Child, free_ports
+from flows.local_prefect import local_server, prefect_environment, wait_for_server
+
+pytestmark = [
+    pytest.mark.flows,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not postgres.is_installed(), reason="PostgreSQL is not installed: apt-get install postgresql"),
+]
+ROOT = Path(__file__).parents[1]
+
+
+class Mailbox:
+    """Takes what a webhook is sent."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        texts = self.texts
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                texts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def __enter__(self) -> "Mailbox":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def mailbox() -> Iterator[Mailbox]:
+    with Mailbox() as box:
+        yield box
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory, mailbox: Mailbox) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("team")
+    [port] = free_ports(1)
+    with ExitStack() as services:
+        database = services.enter_context(postgres.postgres())
+        environment = {
+            **prefect_environment(folder / "prefect", port),
+            "PREFECT_API_DATABASE_CONNECTION_URL": database,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "RAY_API_SERVER_ADDRESS": "",
+            "DEGRAIN_WEBHOOK_URL": mailbox.url,
+        }
+        server = services.enter_context(local_server(folder / "prefect", port, environment))
+        wait_for_server(server, port)
+        prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+        for command in (
+            [*prefect, "work-pool", "create", "degrain", "--type", "process"],
+            [*prefect, "deploy", "--all", "--prefect-file", "deploy/prefect.yaml"],
+            [sys.executable, "-m", "flows.automations"],
+        ):
+            done = subprocess.run(
+                command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        worker = Child("worker", [*prefect, "worker", "start", "--pool", "degrain"], folder / "worker.log", environment)
+        services.callback(worker.stop)
+        yield Server(environment)
+
+
+def test_all_flows_are_deployed_with_their_schedules(team: Server) -> None:
+    found = {
+        deployment["entrypoint"]: [schedule["active"] for schedule in deployment["schedules"]]
+        for deployment in team.api("POST", "/deployments/filter", {})
+    }
+
+    verbs = {
+        "denoise": [False],
+        "ingest": [False],
+        "train": [],
+        "nightly": [False],
+        "retrain": [False],
+        "janitor": [True],
+    }
+    assert found == {f"flows.{verb}.{verb}": schedules for verb, schedules in verbs.items()}
+
+
+def test_a_worker_does_a_run_and_too_many_rejects_and_failures_are_told(
+    team: Server, mailbox: Mailbox, tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "source")
+    shutil.rmtree(tmp_path / "source/2019")
+    places = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
+    run_id = team.begin("denoise", {"settings": places})
+    wrong_id = team.begin("denoise", {"settings": {**places, "source": "/nowhere/at/all"}})
+
+    assert team.wait(run_id, 200)["state_type"] == "COMPLETED"
+    assert team.wait(wrong_id)["state_type"] == "FAILED"
+    wait_until(lambda: len(mailbox.texts) >= 2, 60)
+    told = "\n".join(sorted(mailbox.texts))
+    assert "too many photos rejected\n4 photos, a share of 0.3636" in told
+    assert "there are no photos in /nowhere/at/all" in told
