@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flows.console import bar_interval_s
+from flows.settings_file import complete
 from flows.weights_commands import add_evaluate, add_registry_option, add_weights, evaluate, weights_of
 
 if TYPE_CHECKING:
@@ -26,12 +27,13 @@ EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; errors are one line on standard error."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _start_log(options)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if hasattr(options, "settings"):
+            options = complete(parser, arguments, options)
         return int(options.command(options))
     except KeyboardInterrupt:
         _say("interrupted: what is finished stays, and the same command does the rest")
@@ -200,6 +202,17 @@ def _run(job: J, run: "Callable[[J, Callable[[Progress], None]], Summary]", opti
     return EXIT_OK
 
 
+def _start_log(options: argparse.Namespace) -> None:
+    handler = logging.StreamHandler()
+    if options.log_json:
+        from pipeline.events import JsonLines
+
+        handler.setFormatter(JsonLines())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.ERROR, handlers=[handler])
+
+
 class _ProgressBar:
     """Photos, images/s, megapixels/s and the time left, on standard error."""
 
@@ -258,8 +271,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(dry_run=True)
 
     command = _command(commands, "ingest", ingest, "pack a collection of photos into Parquet shards")
-    command.add_argument("source", metavar="SOURCE", help="folder, URL (s3://…) or image set; only read")
-    command.add_argument("target", metavar="TARGET", help="where the image set is made or goes on")
+    command.add_argument("source", nargs="?", metavar="SOURCE", help="folder, URL (s3://…) or image set; only read")
+    command.add_argument("target", nargs="?", metavar="TARGET", help="where the image set is made or goes on")
+    _settings_option(command, "ingest")
     command.add_argument(
         "--resize",
         type=int,
@@ -275,10 +289,9 @@ def _parser() -> argparse.ArgumentParser:
     _weights_option(command)
 
     command = _command(commands, "train", train, "train a network on clean photos")
-    command.add_argument("source", metavar="SET", help="folder, URL or image set of clean photos")
-    command.add_argument(
-        "--run", required=True, metavar="NAME", help="folder or URL of the run; it goes on if it is there"
-    )
+    command.add_argument("source", nargs="?", metavar="SET", help="folder, URL or image set of clean photos")
+    command.add_argument("--run", metavar="NAME", help="folder or URL of the run; it goes on if it is there")
+    _settings_option(command, "train")
     command.add_argument(
         "--preset", choices=["photo", "seed"], default="photo", help="the recipe; what follows changes it [photo]"
     )
@@ -330,14 +343,25 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     command.add_argument(
         "--verbose", action="store_true", help="a line on standard error for each shard, and tracebacks"
     )
+    command.add_argument("--log-json", action="store_true", help="lines of the log as JSON objects")
     return command
 
 
-def _denoise_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("source", metavar="SOURCE", help="folder, URL (s3://…), image set, or one photo; only read")
+def _settings_option(command: argparse.ArgumentParser, verb: str) -> None:
     command.add_argument(
-        "target", metavar="TARGET", help="where the image set is made or goes on; a file for one photo"
+        "--settings", metavar="FILE", help="TOML with what is not said here, as the flows' forms have it"
     )
+    command.set_defaults(parser=command, verb=verb)
+
+
+def _denoise_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "source", nargs="?", metavar="SOURCE", help="folder, URL (s3://…), image set, or one photo; only read"
+    )
+    command.add_argument(
+        "target", nargs="?", metavar="TARGET", help="where the image set is made or goes on; a file for one photo"
+    )
+    _settings_option(command, "denoise")
     _weights_option(command)
     command.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="share of the noise to remove [1]")
     command.add_argument(

@@ -1,0 +1,68 @@
+"""`--settings FILE.toml`: what a command is not told otherwise, by the names that the flows' forms have."""
+
+import argparse
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Where a setting has another name on the command line, or none: a flow's own matters.
+OPTIONS = {"key_table": "keys", "validation": "validate"}
+OF_FLOWS_ONLY = {"notify_rejected_fraction", "checkpoint_every", "log_every"}
+
+
+def read_settings(verb: str, path: str, given: Mapping[str, object]) -> dict[str, object]:
+    """The values of a settings file by the names of the command's options.
+
+    Args:
+        verb: whose settings: "denoise", "ingest" or "train".
+        path: of the file.
+        given: places that the command line names, which the file then need not.
+
+    Raises:
+        ValueError: the file cannot be read, or holds what the verb does not know or cannot take.
+    """
+    from pydantic import ValidationError
+
+    from flows.settings import DenoiseSettings, IngestSettings, Settings, TrainSettings
+
+    kinds: dict[str, type[Settings]] = {"denoise": DenoiseSettings, "ingest": IngestSettings, "train": TrainSettings}
+    try:
+        values: dict[str, Any] = tomllib.loads(Path(path).read_text())  # Any: TOML
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}") from error
+    places = {name: place for name, place in given.items() if place is not None}
+    try:
+        kinds[verb].model_validate({**places, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "the settings"
+        raise ValueError(f"{path}: {name}: {first['msg'].lower()}") from error
+    ray = values.pop("ray", {})
+    if set(ray) - {"workers"}:
+        raise ValueError(f"{path}: of 'ray', a command takes 'workers' alone; a cluster is named by --cluster")
+    unused = sorted(OF_FLOWS_ONLY & set(values))
+    if unused:
+        raise ValueError(f"{path}: {unused[0]!r} is for flows, and no option of degrain {verb}")
+    return {OPTIONS.get(name, name): value for name, value in {**values, **ray}.items()}
+
+
+def complete(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, options: argparse.Namespace
+) -> argparse.Namespace:
+    """The options again, the settings file filling in what the command line does not say.
+
+    Raises:
+        ValueError: see `read_settings`; or a place is named in neither.
+    """
+    places = ("source", "target", "run")
+    if options.settings is not None:
+        given = {name: getattr(options, name) for name in places if hasattr(options, name)}
+        options.parser.set_defaults(**read_settings(options.verb, options.settings, given))
+        options = parser.parse_args(arguments)
+    for name in places:
+        if getattr(options, name, "") is None:
+            raise ValueError(f"{name} is missing: name it on the command line, or in a file of --settings")
+    return options

@@ -1,0 +1,60 @@
+"""`--settings FILE.toml` on the command line: it fills in what is not said, and is checked as a form is."""
+
+from pathlib import Path
+
+import pytest
+from test_cli import run
+
+from flows.cli import _parser
+from flows.settings_file import complete
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "night.toml"
+    path.write_text('source = "in"\ntarget = "out"\nstrength = 0.5\nkey_table = "k.csv"\n[ray]\nworkers = 3\n')
+    return path
+
+
+def test_a_file_fills_in_what_the_command_line_does_not_say(file: Path) -> None:
+    parser, arguments = _parser(), ["denoise", "--settings", str(file), "--strength", "0.7", "elsewhere"]
+
+    options = complete(parser, arguments, parser.parse_args(arguments))
+
+    assert (options.source, options.target, options.strength) == ("elsewhere", "out", 0.7)
+    assert (options.keys, options.workers, options.weights) == ("k.csv", 3, "photo")
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "message"),
+    [
+        ("denoise", "strenght = 1", "strenght: extra inputs are not permitted"),
+        ("denoise", "strength = 2", "strength: input should be less than or equal to 1"),
+        ("denoise", 'layout = "fils"', "layout: input should be 'files' or 'packed'"),
+        ("ingest", "resize = 0", "resize: input should be greater than or equal to 1"),
+        ("train", 'run = "a"\nstep = 1', "step: extra inputs are not permitted"),
+        ("denoise", "strength = ", "is no TOML"),
+        ("denoise", '[ray]\naddress = "http://head:8265"', "a cluster is named by --cluster"),
+        ("denoise", "notify_rejected_fraction = 0.1", "is for flows, and no option of degrain denoise"),
+    ],
+)
+def test_a_wrong_file_is_one_line(
+    verb: str, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    places = ["in", "--run", "r"] if verb == "train" else ["in", "out"]
+
+    code, _, err = run(capsys, verb, *places, "--settings", tmp_path / "a.toml")
+
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(("arguments", "missing"), [(["denoise"], "source"), (["train", "in"], "run")])
+def test_a_place_that_is_named_nowhere_is_missing(
+    arguments: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, *arguments)
+
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{missing} is missing" in err
