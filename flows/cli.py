@@ -106,7 +106,8 @@ def train(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from model.training import PRESETS
-    from pipeline.train import TrainJob, run_train
+    from pipeline.train import run_train
+    from pipeline.training_run import TrainJob
 
     given = {name: getattr(options, name) for name in ("network", "steps", "batch_size", "patch_px", "seed")}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -122,6 +123,8 @@ def train(options: argparse.Namespace) -> int:
         start_from=options.start_from,
         data=options.data,
         licence=options.licence,
+        workers=options.workers,
+        address=options.cluster,
         config=config,
     )
     bar = tqdm(unit="step", file=sys.stderr, mininterval=bar_interval_s(), delay=0.1)
@@ -131,7 +134,7 @@ def train(options: argparse.Namespace) -> int:
             bar.n = bar.initial = metrics.step - 1
             bar.total = metrics.steps
         bar.set_postfix_str(f"loss {metrics.loss:.4f}", refresh=False)
-        bar.update()
+        bar.update(metrics.step - bar.n)  # less than nothing where a run fell back to its last checkpoint
 
     with bar:
         scores = run_train(job, report)
@@ -300,6 +303,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
     command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
     command.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")
+    command.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that share each batch, by Ray Train [1]"
+    )
+    command.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster to join [start one here]")
     command.add_argument("--where", default="", metavar="SQL", help="train on these photos of an image set [all]")
     command.add_argument(
         "--validation-fraction", type=float, default=0.0, metavar="F", help="hold these photos back, to score on [0]"

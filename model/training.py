@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model.estimate import measure_noise
 from model.jpeg import BLOCK_PX
@@ -23,6 +26,7 @@ from model.weights import NETWORKS
 
 # How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
 TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.2, 0.08, 0.4
+MOST_PARTS = 2**20  # of a batch
 MOST_CHANNELS_AT_THE_ENDS = 12  # three colours of 2 × 2 pixels
 
 
@@ -50,7 +54,9 @@ class TrainConfig:
         network: which architecture; a key of `model.weights.NETWORKS`.
         steps: optimiser steps of the whole run; the learning rate reaches zero at the last one.
         epochs: the same as a number of passes over the photos, a patch of each; takes the place of `steps`.
-        batch_size, patch_px: patches of each step, and their side.
+        batch_size, patch_px: patches of each step, of all workers together, and their side.
+        patches_at_once: where memory is short, a worker runs its share of the batch through the network in pieces of so
+            many patches (gradient accumulation). None is all at once.
         small_share: share of the steps, at the start, that have patches of half that side: four times as fast, they
             learn nearly as much (progressive learning, Zamir et al. 2022).
         learning_rate: its peak, after `warmup_steps`.
@@ -66,6 +72,7 @@ class TrainConfig:
     epochs: int | None = None
     batch_size: int = 16
     patch_px: int = 128
+    patches_at_once: int | None = None
     small_share: float = 0.6
     optimizer: OptimizerName = OptimizerName.MUON
     loss: Loss = Loss.CHARBONNIER
@@ -91,10 +98,20 @@ class TrainConfig:
                 f"patch_px is {self.patch_px}: network {self.network!r}, JPEG's blocks and small_share "
                 f"{self.small_share:g} need a multiple of {multiple}"
             )
-        if self.steps <= 0 or self.batch_size <= 0 or (self.epochs is not None and self.epochs <= 0):
-            raise ValueError(
-                f"steps ({self.steps}), batch_size ({self.batch_size}) and epochs ({self.epochs}) must be positive"
-            )
+        for name in ("steps", "batch_size", "epochs", "patches_at_once"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}: expected at least 1")
+
+    @property
+    def part_size(self) -> int:
+        """Patches that are drawn together, by one worker; a batch is `batch_size / part_size` such parts."""
+        return math.gcd(self.batch_size, 4)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch: the most workers that can share it."""
+        return self.batch_size // self.part_size
 
     def for_photos(self, count: int) -> "TrainConfig":
         """The recipe for so many photos: in it, epochs are steps."""
@@ -142,41 +159,42 @@ class StepMetrics:
     learning_rate: float
 
 
-class PatchSampler:
-    """Random crops of photos held in memory, every pixel equally likely, flipped and transposed.
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a network learns from in a step, or one worker's part of it; on the CPU, sRGB in [0, 1].
 
-    The batch of a step depends on the seed and the step alone, so that a resumed run sees what an undisturbed one does.
-
-    Args:
-        photos: clean (H, W, 3) uint8 photos, each at least `patch_px` on both sides.
+    Attributes:
+        noisy_BCHW, clean_BCHW: float32 patches of shape (B, 3, P, P).
+        level_B2: what the network is told of the noise (see `tell_level`).
     """
 
-    def __init__(self, photos: Sequence[NDArray[np.uint8]], config: TrainConfig) -> None:
-        too_small = [photo.shape for photo in photos if min(photo.shape[:2]) < config.patch_px]
-        if not photos or too_small:
-            raise ValueError(f"need photos of at least {config.patch_px} pixels a side, got {too_small or 'none'}")
-        self._photos = photos
-        self._config = config
-        areas = np.array([photo.shape[0] * photo.shape[1] for photo in photos], dtype=np.float64)
-        self._share = areas / areas.sum()
+    noisy_BCHW: Tensor
+    level_B2: Tensor
+    clean_BCHW: Tensor
 
-    def batch(self, step: int) -> Tensor:
-        """The clean patches of a step: (B, 3, P, P) float32 in [0, 1]."""
-        draw = np.random.default_rng([self._config.seed, step])
-        chosen = draw.choice(len(self._photos), size=self._config.batch_size, p=self._share)
-        side_px = self._config.patch_px_at(step)
-        patches_BHWC = np.stack([_crop(self._photos[index], side_px, draw) for index in chosen])
-        return torch.from_numpy(patches_BHWC).permute(0, 3, 1, 2).float() / PEAK
+    @classmethod
+    def make(cls, patches_BHWC: NDArray[np.uint8], config: TrainConfig, *, step: int, part: int) -> "Examples":
+        """The patches of a part with their noise, which depends on the seed, the step and the part alone."""
+        clean_BCHW = torch.from_numpy(patches_BHWC).permute(0, 3, 1, 2).float() / PEAK
+        draw = Generator().manual_seed((config.seed * 1_000_003 + step) * MOST_PARTS + part)
+        noisy_BCHW = sample_noisy(clean_BCHW, config.noise, draw)
+        return cls(noisy_BCHW, tell_level(noisy_BCHW, clean_BCHW, draw), clean_BCHW)
 
+    @classmethod
+    def together(cls, some: "Sequence[Examples]") -> "Examples":
+        return cls(*(torch.cat(tensors) for tensors in zip(*(each.tensors for each in some), strict=True)))
 
-def _crop(photo: NDArray[np.uint8], side_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:
-    top, left = (int(draw.integers(extent - side_px + 1)) for extent in photo.shape[:2])
-    patch = photo[top : top + side_px, left : left + side_px]
-    if draw.random() < 0.5:
-        patch = patch[:, ::-1]
-    if draw.random() < 0.5:
-        patch = patch[::-1]
-    return patch.transpose(1, 0, 2) if draw.random() < 0.5 else patch
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.noisy_BCHW, self.level_B2, self.clean_BCHW
+
+    def __len__(self) -> int:
+        return len(self.clean_BCHW)
+
+    def split(self, size: int) -> "list[Examples]":
+        """The same in pieces of at most so many patches."""
+        pieces = zip(*(torch.split(tensor, size) for tensor in self.tensors), strict=True)
+        return [Examples(*piece) for piece in pieces]
 
 
 class TrainState:
@@ -231,37 +249,32 @@ def read_checkpoint_header(data: bytes) -> tuple[int, dict[str, Any]]:  # Any: s
 
 
 def train_steps(
-    state: TrainState, config: TrainConfig, batch: Callable[[int], Tensor], *, device: str = "cpu"
+    state: TrainState, config: TrainConfig, examples: Callable[[int], Examples], *, device: str = "cpu"
 ) -> Iterator[StepMetrics]:
     """Train `state` in place from its step to the last, yielding after each step; stop whenever you like.
+
+    Where torch's process group is initialised, every process of it takes part with its own share of the batch, and all
+    end with the same weights, as one process with the whole batch would, but for rounding.
 
     Args:
         state: where to start; holds the result.
         config: the recipe, the same that `state` was made with.
-        batch: clean patches of a step, (B, 3, P, P) float32 in [0, 1], as `PatchSampler.batch` makes them.
+        examples: this process's share of a step's batch.
         device: as torch names it, such as "cpu" or "cuda:1".
     """
     state.network.to(device).train()
     state.average.to(device)
     for optimizer in state.optimizers:
         optimizer.load_state_dict(optimizer.state_dict())  # moves the moments to where the weights are now
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    network = DistributedDataParallel(state.network, gradient_as_bucket_view=True) if processes > 1 else state.network
     while state.step < config.steps:
-        clean_BCHW = batch(state.step)
-        step_seed = config.seed * 1_000_003 + state.step
-        noise_draw = Generator().manual_seed(step_seed)
-        noisy_BCHW = sample_noisy(clean_BCHW, config.noise, noise_draw)
-        level_B2 = tell_level(noisy_BCHW, clean_BCHW, noise_draw).to(device)
-        noisy_BCHW = noisy_BCHW.to(device, memory_format=torch.channels_last)
-
         learning_rate = config.learning_rate_at(state.step)
         for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate
-        torch.manual_seed(step_seed)  # dropout draws from the global generator, which no checkpoint holds
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.bfloat16):
-            denoised_BCHW = state.network(noisy_BCHW, level_B2)
-        loss = LOSSES[config.loss](denoised_BCHW.float(), clean_BCHW.to(device))
+        torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout draws from the global generator
         state.network.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss = _add_gradients(network, config, examples(state.step), device=device, processes=processes)
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
         for optimizer in state.optimizers:
             optimizer.step()
@@ -270,10 +283,32 @@ def train_steps(
         yield StepMetrics(
             step=state.step,
             steps=config.steps,
-            loss=float(loss.detach()),
+            loss=float(loss),
             gradient_norm=float(norm),
             learning_rate=learning_rate,
         )
+
+
+def _add_gradients(
+    network: nn.Module, config: TrainConfig, examples: Examples, *, device: str, processes: int
+) -> Tensor:
+    """Back-propagate the mean loss of the whole batch, of which these are a share; returns that mean."""
+    total = torch.zeros((), device=device)
+    pieces = examples.split(config.patches_at_once or config.batch_size)
+    for number, piece in enumerate(pieces):
+        is_last = number == len(pieces) - 1
+        waits = network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext()
+        noisy_BCHW = piece.noisy_BCHW.to(device, memory_format=torch.channels_last)
+        with waits:
+            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.bfloat16):
+                denoised_BCHW = network(noisy_BCHW, piece.level_B2.to(device))
+            loss = LOSSES[config.loss](denoised_BCHW.float(), piece.clean_BCHW.to(device))
+            share = len(piece) / config.batch_size
+            torch.autograd.backward(loss * share * processes)  # DistributedDataParallel takes the mean of the processes
+        total += loss.detach() * share
+    if processes > 1:
+        dist.all_reduce(total)
+    return total
 
 
 def tell_level(noisy_BCHW: Tensor, clean_BCHW: Tensor, generator: Generator) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import jpeg, png, tiff, webp
@@ -247,6 +248,13 @@ def shrink(data: bytes, header: Header, *, side_px: int) -> Small:
     buffer = io.BytesIO()
     photo.save(buffer, "PNG", compress_level=SMALL_PNG_LEVEL, icc_profile=_colour_profile(data, header.mode))
     return Small(buffer.getvalue(), *size)
+
+
+def to_png(photo_HWC: NDArray[np.uint8]) -> bytes:
+    """A PNG of its own, of an (H, W, 3) sRGB picture that no file held before."""
+    buffer = io.BytesIO()
+    Image.fromarray(photo_HWC).save(buffer, "PNG", compress_level=SMALL_PNG_LEVEL)
+    return buffer.getvalue()
 
 
 def promised_format(name: str) -> str | None:

@@ -23,7 +23,7 @@ from pipeline.strict import build
 if TYPE_CHECKING:
     from model.training import StepMetrics
     from pipeline.run import Progress, Summary
-    from pipeline.train import TrainJob
+    from pipeline.training_run import TrainJob
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def train_job(values: Values) -> "TrainJob":
         ValueError: a value is wrong.
     """
     from model.training import PRESETS, TrainConfig
-    from pipeline.train import TrainJob
+    from pipeline.training_run import TrainJob
 
     rest = dict(values)
     preset, changes = rest.pop("preset", "photo"), rest.pop("config", {})

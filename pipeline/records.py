@@ -266,6 +266,19 @@ PACKED_SCHEMA = pa.schema(
     [IMAGE_FIELD, *(column for column in INDEX_SCHEMA if column.name not in {DUPLICATE_OF, *COLUMNS_OF_THE_WORK})]
 ).with_metadata({"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'})
 
+# One row of a training run's metrics: the means since the row before it.
+TRAINING_SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("gradient_norm", pa.float64(), nullable=False),
+        pa.field("learning_rate", pa.float64(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("patches_per_second", pa.float64(), nullable=False),
+        pa.field("validation_psnr_db", pa.float64()),
+    ]
+)
+
 
 def index_table(records: Iterable[PhotoRecord]) -> pa.Table:
     """Rows of the index, in the order given."""

@@ -4,10 +4,10 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ImageSetError, ObjectRefused
@@ -62,25 +62,36 @@ class Source:
             (found for found in self.store.list() if inside is None or not found.key.startswith(inside)), path
         )
 
-    def read_all(self) -> Iterator[tuple[str, bytes | ObjectRefused]]:
-        """Every photo of the subset, in the order of the keys; of exact duplicates in an image set the first alone.
+    def table(self) -> pa.Table:
+        """The photos of the subset in the order in which they are read best, with the columns of a listing.
+
+        Exact duplicates in an image set are left out, but for the first.
+        """
+        with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+            path = Path(name) / "listing.parquet"
+            if self.image_set is None:
+                write_listing(self._in_split(), path)
+            else:
+                with self.image_set.local_index() as parts:
+                    write_listing_from_index(parts, self.subset, path, is_packed=self.is_packed, is_distinct=True)
+            return pq.read_table(path).sort_by([("place", "ascending"), ("key", "ascending")])
+
+    def read(self, photos: pa.Table) -> Iterator[tuple[str, bytes | ObjectRefused]]:
+        """Photos by rows of `table`: their keys and bytes, in that order.
 
         Raises:
             StorageError: the store cannot be read.
         """
-        wanted = self._in_split() if self.image_set is None else self._distinct(self.image_set)
-        wanted.sort(key=attrgetter("key"))
+        wanted = [SourceObject(**row) for row in photos.to_pylist()]
         return ((photo.key, data) for photo, data in read_photos(self.store, wanted))
 
-    def _in_split(self) -> list[SourceObject]:
-        split, fraction = self.subset.split, self.subset.validation_fraction
-        return [found for found in self.store.list() if split is None or split_of(found.key, fraction) == split]
+    def read_all(self) -> Iterator[tuple[str, bytes | ObjectRefused]]:
+        """Every photo of `table`, in the order of the keys."""
+        return self.read(self.table().sort_by("key"))
 
-    def _distinct(self, image_set: ImageSet) -> list[SourceObject]:
-        with tempfile.TemporaryDirectory(prefix="degrain-") as name, image_set.local_index() as parts:
-            path = Path(name) / "listing.parquet"
-            write_listing_from_index(parts, self.subset, path, is_packed=self.is_packed, is_distinct=True)
-            return [SourceObject(**row) for row in pq.read_table(path).to_pylist()]
+    def _in_split(self) -> Iterator[SourceObject]:
+        split, fraction = self.subset.split, self.subset.validation_fraction
+        return (found for found in self.store.list() if split is None or split_of(found.key, fraction) == split)
 
 
 def open_both(source_url: str, target_url: str, *, keys: str | None = None, where: str = "") -> tuple[Source, Store]:

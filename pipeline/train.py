@@ -1,70 +1,37 @@
-"""Train a network on a collection of photos: a resumable run whose checkpoints, metrics and weights lie in a store."""
+"""Train a network on a collection of photos: alone, or by Ray Train with workers that share each batch."""
 
 import dataclasses
-import json
 import logging
-import time
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from threading import Thread
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import ray
 from numpy.typing import NDArray
 
-from model.denoiser import Denoiser
+from model.denoiser import Denoiser, count_gpus
 from model.metrics import gaussian_psnr_db
-from model.training import PatchSampler, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
-from model.weights import Card, dump_weights, parse_weights
-from pipeline.clean_photos import read_clean_photos
+from model.training import StepMetrics, TrainConfig
+from model.weights import Card, Provenance, Weights, dump_weights, parse_weights
+from pipeline.clean_photos import digest_of
+from pipeline.cluster import ClusterConfig, connected
+from pipeline.errors import RunFailed
 from pipeline.registry import read_weights
-from pipeline.storage import Store, open_store
-from pipeline.subset import Split, Subset
+from pipeline.sources import photos_of
+from pipeline.storage import open_store
+from pipeline.subset import Split
+from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker, weights_of
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
-METRICS = "metrics.jsonl"
 SCORED_SIGMAS = (15, 25, 50)
-MAY_CHANGE = ("steps", "small_share", "cooldown_share")  # how long a run takes may be decided while it runs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainJob:
-    """What `degrain train` is asked to do.
-
-    Attributes:
-        source: path or URL of the collection of clean photos.
-        run: path or URL of the run's folder; a run that is there goes on at its last checkpoint.
-        where: a condition over the columns of the source's index, where that is an image set: which photos to use.
-        validation_fraction: share of the source that is held back from training, the same photos in every run; the
-            weights are scored on them if there is no other collection for it.
-        validation: collection that the weights are scored on at the end, white Gaussian noise in the protocol of
-            papers; the card holds the scores.
-        start_from: weights to begin with, by name, path or URL; None begins with random ones.
-        data, licence: what the card says of the photos, and under which terms the weights may be used.
-        checkpoint_every: steps between checkpoints.
-        log_every: steps whose mean makes one line of the metrics.
-    """
-
-    source: str
-    run: str
-    where: str = ""
-    validation_fraction: float = 0.0
-    validation: str | None = None
-    start_from: str | None = None
-    data: str = ""
-    licence: str = "not stated"
-    checkpoint_every: int = 500
-    log_every: int = 100
-    config: TrainConfig = field(default_factory=TrainConfig)
-
-    def __post_init__(self) -> None:
-        self.subset(Split.TRAIN)
-
-    def subset(self, split: Split) -> Subset:
-        """The photos of the source that are for training, or for validation."""
-        return Subset(where=self.where, split=split, validation_fraction=self.validation_fraction)
+SCORED_PHOTOS = 256
 
 
 def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str, float]:
@@ -73,45 +40,54 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     Raises:
         ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
         StorageError: the photos cannot be read, or the run's folder cannot be written.
+        RunFailed: there is no such cluster, it has too little for the workers, or they were lost too often.
     """
+    if job.workers == 1 and job.address is None:
+        gpu = job.use_gpus and count_gpus()
+        train_worker(job, Worker(device="cuda:0" if gpu else "cpu"), report)
+    else:
+        _train_on_cluster(job, report)
     store = open_store(job.run)
-    photos = load_photos(job.source, job.subset(Split.TRAIN), min_side_px=job.config.patch_px)
+    photos = photos_of(open_store(job.source), job.subset(Split.TRAIN)).table()
     config = job.config.for_photos(len(photos))
-    sampler = PatchSampler(photos, config)
-    state = TrainState(config)
-    if job.start_from is not None:
-        _start_from(state, job)
-    history = _resume(store, state, config)
+    card = _card(job, config, photos)
+    state = read_state(store, config)
+    if clean := job.validation_photos(limit=SCORED_PHOTOS):
+        card = dataclasses.replace(card, scores=score(weights_of(state, card), clean))
+    store.write(WEIGHTS, dump_weights(state.average, card))
+    store.close()
+    return card.scores
 
-    losses: list[float] = []
-    start = time.monotonic()
-    for metrics in train_steps(state, config, sampler.batch):
-        losses.append(metrics.loss)
-        report(metrics)
-        if metrics.step % job.log_every == 0:
-            mean = dataclasses.replace(metrics, loss=float(np.mean(losses)))
-            history.append({**dataclasses.asdict(mean), "seconds": round(time.monotonic() - start, 1)})
-            losses.clear()
-        if metrics.step % job.checkpoint_every == 0 or metrics.step == config.steps:
-            store.write(METRICS, "".join(json.dumps(row) + "\n" for row in history).encode())
-            store.write(CHECKPOINT, state.dump(config))
 
-    card = Card(
-        network=job.config.network,
+def _card(job: TrainJob, config: TrainConfig, photos: pa.Table) -> Card:
+    """What a person must know of the weights, but for their scores."""
+    etags = ((row["key"], row["etag"]) for batch in photos.to_batches() for row in batch.to_pylist())
+    return Card(
+        network=config.network,
         data=job.data or f"{len(photos)} photos of {job.source}",
         licence=job.licence,
         noise=f"told its level; {config.noise}",
         training=str(config),
+        provenance=Provenance(
+            source=job.source,
+            photos=len(photos),
+            photos_sha256=digest_of(etags),
+            start_from=read_weights(job.start_from)[1].sha256 if job.start_from else "",
+            version=version("degrain"),
+            settings=dataclasses.asdict(job),
+        ),
     )
-    weights = dump_weights(state.average, card)
-    if job.validation is not None:
-        card = dataclasses.replace(card, scores=score(weights, load_photos(job.validation)))
-    elif job.validation_fraction:
-        card = dataclasses.replace(card, scores=score(weights, load_photos(job.source, job.subset(Split.VALIDATION))))
-    weights = dump_weights(state.average, card)
-    store.write(WEIGHTS, weights)
-    store.close()
-    return card.scores
+
+
+def score(weights: Weights, photos: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+    """Mean PSNR in dB over the photos, for white Gaussian noise in the protocol of papers."""
+    denoiser = Denoiser(weights)
+    return {
+        f"psnr_db_sigma_{sigma}": round(
+            float(np.mean(gaussian_psnr_db(denoiser.denoise_float, photos, sigma=sigma))), 3
+        )
+        for sigma in SCORED_SIGMAS
+    }
 
 
 def read_run(run: str) -> dict[str, Any]:  # Any: JSON
@@ -122,7 +98,7 @@ def read_run(run: str) -> dict[str, Any]:  # Any: JSON
     """
     store = open_store(run)
     weights = parse_weights(store.read(WEIGHTS))
-    metrics = [json.loads(line) for line in store.read(METRICS).splitlines()] if store.exists(METRICS) else []
+    metrics = read_metrics(store)
     return {
         "weights": f"{store.url}/{WEIGHTS}",
         "sha256": weights.sha256,
@@ -131,43 +107,74 @@ def read_run(run: str) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _start_from(state: TrainState, job: TrainJob) -> None:
-    _, weights = read_weights(job.start_from or "")
-    if weights.card.network != job.config.network:
-        raise ValueError(f"{job.start_from} holds a network {weights.card.network!r}, not {job.config.network!r}")
-    state.start_from(weights.tensors)
+def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> None:
+    """Ray Train starts the workers, joins them in a process group, and starts them again when one is lost."""
+    with connected(ClusterConfig(address=job.address)), tempfile.TemporaryDirectory(prefix="degrain-") as folder:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.util.queue import Queue
 
-
-def score(weights: bytes, photos: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Mean PSNR in dB over the photos, for white Gaussian noise in the protocol of papers."""
-    denoiser = Denoiser(parse_weights(weights))
-    return {
-        f"psnr_db_sigma_{sigma}": round(
-            float(np.mean(gaussian_psnr_db(denoiser.denoise_float, photos, sigma=sigma))), 3
+        threads, has_gpus = _share_of(job)
+        workers: Any = (1, job.workers)  # Any: Ray's types do not know that a pair means "as many as there are"
+        news = Queue(actor_options={"num_cpus": 0})
+        reader = Thread(target=_pass_on, args=(news, report), daemon=True)
+        reader.start()
+        trainer = TorchTrainer(
+            partial(_train_as_ray_worker, job, threads, news),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=has_gpus,
+                resources_per_worker={"CPU": threads, "GPU": int(has_gpus)},
+            ),
+            run_config=RunConfig(
+                name="run", storage_path=folder, failure_config=FailureConfig(max_failures=job.max_failures)
+            ),
+            torch_config=TorchConfig(backend="nccl" if has_gpus else "gloo"),
         )
-        for sigma in SCORED_SIGMAS
-    }
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise RunFailed(f"training stopped: {_innermost(error)}; it goes on from its last checkpoint") from error
+        finally:
+            news.put(None)
+            reader.join(timeout=10)
 
 
-def load_photos(collection: str, subset: Subset | None = None, *, min_side_px: int = 1) -> list[NDArray[np.uint8]]:
-    """The pixels of the clean photos of a collection, as (H, W, 3); see `read_clean_photos`."""
-    return [photo.pixels for photo in read_clean_photos(collection, subset, min_side_px=min_side_px)]
+def _share_of(job: TrainJob) -> tuple[int, bool]:
+    """Cores of a worker, and whether each gets a GPU.
+
+    Raises:
+        RunFailed: the cluster has too little: Ray would wait for more, without a word.
+    """
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    cores, gpus = (int(resources.get(kind, 0)) for kind in ("CPU", "GPU"))
+    if job.workers > cores:
+        raise RunFailed(f"the cluster has {cores} cores, and {job.workers} workers need one each: ask for fewer")
+    return cores // job.workers, job.use_gpus and gpus >= job.workers
 
 
-def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[str, float]]:
-    """Load the run's last checkpoint into `state`, if there is one; returns the metrics up to it."""
-    if not store.exists(CHECKPOINT):
-        return []
-    checkpoint = store.read(CHECKPOINT)
-    step, before = read_checkpoint_header(checkpoint)
-    now = dataclasses.asdict(config)
-    differing = sorted(name for name in now if name not in MAY_CHANGE and now[name] != before.get(name))
-    if differing:
-        raise ValueError(
-            f"the run at {store.url} has another recipe ({', '.join(differing)}): only {', '.join(MAY_CHANGE)} may "
-            "change in a run"
-        )
-    state.load(checkpoint, step)
-    history = [json.loads(line) for line in store.read(METRICS).splitlines()] if store.exists(METRICS) else []
-    log.warning("going on at step %d", state.step)
-    return [row for row in history if row["step"] <= state.step]
+def _train_as_ray_worker(job: TrainJob, threads: int, news: Any) -> None:  # Any: Ray's queue is untyped
+    """What each of Ray Train's workers runs."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    context = get_context()
+    worker = Worker(
+        number=context.get_world_rank(), count=context.get_world_size(), threads=threads, device=str(get_device())
+    )
+    train_worker(job, worker, news.put_nowait)
+
+
+def _pass_on(news: Any, report: Callable[[StepMetrics], None]) -> None:  # Any: Ray's queue is untyped
+    """Report what the first worker tells, until it is told that there is no more."""
+    while (metrics := news.get()) is not None:
+        report(metrics)
+
+
+def _innermost(error: BaseException) -> str:
+    """The first cause of an error, in one line."""
+    causes = getattr(error, "worker_failures", None)
+    cause: BaseException = next(iter(causes.values())) if causes else error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return " ".join(str(cause).split())[-300:]

@@ -16,7 +16,7 @@ from pipeline.ingest import IngestJob
 from pipeline.job_file import train_job
 from pipeline.jobs import DenoiseJob
 from pipeline.strict import build
-from pipeline.train import TrainJob
+from pipeline.training_run import TrainJob
 
 PLACES = {"source": "s3://photos/in", "target": "s3://photos/out"}
 TRIAL = {

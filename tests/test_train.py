@@ -1,16 +1,24 @@
 """A training run takes the photos that it is told to, holds others back, and starts from what it is given."""
 
+import math
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 from loop import Loop
 from photos import saved, scene
+from PIL import Image
 
-from model.training import TrainConfig
+from model.training import StepMetrics, TrainConfig, TrainState
 from model.weights import load_weights
+from pipeline.clean_photos import read_clean_photos
 from pipeline.ingest import IngestJob, run_ingest
+from pipeline.storage import open_store
 from pipeline.subset import Split, split_of
-from pipeline.train import TrainJob, load_photos, run_train
+from pipeline.train import read_run, run_train
+from pipeline.training_run import CHECKPOINT, TrainJob, read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +44,7 @@ def image_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _sides(job: TrainJob, split: Split) -> list[int]:
-    return sorted(len(photo) for photo in load_photos(job.source, job.subset(split)))
+    return sorted(len(photo.pixels) for photo in read_clean_photos(job.source, job.subset(split)))
 
 
 def _job(source: Path, **changes: object) -> TrainJob:
@@ -68,7 +76,9 @@ def test_a_filter_chooses_by_the_columns_of_the_index(image_set: Path) -> None:
         ({"where": "width_px >= 48"}, "is no image set, and there is no index to filter by"),
         ({"where": "widht >= 48"}, "cannot filter by 'widht >= 48'"),
         ({"validation_fraction": 1.5}, "validation_fraction is 1.5"),
-        ({"validation_fraction": 1.0}, "there are no 8-bit colour photos"),
+        ({"validation_fraction": 1.0}, "there are no photos to train on"),
+        ({"config": TrainConfig(steps=1, batch_size=1, patch_px=64)}, "no 8-bit colour photos of at least 64 pixels"),
+        ({"workers": 2}, "workers is 2: expected 1 to 1, the parts that a batch of 1 patches has"),
     ],
 )
 def test_what_chooses_nothing_is_refused_in_one_line(folder: Path, changes: dict[str, object], message: str) -> None:
@@ -98,3 +108,108 @@ def test_weights_of_another_network_are_no_start(folder: Path) -> None:
 
     with pytest.raises(ValueError, match="photo holds a network 'photo', not 'seed'"):
         run_train(_job(folder, start_from="photo", config=config), lambda metrics: None)
+
+
+def test_a_run_keeps_its_metrics_pictures_and_tensorboard(folder: Path) -> None:
+    config = TrainConfig(steps=4, batch_size=1, patch_px=32)
+
+    run_train(_job(folder, config=config, validation_fraction=0.3, log_every=2, validate_every=4), lambda metrics: None)
+
+    run = folder.parent / "run"
+    rows = read_metrics(open_store(str(run)))
+    assert [row["step"] for row in rows] == [2, 4]
+    assert [row["validation_psnr_db"] is None for row in rows] == [True, False]
+    with Image.open(run / "validation/00000004.png") as picture:
+        assert picture.size == (3 * 256, 4 * 256)
+    assert b"validation_psnr_db" in next((run / "tensorboard").iterdir()).read_bytes()
+    assert read_run(str(run))["metrics"] == rows
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_at_3(metrics: StepMetrics) -> None:
+        if metrics.step == 3:
+            raise Stop
+
+    config = TrainConfig(steps=5, batch_size=4, patch_px=32)
+    stopped, whole = (
+        _job(folder, config=config, checkpoint_every=2, log_every=1, run=str(folder.parent / name)) for name in "ab"
+    )
+    with pytest.raises(Stop):
+        run_train(stopped, stop_at_3)
+    run_train(stopped, lambda metrics: None)
+    run_train(whole, lambda metrics: None)
+
+    assert _bytes(stopped) == _bytes(whole)
+    losses = [[row["loss"] for row in read_metrics(open_store(job.run))] for job in (stopped, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_the_recipe_of_a_run_may_not_change_but_its_length_may(folder: Path) -> None:
+    run_train(_job(folder), lambda metrics: None)
+
+    with pytest.raises(ValueError, match=r"another recipe \(learning_rate\): only steps"):
+        run_train(_job(folder, config=TrainConfig(steps=4, batch_size=1, patch_px=32, learning_rate=1)), print)
+    seen: list[StepMetrics] = []
+    run_train(_job(folder, config=TrainConfig(steps=4, batch_size=1, patch_px=32)), seen.append)
+    assert [metrics.step for metrics in seen] == [3, 4]
+
+
+def test_photos_that_cannot_be_used_are_made_up_for_by_others(folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"no photo")
+    (folder / "gray.png").write_bytes(saved(scene(sigma=2)[..., 0], "PNG"))
+
+    run_train(_job(folder), lambda metrics: None)
+
+    assert (folder.parent / "run/weights.safetensors").exists()
+
+
+@pytest.mark.timeout(400)
+def test_workers_that_share_a_batch_survive_the_death_of_one_and_end_as_one_worker_does(folder: Path) -> None:
+    """A real cluster: a worker is killed when the first checkpoint is there."""
+    config = TrainConfig(steps=40, batch_size=8, patch_px=32, small_share=0, warmup_steps=4, bfloat16=False)
+    alone, shared = (
+        _job(folder, config=config, checkpoint_every=10, run=str(folder.parent / name), workers=workers)
+        for name, workers in (("alone", 1), ("shared", 2))
+    )
+    killed: list[int] = []
+
+    def kill_one(metrics: StepMetrics) -> None:
+        if not killed and (folder.parent / "shared" / CHECKPOINT).exists() and metrics.step < 35:
+            killed.extend(_ray_training_workers()[:1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    run_train(shared, kill_one)
+    run_train(alone, lambda metrics: None)
+
+    assert killed
+    ends = [load_weights(f"{job.run}/weights.safetensors") for job in (shared, alone)]
+    assert ends[0].card == ends[1].card
+    start = TrainState(config).network.state_dict()
+    apart, travelled = (
+        math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in start))
+        for one, other in ((ends[0].tensors, ends[1].tensors), (ends[1].tensors, start))
+    )
+    assert apart < 0.02 * travelled  # rounding, which Muon's bfloat16 makes more of
+
+
+def _bytes(job: TrainJob) -> bytes:
+    return (Path(job.run) / "weights.safetensors").read_bytes()
+
+
+def _ray_training_workers() -> list[int]:
+    """Processes of Ray Train's workers that descend from this one."""
+    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in table.splitlines()[1:]]
+    parents = {int(pid): int(parent) for pid, parent, _ in rows}
+
+    def is_ours(pid: int) -> bool:
+        while pid in parents:
+            if pid == os.getpid():
+                return True
+            pid = parents[pid]
+        return False
+
+    return [int(pid) for pid, _, name in rows if "RayTrainWorker" in name and is_ours(int(pid))]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from model.noise import NoiseConfig
 from model.training import (
-    PatchSampler,
+    Examples,
     TrainConfig,
     TrainState,
     charbonnier,
@@ -27,15 +29,21 @@ def _config(**changes: object) -> TrainConfig:
     )
 
 
-def _sampler(config: TrainConfig) -> PatchSampler:
-    draw = np.random.default_rng(0)
-    blocks = draw.integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
-    return PatchSampler([np.kron(photo, np.ones((8, 8, 1), np.uint8)) for photo in blocks], config)
+def _examples(config: TrainConfig, step: int, parts: Iterable[int] | None = None) -> Examples:
+    """A batch of blocky patches, or some parts of it."""
+
+    def part(number: int) -> Examples:
+        draw = np.random.default_rng([step, number])
+        cells = draw.integers(0, 256, (config.part_size, 4, 4, 3), dtype=np.uint8)
+        side_px = config.patch_px_at(step) // 4
+        return Examples.make(cells.repeat(side_px, axis=1).repeat(side_px, axis=2), config, step=step, part=number)
+
+    return Examples.together([part(number) for number in (range(config.parts) if parts is None else parts)])
 
 
 def _train(config: TrainConfig, *, steps: int, state: TrainState | None = None) -> TrainState:
     state = state or TrainState(config)
-    for _ in itertools.islice(train_steps(state, config, _sampler(config).batch), steps):
+    for _ in itertools.islice(train_steps(state, config, partial(_examples, config)), steps):
         pass
     return state
 
@@ -76,7 +84,7 @@ def test_a_checkpoint_knows_its_step():
 
 def test_training_ends_at_the_last_step_with_the_learning_rate_near_zero():
     config = _config()
-    metrics = list(train_steps(TrainState(config), config, _sampler(config).batch))
+    metrics = list(train_steps(TrainState(config), config, partial(_examples, config)))
     assert [step.step for step in metrics] == [1, 2, 3, 4, 5, 6]
     assert [step.learning_rate for step in metrics] == [config.learning_rate_at(step) for step in range(6)]
 
@@ -94,7 +102,7 @@ def test_the_learning_rate_warms_up_stays_and_cools_down_to_nothing():
 def test_the_loss_goes_down_on_a_tiny_problem():
     noise = NoiseConfig.only(sigma_min=25, sigma_max=25, float_share=1)
     config = _config(steps=40, warmup_steps=5, noise=noise)
-    losses = [step.loss for step in train_steps(TrainState(config), config, _sampler(config).batch)]
+    losses = [step.loss for step in train_steps(TrainState(config), config, partial(_examples, config))]
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:3])
 
 
@@ -108,7 +116,7 @@ def test_the_average_follows_the_network_but_is_not_it():
 
 def test_gradients_are_measured_before_they_are_clipped():
     config = _config(gradient_clip=1e-6)
-    (metrics,) = itertools.islice(train_steps(TrainState(config), config, _sampler(config).batch), 1)
+    (metrics,) = itertools.islice(train_steps(TrainState(config), config, partial(_examples, config)), 1)
     assert metrics.gradient_norm > 1e-3
 
 
@@ -117,26 +125,32 @@ def test_the_loss_of_equal_photos_is_its_epsilon_and_that_of_distant_ones_their_
     assert charbonnier(torch.ones(3), torch.zeros(3)) == pytest.approx(1, rel=1e-5)
 
 
-def test_the_patches_of_a_step_depend_on_the_seed_and_the_step_alone():
-    sampler = _sampler(_config())
-    assert torch.equal(sampler.batch(7), _sampler(_config()).batch(7))
-    assert not torch.equal(sampler.batch(7), sampler.batch(8))
-    assert not torch.equal(sampler.batch(7), _sampler(_config(seed=4)).batch(7))
+def test_a_batch_is_the_same_in_parts_by_whomever_they_are_made():
+    config = _config(batch_size=12)
+    assert (config.parts, config.part_size) == (3, 4)
+    whole, last = _examples(config, 5), _examples(config, 5, [2])
+    assert all(torch.equal(*pair) for pair in zip([each[8:] for each in whole.tensors], last.tensors, strict=True))
 
 
-def test_patches_are_crops_in_the_range_0_to_1():
-    photo = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
-    batch_BCHW = PatchSampler([photo], _config()).batch(0)
-    assert batch_BCHW.shape == (2, 3, 32, 32)
-    assert batch_BCHW.dtype == torch.float32
-    assert set(np.unique((batch_BCHW * 255).round())) <= set(range(256))
-    assert batch_BCHW.max() <= 1
+def test_patches_are_in_the_range_0_to_1_and_their_noise_is_of_the_step_and_the_part():
+    config = _config()
+    patches = np.full((2, 32, 32, 3), 255, np.uint8)
+    first, again, other = (Examples.make(patches, config, step=3, part=part) for part in (0, 0, 1))
+    assert first.clean_BCHW.shape == (2, 3, 32, 32)
+    assert torch.equal(first.clean_BCHW, torch.ones(2, 3, 32, 32))
+    assert torch.equal(first.noisy_BCHW, again.noisy_BCHW)
+    assert not torch.equal(first.noisy_BCHW, other.noisy_BCHW)
+
+
+def test_gradients_that_are_accumulated_are_those_of_the_whole_batch():
+    whole, pieces = (_train(_config(batch_size=4, bfloat16=False, patches_at_once=size), steps=1) for size in (None, 1))
+    for one, other in zip(whole.network.parameters(), pieces.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
 
 
 def test_the_first_patches_have_half_the_side():
     config = _config(small_share=0.5)
-    sampler = _sampler(config)
-    assert [sampler.batch(step).shape[-1] for step in range(6)] == [16, 16, 16, 32, 32, 32]
+    assert [config.patch_px_at(step) for step in range(6)] == [16, 16, 16, 32, 32, 32]
 
 
 def test_epochs_are_as_many_steps_as_show_a_patch_of_every_photo():
@@ -144,24 +158,20 @@ def test_epochs_are_as_many_steps_as_show_a_patch_of_every_photo():
     assert _config().for_photos(5) == _config()
 
 
-def test_larger_photos_are_drawn_more_often():
-    config = _config(batch_size=400)
-    white, black = np.full((96, 96, 3), 255, np.uint8), np.zeros((32, 32, 3), np.uint8)
-    assert PatchSampler([white, black], config).batch(0).mean() == pytest.approx(0.9, abs=0.05)
-
-
-@pytest.mark.parametrize("photos", [[], [np.zeros((31, 64, 3), np.uint8)]])
-def test_no_photos_or_too_small_ones_are_refused(photos):
-    with pytest.raises(ValueError, match="at least 32 pixels a side"):
-        PatchSampler(photos, _config())
-
-
 @pytest.mark.parametrize(
     "wrong",
-    [{"network": "resnet"}, {"patch_px": 0}, {"patch_px": 40}, {"steps": 0}, {"batch_size": 0}, {"small_share": 2}],
+    [
+        {"network": "resnet"},
+        {"patch_px": 0},
+        {"patch_px": 40},
+        {"steps": 0},
+        {"batch_size": 0},
+        {"small_share": 2},
+        {"epochs": 0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"network|patch_px|steps|small_share"):
+    with pytest.raises(ValueError, match=r"network|patch_px|steps|small_share|batch_size|epochs"):
         _config(**wrong)
 
 

@@ -7,7 +7,8 @@ from photos import saved, scene
 
 from model.training import TrainConfig
 from pipeline.storage import open_store
-from pipeline.train import TrainJob, run_train
+from pipeline.train import run_train
+from pipeline.training_run import TrainJob
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("one_thread")]
 

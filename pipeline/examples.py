@@ -1,0 +1,98 @@
+"""What a training worker learns from: photos of a store, decoded, cut and made noisy ahead of the step."""
+
+import itertools
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import TypeVar
+
+import pyarrow as pa
+
+from model.denoiser import use_threads
+from model.patches import BLOCK_STEPS, Patches, PatchPlan
+from model.training import Examples, TrainConfig
+from pipeline.clean_photos import clean_among
+from pipeline.sources import Source
+
+log = logging.getLogger(__name__)
+
+STEPS_AHEAD = 4
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+class ExampleStream:
+    """A worker's share of the batch of every step. Photos are read and decoded a block of steps ahead.
+
+    It is a context: its threads end with it.
+
+    Args:
+        source: where the photos are.
+        photos: which, as `Source.table` lists them.
+        config: the recipe.
+        parts: the worker's parts of the batch.
+
+    Raises:
+        ValueError: none of the photos can be used.
+        StorageError: the source cannot be read.
+    """
+
+    def __init__(self, source: Source, photos: pa.Table, config: TrainConfig, parts: range) -> None:
+        self._source = source
+        self._photos = photos
+        self._config = config
+        self._parts = parts
+        self._plan = PatchPlan(photos=len(photos), parts=config.parts, part_size=config.part_size, seed=config.seed)
+        self._reader = ThreadPoolExecutor(1, "photos")
+        # One thread: what it computes should not take the cores of the network.
+        self._maker = ThreadPoolExecutor(1, "examples", use_threads, (1,))
+        self._blocks: dict[tuple[int, int], Future[Patches]] = {}
+        self._steps: dict[int, Future[Examples]] = {}
+
+    def __enter__(self) -> "ExampleStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pool in (self._maker, self._reader):
+            pool.shutdown(cancel_futures=True)
+
+    def __call__(self, step: int) -> Examples:
+        """The examples of a step; those of the next ones are begun."""
+        for ahead in range(step, min(step + STEPS_AHEAD, self._config.steps)):
+            _begin(self._steps, ahead, self._maker, partial(self._make, ahead))
+        return self._steps.pop(step).result()
+
+    def _make(self, step: int) -> Examples:
+        block, place = divmod(step, BLOCK_STEPS)
+        side_px, size = self._config.patch_px_at(step), self._config.part_size
+        for part, number in itertools.product(self._parts, (block, block + 1)):
+            if number * BLOCK_STEPS < self._config.steps:
+                _begin(self._blocks, (part, number), self._reader, partial(self._cut, part, number))
+        made = []
+        for part in self._parts:
+            self._blocks.pop((part, block - 1), None)
+            patches = self._blocks[part, block].result()[place * size : (place + 1) * size, :side_px, :side_px]
+            made.append(Examples.make(patches, self._config, step=step, part=part))
+        return Examples.together(made)
+
+    def _cut(self, part: int, block: int) -> Patches:
+        """The patches of a block. Where none of its photos can be used, those of the next block that has some."""
+        for other in range(block, block + len(self._photos)):
+            numbers = self._plan.photos_of(part, other)
+            files = self._source.read(self._photos.slice(numbers.start, len(numbers)))
+            photos = (photo.pixels for photo in clean_among(files, min_side_px=self._config.patch_px))
+            patches = self._plan.cut(photos, part, other, side_px=self._config.patch_px)
+            if len(patches):
+                return patches
+        raise ValueError(
+            f"there are no 8-bit colour photos of at least {self._config.patch_px} pixels a side in {self._source.url}"
+        )
+
+
+def _begin(begun: dict[K, "Future[T]"], key: K, pool: ThreadPoolExecutor, work: Callable[[], T]) -> None:
+    if key not in begun:
+        begun[key] = pool.submit(work)

@@ -1,0 +1,301 @@
+"""One worker's part of a training run: go on at the last checkpoint and train; the first worker keeps the run's folder.
+
+The folder holds `checkpoint.safetensors`, `metrics.parquet`, TensorBoard's `tensorboard/` and pictures in
+`validation/`. Each is written whole, the metrics before the checkpoint: a run that was killed goes on at its last
+checkpoint, and rows beyond that are dropped.
+"""
+
+import dataclasses
+import io
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from model.denoiser import Denoiser, use_threads
+from model.metrics import PEAK, psnr_db
+from model.patches import parts_of
+from model.training import StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
+from model.weights import Card, Weights, dump_weights, parse_weights
+from pipeline.clean_photos import read_clean_photos
+from pipeline.examples import ExampleStream
+from pipeline.images import to_png
+from pipeline.records import TRAINING_SCHEMA
+from pipeline.registry import read_weights
+from pipeline.sources import photos_of
+from pipeline.storage import Store, open_store
+from pipeline.subset import Split, Subset
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.parquet"
+TENSORBOARD, PICTURES = "tensorboard", "validation"
+MAY_CHANGE = ("steps", "small_share", "cooldown_share")  # how long a run takes may be decided while it runs
+VALIDATION_PHOTOS, VALIDATION_PX, VALIDATION_SIGMA = 16, 256, 25.0
+PICTURED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """What `degrain train` is asked to do.
+
+    Attributes:
+        source: path or URL of the collection of clean photos.
+        run: path or URL of the run's folder; a run that is there goes on at its last checkpoint.
+        where: a condition over the columns of the source's index, where that is an image set: which photos to use.
+        validation_fraction: share of the source that is held back from training, the same photos in every run; the
+            weights are scored on them if there is no other collection for it.
+        validation: collection that the weights are scored on, now and then and at the end, by white Gaussian noise in
+            the protocol of papers; the card holds the scores.
+        start_from: weights to begin with, by name, path or URL; None begins with random ones.
+        data, licence: what the card says of the photos, and under which terms the weights may be used.
+        workers: processes that share each batch, on a Ray cluster if there are several. Fewer go on if some are lost.
+        address: of a Ray cluster to join; None starts one on this machine where it is needed.
+        use_gpus: whether workers get a GPU each, where there are any.
+        checkpoint_every: steps between checkpoints.
+        validate_every: steps between two looks at a few photos of the validation.
+        log_every: steps whose mean makes one row of the metrics.
+        max_failures: how often a run goes on after it has lost a worker.
+    """
+
+    source: str
+    run: str
+    where: str = ""
+    validation_fraction: float = 0.0
+    validation: str | None = None
+    start_from: str | None = None
+    data: str = ""
+    licence: str = "not stated"
+    workers: int = 1
+    address: str | None = None
+    use_gpus: bool = True
+    checkpoint_every: int = 500
+    validate_every: int = 2000
+    log_every: int = 100
+    max_failures: int = 8
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        self.subset(Split.TRAIN)
+        if not 1 <= self.workers <= self.config.parts:
+            raise ValueError(
+                f"workers is {self.workers}: expected 1 to {self.config.parts}, the parts that a batch of "
+                f"{self.config.batch_size} patches has"
+            )
+
+    def subset(self, split: Split) -> Subset:
+        """The photos of the source that are for training, or for validation."""
+        return Subset(where=self.where, split=split, validation_fraction=self.validation_fraction)
+
+    def validation_photos(self, *, limit: int) -> list[NDArray[np.uint8]]:
+        """The first photos that weights are scored on; none where none were asked for."""
+        if self.validation is not None:
+            found = read_clean_photos(self.validation)
+        elif self.validation_fraction:
+            found = read_clean_photos(self.source, self.subset(Split.VALIDATION))
+        else:
+            return []
+        return [photo.pixels for photo in islice(found, limit)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """Which of how many workers this is, and what it has to compute with."""
+
+    number: int = 0
+    count: int = 1
+    threads: int | None = None
+    device: str = "cpu"
+
+
+def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], None]) -> None:
+    """Train to the last step, from the last checkpoint if there is one. All workers of a run do this at once.
+
+    Raises:
+        ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
+        StorageError: the photos cannot be read, or the run's folder cannot be written.
+    """
+    if worker.threads is not None:
+        use_threads(worker.threads)
+    source = photos_of(open_store(job.source), job.subset(Split.TRAIN))
+    photos = source.table()
+    if not len(photos):
+        raise ValueError(f"there are no photos to train on in {job.source}")
+    config = job.config.for_photos(len(photos))
+    state = TrainState(config)
+    if job.start_from is not None:
+        _start_from(state, job.start_from, config)
+    store = open_store(job.run)
+    rows = _resume(store, state, config)
+    parts = parts_of(worker.number, worker.count, config.parts)
+    with ExampleStream(source, photos, config, parts) as examples:
+        steps = train_steps(state, config, examples, device=worker.device)
+        if worker.number:
+            for _ in steps:
+                pass
+            return
+        with closing(_Board(store)) as board:
+            folder = _Folder(store, job, config, rows, board)
+            for metrics in steps:
+                report(metrics)
+                folder.add(metrics, state)
+    store.close()
+
+
+def read_state(store: Store, config: TrainConfig) -> TrainState:
+    """The state at the run's last checkpoint."""
+    state = TrainState(config)
+    _resume(store, state, config)
+    return state
+
+
+def read_metrics(store: Store) -> list[dict[str, float | None]]:
+    """The rows of a run's metrics, with the columns of `TRAINING_SCHEMA`."""
+    if not store.exists(METRICS):
+        return []
+    rows: list[dict[str, float | None]] = pq.read_table(pa.BufferReader(store.read(METRICS))).to_pylist()
+    return rows
+
+
+class _Folder:
+    """What the first worker writes into the run's folder: metrics, pictures, checkpoints."""
+
+    def __init__(
+        self, store: Store, job: TrainJob, config: TrainConfig, rows: list[dict[str, float | None]], board: "_Board"
+    ) -> None:
+        self._store = store
+        self._job = job
+        self._config = config
+        self._rows = rows
+        self._means: list[StepMetrics] = []
+        self._before_s = float(rows[-1]["seconds"] or 0) if rows else 0.0
+        self._start = self._last = time.monotonic()
+        self._photos = [_centre(photo) for photo in job.validation_photos(limit=VALIDATION_PHOTOS)]
+        self._board = board
+
+    def add(self, metrics: StepMetrics, state: TrainState) -> None:
+        """Note a step, and write what is due at it."""
+        is_last = metrics.step == metrics.steps
+        self._means.append(metrics)
+        psnr = None
+        if self._photos and (metrics.step % self._job.validate_every == 0 or is_last):
+            psnr = self._validate(metrics.step, state)
+        if metrics.step % self._job.log_every == 0 or psnr is not None:
+            self._log(metrics, psnr)
+        if metrics.step % self._job.checkpoint_every == 0 or is_last:
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(self._rows, schema=TRAINING_SCHEMA), buffer)
+            self._store.write(METRICS, buffer.getvalue())
+            self._board.upload()
+            self._store.write(CHECKPOINT, state.dump(self._config))
+
+    def _log(self, metrics: StepMetrics, psnr: float | None) -> None:
+        now = time.monotonic()
+        row: dict[str, float | None] = {
+            "step": metrics.step,
+            "loss": float(np.mean([each.loss for each in self._means])),
+            "gradient_norm": float(np.mean([each.gradient_norm for each in self._means])),
+            "learning_rate": metrics.learning_rate,
+            "seconds": round(self._before_s + now - self._start, 1),
+            "patches_per_second": len(self._means) * self._config.batch_size / (now - self._last),
+            "validation_psnr_db": psnr,
+        }
+        self._rows.append(row)
+        self._board.add_scalars(row)
+        self._means.clear()
+        self._last = now
+
+    def _validate(self, step: int, state: TrainState) -> float:
+        """Score the average on a few photos, and picture some: noisy, denoised, clean."""
+        denoiser = Denoiser(weights_of(state, Card(network=self._config.network, data="", licence="", noise="")))
+        draw = np.random.default_rng(0)
+        scores, strips = [], []
+        for clean in self._photos:
+            noisy = clean.astype(np.float32) + draw.normal(0, VALIDATION_SIGMA, clean.shape).astype(np.float32)
+            made = denoiser.denoise_float(noisy)
+            scores.append(psnr_db(made.round().clip(0, PEAK), clean))
+            strips.append(np.concatenate([noisy, made, clean.astype(np.float32)], axis=1))
+        picture = np.concatenate([_padded(strip) for strip in strips[:PICTURED]]).round().clip(0, PEAK).astype(np.uint8)
+        self._store.write(f"{PICTURES}/{step:08}.png", to_png(picture))
+        self._board.add_picture(picture, step)
+        return float(np.mean(scores))
+
+
+class _Board:
+    """TensorBoard's event file, written here and copied whole into the run's folder."""
+
+    def __init__(self, store: Store) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._store = store
+        self._folder = tempfile.TemporaryDirectory(prefix="degrain-")
+        self._writer = SummaryWriter(self._folder.name, write_to_disk=True)
+
+    def add_scalars(self, row: dict[str, float | None]) -> None:
+        for name, value in row.items():
+            if value is not None and name != "step":
+                self._writer.add_scalar(name, value, int(row["step"] or 0))
+
+    def add_picture(self, picture_HWC: NDArray[np.uint8], step: int) -> None:
+        self._writer.add_image("validation", picture_HWC, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+        self._folder.cleanup()
+
+    def upload(self) -> None:
+        self._writer.flush()
+        for path in sorted(Path(self._folder.name).iterdir()):
+            self._store.write(f"{TENSORBOARD}/{path.name}", path.read_bytes())
+
+
+def weights_of(state: TrainState, card: Card) -> Weights:
+    """The average of a state as weights with that card."""
+    return parse_weights(dump_weights(state.average, card))
+
+
+def _start_from(state: TrainState, name: str, config: TrainConfig) -> None:
+    _, weights = read_weights(name)
+    if weights.card.network != config.network:
+        raise ValueError(f"{name} holds a network {weights.card.network!r}, not {config.network!r}")
+    state.start_from(weights.tensors)
+
+
+def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[str, float | None]]:
+    """Load the run's last checkpoint into `state`, if there is one; returns the metrics up to it."""
+    if not store.exists(CHECKPOINT):
+        return []
+    checkpoint = store.read(CHECKPOINT)
+    step, before = read_checkpoint_header(checkpoint)
+    now = dataclasses.asdict(config)
+    differing = sorted(name for name in now if name not in MAY_CHANGE and now[name] != before.get(name))
+    if differing:
+        raise ValueError(
+            f"the run at {store.url} has another recipe ({', '.join(differing)}): only {', '.join(MAY_CHANGE)} may "
+            "change in a run"
+        )
+    state.load(checkpoint, step)
+    if step < config.steps:
+        log.warning("going on at step %d", step)
+    return [row for row in read_metrics(store) if (row["step"] or 0) <= step]
+
+
+def _centre(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    top, left = (max(0, extent - VALIDATION_PX) // 2 for extent in photo.shape[:2])
+    return photo[top : top + VALIDATION_PX, left : left + VALIDATION_PX]
+
+
+def _padded(strip: NDArray[np.float32]) -> NDArray[np.float32]:
+    """White below and beside a strip that is smaller than the others."""
+    missing = [(0, VALIDATION_PX - strip.shape[0]), (0, 3 * VALIDATION_PX - strip.shape[1]), (0, 0)]
+    return np.pad(strip, missing, constant_values=PEAK)
