@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 WEIGHTS = "weights.safetensors"
 SCORED_SIGMAS = (15, 25, 50)
 SCORED_PHOTOS = 256
+# Which settings of a job decide what it ends in: the others say where, by how many, and how closely it is watched.
+DECISIVE = {"source", "where", "validation_fraction", "start_from", "config"}
 
 
 def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str, float]:
@@ -74,7 +76,7 @@ def _card(job: TrainJob, config: TrainConfig, photos: pa.Table) -> Card:
             photos_sha256=digest_of(etags),
             start_from=read_weights(job.start_from)[1].sha256 if job.start_from else "",
             version=version("degrain"),
-            settings=dataclasses.asdict(job),
+            settings={name: value for name, value in dataclasses.asdict(job).items() if name in DECISIVE},
         ),
     )
 

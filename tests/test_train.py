@@ -11,7 +11,7 @@ from loop import Loop
 from photos import saved, scene
 from PIL import Image
 
-from model.training import StepMetrics, TrainConfig, TrainState
+from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState
 from model.weights import load_weights
 from pipeline.clean_photos import read_clean_photos
 from pipeline.ingest import IngestJob, run_ingest
@@ -169,7 +169,16 @@ def test_photos_that_cannot_be_used_are_made_up_for_by_others(folder: Path) -> N
 @pytest.mark.timeout(400)
 def test_workers_that_share_a_batch_survive_the_death_of_one_and_end_as_one_worker_does(folder: Path) -> None:
     """A real cluster: a worker is killed when the first checkpoint is there."""
-    config = TrainConfig(steps=40, batch_size=8, patch_px=32, small_share=0, warmup_steps=4, bfloat16=False)
+    # AdamW: Muon takes directions that are all but noise as far as the others, and so makes much of rounding.
+    config = TrainConfig(
+        steps=40,
+        batch_size=8,
+        patch_px=32,
+        small_share=0,
+        warmup_steps=4,
+        bfloat16=False,
+        optimizer=OptimizerName.ADAMW,
+    )
     alone, shared = (
         _job(folder, config=config, checkpoint_every=10, run=str(folder.parent / name), workers=workers)
         for name, workers in (("alone", 1), ("shared", 2))
@@ -192,7 +201,7 @@ def test_workers_that_share_a_batch_survive_the_death_of_one_and_end_as_one_work
         math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in start))
         for one, other in ((ends[0].tensors, ends[1].tensors), (ends[1].tensors, start))
     )
-    assert apart < 0.02 * travelled  # rounding, which Muon's bfloat16 makes more of
+    assert apart < 0.02 * travelled
 
 
 def _bytes(job: TrainJob) -> bytes:
