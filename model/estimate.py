@@ -21,6 +21,7 @@ BLOCK_PX = 16  # a multiple of 8, so that no block crosses those of a JPEG
 SAMPLE_PX = 2**20  # a larger photo is judged by blocks on a grid that have about as many pixels
 FLATTEST_SHARE = 0.05
 FEWEST_BLOCKS = 8
+BLOCKS_AT_ONCE = 128  # they stay in the cache, and what they need is not given back to the system each time
 CLIPPED_SHARE = 0.02  # with more clipped samples than this, a block's noise is no longer that of the sensor
 
 
@@ -149,18 +150,30 @@ def _sample_blocks(photo: NDArray[Any]) -> NDArray[Any]:
 
 def _flattest(blocks_NPC: NDArray[Any]) -> NDArray[np.intp]:
     """Which are the flattest among the blocks that are hardly clipped."""
+    parts = [blocks_NPC[start : start + BLOCKS_AT_ONCE] for start in range(0, len(blocks_NPC), BLOCKS_AT_ONCE)]
+    clipped_N = np.concatenate([_clipped(part) for part in parts])
+    texture_N = np.concatenate([_texture(part) for part in parts])
+    usable = np.flatnonzero(clipped_N <= max(CLIPPED_SHARE, np.quantile(clipped_N, 0.2)))
+    count = max(FEWEST_BLOCKS, round(FLATTEST_SHARE * len(usable)))
+    return usable[np.argsort(texture_N[usable], kind="stable")[:count]]
+
+
+def _clipped(blocks_NPC: NDArray[Any]) -> NDArray[np.float64]:
+    """The share of each block's samples that is at either end of their range: (N,)."""
     peak = PEAKS[blocks_NPC.dtype]
     is_clipped = (blocks_NPC == 0) | (blocks_NPC == peak) if blocks_NPC.dtype != np.float32 else np.isnan(blocks_NPC)
     # Counted as bits, which takes a fifth of the time of a mean over truth values.
     bits = np.packbits(is_clipped.reshape(len(blocks_NPC), -1), axis=1)
-    clipped_N = np.bitwise_count(bits).sum(axis=1) / is_clipped[0].size
-    usable = np.flatnonzero(clipped_N <= max(CLIPPED_SHARE, np.quantile(clipped_N, 0.2)))
-    usable_NPC = blocks_NPC if len(usable) == len(blocks_NPC) else blocks_NPC[usable]
-    luma_NP = usable_NPC.astype(np.float32) @ np.ones(blocks_NPC.shape[2], np.float32)
+    clipped_N: NDArray[np.float64] = np.bitwise_count(bits).sum(axis=1) / is_clipped[0].size
+    return clipped_N
+
+
+def _texture(blocks_NPC: NDArray[Any]) -> Floats:
+    """How much each block shows, other than noise: (N,)."""
+    luma_NP = blocks_NPC.astype(np.float32) @ np.ones(blocks_NPC.shape[2], np.float32)
     texture_NK = luma_NP @ _texture_basis()
-    texture_N = np.einsum("nk,nk->n", texture_NK, texture_NK)
-    count = max(FEWEST_BLOCKS, round(FLATTEST_SHARE * len(usable)))
-    return usable[np.argsort(texture_N, kind="stable")[:count]]
+    texture_N: Floats = np.einsum("nk,nk->n", texture_NK, texture_NK)
+    return texture_N
 
 
 def _measure(blocks_NPC: Floats, level: int) -> NoiseEstimate:

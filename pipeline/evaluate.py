@@ -31,7 +31,7 @@ class EvaluateJob:
         against: other weights, by name, path or URL, that are measured beside them.
         trials: those alone whose names hold one of these words, such as "file" or "cameras"; all if there are none.
         limit: the first so many photos only, in the order of their keys.
-        has_peers: also run a median filter, OpenCV's non-local means, and at sigma 25 BM3D (on three photos).
+        has_peers: also run a median filter, OpenCV's non-local means, and of white noise BM3D (on three photos).
         folder: where scores.json, scores.md and scores.svg are written; None writes nothing.
     """
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from photos import saved, scene
 
-from model.estimate import NoiseEstimate
-from pipeline.denoise import Denoise, DenoiseConfig, denoise_photo
+from model.estimate import NoiseEstimate, estimate_noise
+from pipeline.denoise import Change, Denoise, DenoiseConfig, denoise_photo
 from pipeline.images import Limits, decode, inspect
 from pipeline.records import Outcome
+from pipeline.shard import PhotoResult
 
 
 def brighten(noisy: np.ndarray, strength: float, _noise: NoiseEstimate | None = None) -> np.ndarray:
@@ -78,3 +79,20 @@ def test_the_parameters_hash_changes_with_whatever_changes_a_result() -> None:
     assert DenoiseConfig().parameters != DenoiseConfig(strength=0.5).parameters
     assert DenoiseConfig().parameters == DenoiseConfig(limits=Limits(max_megapixels=1)).parameters
     assert DenoiseConfig().parameters == DenoiseConfig(strength=1.0).parameters
+
+
+@pytest.mark.parametrize("height_px", [40, 3000])
+def test_a_large_photo_is_measured_by_rows_that_stand_for_it(height_px: int) -> None:
+    draw = np.random.default_rng(0)
+    noisy = draw.integers(0, 256, (height_px, 1500), dtype=np.uint8)
+    clean = np.clip(noisy + draw.normal(0, 5, noisy.shape), 0, 255).astype(np.uint8)
+    whole, sample = Change(noisy.dtype), Change(noisy.dtype)
+    whole.add(noisy, clean)
+
+    sample.add_sample(noisy, clean)
+
+    results = PhotoResult(outcome=Outcome.DENOISED), PhotoResult(outcome=Outcome.DENOISED)
+    for change, result in zip((whole, sample), results, strict=True):
+        change.tell(result, estimate_noise(noisy), estimate_noise(clean))
+    assert results[1].change_psnr_db == pytest.approx(results[0].change_psnr_db, abs=0.05)
+    assert results[1].clipped_fraction == pytest.approx(results[0].clipped_fraction, rel=0.05)

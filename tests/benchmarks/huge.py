@@ -1,8 +1,8 @@
 """The memory that one huge TIFF takes, above that of the idle worker.
 
-    python tests/benchmarks/huge.py FOLDER_OF_PHOTOS [--side 32768] [--compression none|lzw|zlib] [--strength 1]
+    python tests/benchmarks/huge.py FOLDER_OF_PHOTOS [--width 32768] [--height 32768] [--compression none|lzw|zlib]
 
-An 8-bit RGB TIFF of so many pixels a side, noisy photos side by side, is made in a temporary folder; 32768 a side are a
+An 8-bit RGB TIFF of this size, noisy photos side by side, is made in a temporary folder; 32768 pixels a side are a
 gigapixel, of 3.2 GB. One process does what a worker does: it denoises a small photo, rests, and then denoises the TIFF
 from the folder into another one. Prints the peak resident set above that of the rest, and the time. The folder needs
 room for three times the TIFF. `--strength 0` leaves out the network, which takes some 0.2 s a megapixel on two cores.
@@ -36,13 +36,14 @@ CORES = os.cpu_count() or 1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--side", type=int, default=32768)
+    parser.add_argument("--width", type=int, default=32768)
+    parser.add_argument("--height", type=int, default=32768)
     parser.add_argument("--compression", choices=("none", "lzw", "zlib"), default="none")
     parser.add_argument("--strength", type=float, default=1.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="degrain-") as name:
         folder = Path(name)
-        write_huge(options.photos, folder / "source", options.side, options.compression)
+        write_huge(options.photos, folder / "source", (options.height, options.width), options.compression)
         context = multiprocessing.get_context("spawn")
         worker = context.Process(target=work, args=(folder, options.strength))
         worker.start()
@@ -50,14 +51,14 @@ def main() -> None:
         assert worker.exitcode == 0
 
 
-def write_huge(photos: Path, folder: Path, side_px: int, compression: str) -> None:
+def write_huge(photos: Path, folder: Path, size_px: tuple[int, int], compression: str) -> None:
     folder.mkdir()
     draw = np.random.default_rng(0)
     noisy = []
     for path in sorted(photos.iterdir()):
         photo = scaled(path, (TILE_PX, TILE_PX))
         noisy.append((photo + draw.normal(0, 15, photo.shape)).round().clip(0, 255).astype(np.uint8))
-    count = (side_px // TILE_PX) ** 2
+    count = size_px[0] // TILE_PX * (size_px[1] // TILE_PX)
 
     def tiles() -> Iterator[np.ndarray]:
         return (noisy[number] for number in draw.integers(0, len(noisy), count))
@@ -65,13 +66,13 @@ def write_huge(photos: Path, folder: Path, side_px: int, compression: str) -> No
     tifffile.imwrite(
         folder / "huge.tif",
         tiles(),
-        shape=(side_px, side_px, 3),
+        shape=(*size_px, 3),
         dtype=np.uint8,
         photometric="rgb",
         tile=(TILE_PX, TILE_PX),
         compression=None if compression == "none" else compression,
         predictor=compression != "none",
-        bigtiff=side_px > 2**15,
+        bigtiff=size_px[0] * size_px[1] * 3 > 2**32,
     )
     (folder / "small.png").write_bytes(saved(noisy[0], "png"))
 

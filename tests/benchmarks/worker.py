@@ -1,0 +1,97 @@
+"""What a worker adds to its network and codecs, in CPU seconds of one process: figures for machines that are not quiet.
+
+    python tests/benchmarks/worker.py FOLDER_OF_PHOTOS [--kind png|jpeg] [--count 40] [--rounds 3]
+
+Photo after photo, a bare loop reads, decodes, denoises, encodes and writes; then the worker of `degrain denoise` does
+the same photos as shards, with all that it does beside that. Once with the network, and once with the identity for it,
+for which the loop does not read or write either: the limit of the codecs. No Ray; torch has one thread.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from noisy_photos import SIZES_PX, write_noisy
+
+from model import Denoiser
+from model.denoiser import use_threads
+from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory
+from pipeline.images import Pixels, decode, encode, inspect
+from pipeline.imageset import ImageSet
+from pipeline.jobs import read_weights
+from pipeline.records import Layout, PlannedPhoto, ShardPlan
+from pipeline.shard import Recipe, Worker
+from pipeline.storage import LocalStore
+
+SHARD_PHOTOS = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--kind", choices=SIZES_PX, default="png")
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    count = options.count or {"png": 40, "jpeg": 3}[options.kind]
+    use_threads(1)
+    denoiser, recipe, identity = Denoiser.load("photo"), make_recipe(1.0), make_recipe(0.0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = folder / "noisy"
+        write_noisy(options.photos, source, options.kind, count)
+        held = [path.read_bytes() for path in sorted(source.iterdir())]
+        contenders: dict[str, Callable[[Path], None]] = {
+            "loop": lambda target: run_loop(source, target, denoiser),
+            "worker": lambda target: run_worker(source, target, recipe),
+            "codecs": lambda _: run_codecs(held),
+            "worker, identity": lambda target: run_worker(source, target, identity),
+        }
+        cpu_s: dict[str, list[float]] = {contender: [] for contender in contenders}
+        for turn in range(options.rounds + 1):
+            for contender, run in contenders.items():
+                start = time.process_time()
+                run(folder / f"{turn}-{contender}")
+                cpu_s[contender].append(time.process_time() - start)
+    best = {contender: min(each[1:]) for contender, each in cpu_s.items()}  # the first turn warms up
+    for ours, other in (("worker", "loop"), ("worker, identity", "codecs")):
+        each_ms = [1e3 * best[contender] / count for contender in (other, ours)]
+        ratio = each_ms[0] / each_ms[1]
+        print(f"{options.kind}: {other} {each_ms[0]:.1f} ms, {ours} {each_ms[1]:.1f} ms of CPU, ratio {ratio:.2f}")
+
+
+def run_loop(source: Path, target: Path, denoiser: Denoiser) -> None:
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        data = path.read_bytes()
+        header = inspect(data, name=path.name)
+        pixels = decode(data, header)
+        (target / path.name).write_bytes(encode(Pixels(denoiser(pixels.colour), pixels.alpha), data, header))
+
+
+def run_codecs(photos: list[bytes]) -> None:
+    for data in photos:
+        header = inspect(data)
+        encode(decode(data, header), data, header)
+
+
+def make_recipe(strength: float) -> Recipe:
+    weights, _ = read_weights("photo")
+    config = DenoiseConfig(strength=strength)
+    return DenoiseWorkerFactory(source="", target="", layout=Layout.FILES, weights=weights, config=config).recipe(1)
+
+
+def run_worker(source: Path, target: Path, recipe: Recipe) -> None:
+    worker = Worker(LocalStore(source), ImageSet(LocalStore(target)), Layout.FILES, recipe)
+    photos = iter(sorted(LocalStore(source).list(), key=lambda found: found.key))
+    while some := list(islice(photos, SHARD_PHOTOS)):
+        planned = tuple(PlannedPhoto(found.key, found.size_bytes, found.etag, 1) for found in some)
+        receipt = worker.run(ShardPlan(some[0].key, "run", planned), {})
+        assert set(receipt.outcomes) == {"denoised"}
+
+
+if __name__ == "__main__":
+    main()
