@@ -17,7 +17,7 @@ from stack import Stack, wait_until
 
 from flows.ray_jobs import JobName
 
-pytestmark = [pytest.mark.flows, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.flows, pytest.mark.timeout(600)]
 MANY = 40
 
 
@@ -109,6 +109,7 @@ def test_a_flow_whose_process_is_killed_goes_on_with_its_job(up: Stack, many: di
     assert up.ray.find(job.removesuffix("-1") + "-2") is None
 
 
+@pytest.mark.slow
 def test_a_ray_that_is_killed_is_said_clearly_and_a_retry_does_the_rest(up: Stack, many: dict) -> None:
     run_id = up.begin(
         "denoise",
@@ -128,6 +129,7 @@ def test_a_ray_that_is_killed_is_said_clearly_and_a_retry_does_the_rest(up: Stac
     assert int(summary["up to date"]) >= 2
 
 
+@pytest.mark.slow
 def test_jobs_whose_flow_run_is_gone_are_stopped_by_the_janitor(up: Stack, many: dict) -> None:
     alive = up.begin("denoise", {"settings": many})
     wait_until(lambda: bool(up.jobs_of(alive)), 60)
@@ -172,6 +174,39 @@ def test_a_night_tries_photos_denoises_them_and_stops_when_nothing_is_new(up: St
 
     idle = up.wait(up.begin("nightly", {"settings": {"denoise": denoise, "gates": gates}}))
     assert (idle["state_type"], idle["state"]["name"]) == ("COMPLETED", "NothingNew")
+
+
+@pytest.mark.slow
+def test_retraining_promotes_weights_that_are_better(up: Stack, tmp_path: Path) -> None:
+    write_many(tmp_path / "clean", 2, side_px=64)
+    ingest = {"source": str(tmp_path / "clean"), "target": str(tmp_path / "packed"), "ray": {"workers": 1}}
+    train = {
+        "source": ingest["target"],
+        "run": str(tmp_path / "run"),
+        "steps": 2,
+        "batch_size": 1,
+        "patch_px": 32,
+        "log_every": 1,
+    }
+    settings = {
+        "ingest": ingest,
+        "train": train,
+        "trial": str(tmp_path / "clean"),
+        "trial_photos": 1,
+        "promoted": str(tmp_path / "weights/current.safetensors"),
+        "incumbent": "photo",
+    }
+
+    worse = up.wait(up.begin("retrain", {"settings": settings}), 280)
+    assert (worse["state_type"], worse["state"]["name"]) == ("COMPLETED", "NotBetter")
+    assert not (tmp_path / "weights").exists()
+
+    lenient = {**settings, "min_gain_db": -100, "max_loss_db": 100}
+    run_id = up.begin("retrain", {"settings": lenient})
+    assert up.wait(run_id, 280)["state_type"] == "COMPLETED"
+    assert (tmp_path / "weights/current.safetensors").exists()
+    shown = {"train-curve", "train-card", "candidate-scores", "in-use-scores", "retrain-comparison", "promoted-card"}
+    assert shown <= set(up.artifacts(run_id))
 
 
 def kill(run_id: str, mark: str) -> None:

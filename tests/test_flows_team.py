@@ -22,7 +22,8 @@ from flows.local_prefect import local_server, prefect_environment, wait_for_serv
 
 pytestmark = [
     pytest.mark.flows,
-    pytest.mark.timeout(300),
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not postgres.is_installed(), reason="PostgreSQL is not installed: apt-get install postgresql"),
 ]
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import pytest
 from commands import degrain, write_many
 from stack import Stack, wait_until
 
-pytestmark = [pytest.mark.flows, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.timeout(600)]
 MANY = 60
 
 

@@ -23,7 +23,8 @@ def test_without_a_cluster_nothing_is_counted() -> None:
 
 
 @pytest.mark.flows
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_can_be_watched_by_what_the_dashboard_asks_for(up: Stack, tmp_path: Path) -> None:
     write_archive(tmp_path / "source")
     places = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
