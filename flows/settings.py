@@ -48,7 +48,9 @@ class RaySettings(Settings):
         description="URL of a Ray cluster's dashboard, http://host:8265. Empty: what RAY_API_SERVER_ADDRESS says where "
         "the flow runs, or a Ray that is started there and stopped again.",
     )
-    workers: Positive | None = Field(None, description="Worker processes. Empty: one a GPU, or one a core.")
+    workers: Positive | None = Field(
+        None, description="Worker processes. Empty: one a GPU, or one a core; to train, one."
+    )
     timeout_hours: float = Field(24.0, gt=0, description="After so long a stage is stopped, and fails.")
     lost_after_s: float = Field(
         60.0, gt=0, description="Seconds for which the cluster may be out of reach before the stage fails."
@@ -148,6 +150,8 @@ class TrainSettings(Settings):
     @property
     def job(self) -> dict[str, object]:
         values = self.model_dump(mode="json", exclude={"ray", *self.CONFIG})
+        workers = self.ray.workers or 1
+        values |= {"workers": workers, "address": "auto" if workers > 1 else None}  # one trains in the job itself
         return {**values, "config": self.model_dump(mode="json", include=set(self.CONFIG), exclude_none=True)}
 
 

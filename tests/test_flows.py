@@ -40,6 +40,12 @@ def test_settings_by_default_are_those_of_the_jobs() -> None:
     assert train_job(TrainSettings(source="a", run="b").job) == TrainJob(source="a", run="b")
 
 
+def test_several_workers_train_on_the_cluster() -> None:
+    job = train_job(TrainSettings(source="a", run="b", ray={"workers": 2}).job)
+
+    assert (job.workers, job.address) == (2, "auto")
+
+
 def test_settings_of_training_change_the_recipe_that_they_name() -> None:
     job = train_job(TrainSettings(source="a", run="b", preset="seed", steps=7, batch_size=2).job)
 
