@@ -18,6 +18,8 @@ from pipeline.cluster import ClusterConfig, connected, map_shards
 from pipeline.errors import RunFailed
 from pipeline.records import ShardPlan
 
+pytestmark = pytest.mark.faults
+
 NODE = {"object_store_memory": 80 * 1024**2, "include_dashboard": False}
 SHARDS = 10
 
@@ -78,7 +80,7 @@ def test_a_node_that_joins_gets_work_and_what_a_dying_one_had_is_done_by_others(
     survived(1)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_node_with_a_notice_finishes_what_it_has_and_gets_nothing_more(
     tmp_path: Path, survived: Callable[[int], None]
 ) -> None:
@@ -97,7 +99,7 @@ def test_a_node_with_a_notice_finishes_what_it_has_and_gets_nothing_more(
     survived(1)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_workers_for_which_there_is_no_room_are_not_waited_for(tmp_path: Path) -> None:
     with cluster_of(2):
         guest = ray.remote(num_cpus=1)(Guest).remote()
@@ -108,7 +110,7 @@ def test_workers_for_which_there_is_no_room_are_not_waited_for(tmp_path: Path) -
         assert len(receipts) == SHARDS
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_cluster_without_any_room_is_said_so(tmp_path: Path) -> None:
     with cluster_of(1):
         guest = ray.remote(num_cpus=1)(Guest).remote()
@@ -132,7 +134,7 @@ with connected(config):
 """
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_no_worker_at_work(tmp_path: Path, survived: Callable[[int], None]) -> None:
     with cluster_of(1) as (cluster, _):
         code = DRIVER.format(tests=str(Path(__file__).parents[1]), address=cluster.address, folder=str(tmp_path))

@@ -19,6 +19,8 @@ from pipeline.fault_points import FaultPoint
 from pipeline.records import Layout
 from pipeline.storage import open_store
 
+pytestmark = pytest.mark.faults
+
 PHOTOS = 6
 BEGUN = 3  # of them are done by a run before, where a target is begun
 POINTS = [point for point in FaultPoint if point != FaultPoint.WEIGHTS_COPIED]  # that one is of another command
@@ -102,7 +104,7 @@ def test_a_run_that_was_killed_ends_as_an_undisturbed_one(
     survived(1)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case not in IN_CI], ids=lambda case: "-".join(map(str, case))
 )
@@ -113,7 +115,7 @@ def test_a_run_that_was_killed_at_any_step_ends_as_an_undisturbed_one(
     survived(1)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", Layout)
 def test_a_run_may_be_killed_at_any_of_its_writes(
     layout: Layout, source: Path, new_target: Callable, undisturbed: Callable, survived: Callable[[int], None]
@@ -125,7 +127,7 @@ def test_a_run_may_be_killed_at_any_of_its_writes(
     assert nth > PHOTOS
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_runs_that_are_killed_again_and_again_end_as_an_undisturbed_one(
     seed: int, source: Path, new_target: Callable, undisturbed: Callable, survived: Callable[[int], None]

@@ -24,7 +24,10 @@ PAUSE_S = (1.0, 6.0)  # between two kills
 
 @pytest.mark.parametrize(
     ("photos", "kills"),
-    [(300, 3), pytest.param(20_000, 40, marks=[pytest.mark.faults, pytest.mark.soak, pytest.mark.timeout(3600)])],
+    [
+        pytest.param(300, 3, marks=pytest.mark.faults),
+        pytest.param(20_000, 40, marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_an_archive_survives_deaths_at_random_and_nothing_is_lost_or_there_twice(
     photos: int, kills: int, seaweed_url: str, survived: Callable[[int], None]
