@@ -22,7 +22,9 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("weights", metavar="WEIGHTS", help="name, path or URL of weights")
     command.add_argument("photos", metavar="SET", help="folder, URL or image set of clean photos")
     command.add_argument("--against", nargs="+", default=[], metavar="WEIGHTS", help="measure these weights too")
-    command.add_argument("--peers", action="store_true", help="and a median, non-local means, and BM3D on 3")
+    command.add_argument(
+        "--peers", nargs="*", metavar="NAME", help="and classical denoisers: median, nlm, bm3d on 3 photos [all]"
+    )
     command.add_argument(
         "--trials", nargs="+", default=[], metavar="WORD", help="those with a word in their names, such as file [all]"
     )
@@ -76,7 +78,7 @@ def evaluate(options: argparse.Namespace) -> int:
         against=tuple(options.against),
         trials=tuple(options.trials),
         limit=options.limit,
-        has_peers=options.peers,
+        peers=_peers(options),
         folder=options.output,
     )
     with _Trials(is_silent=options.json) as trials:
@@ -86,11 +88,22 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _peers(options: argparse.Namespace) -> tuple[str, ...]:
+    from pipeline.peers import PEERS
+
+    if options.peers is None:
+        return ()
+    return tuple(options.peers or PEERS)
+
+
 def list_weights(options: argparse.Namespace) -> int:
     """`degrain weights list`: what ships, or what is in a registry."""
     from pipeline.registry import open_registry
 
-    for entry in open_registry(options.registry).entries():
+    entries = open_registry(options.registry).entries()
+    if not entries:
+        print(f"there are no weights in {options.registry}")
+    for entry in entries:
         names = ", ".join(entry.names) or "-"
         scores = ", ".join(f"{name} {value:g}" for name, value in sorted(entry.card.scores.items()))
         print(f"{names:12} {entry.sha256[:16]}  {entry.card.network:5}  {scores or 'no scores'}")

@@ -31,7 +31,7 @@ class EvaluateJob:
         against: other weights, by name, path or URL, that are measured beside them.
         trials: those alone whose names hold one of these words, such as "file" or "cameras"; all if there are none.
         limit: the first so many photos only, in the order of their keys.
-        has_peers: also run a median filter, OpenCV's non-local means, and of white noise BM3D (on three photos).
+        peers: classical denoisers that are measured beside them: keys of `PEERS`.
         folder: where scores.json, scores.md and scores.svg are written; None writes nothing.
     """
 
@@ -40,12 +40,14 @@ class EvaluateJob:
     against: tuple[str, ...] = ()
     trials: tuple[str, ...] = ()
     limit: int | None = None
-    has_peers: bool = False
+    peers: tuple[str, ...] = ()
     folder: str | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}: expected at least 1")
+        if unknown := sorted(set(self.peers) - set(PEERS)):
+            raise ValueError(f"no denoiser is called {unknown[0]!r}: expected {', '.join(PEERS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,12 @@ def run_evaluate(
         ValueError: there are no such weights, photos or trials, or a library of the extra `evaluate` is missing.
         StorageError: the photos cannot be read, or the folder cannot be written.
     """
-    check_libraries(has_peers=job.has_peers)
+    check_libraries(job.peers)
     trials = choose_trials(job.trials)
     ours = read_distinct(job.weights, *job.against)
     photos = list(islice(read_clean_photos(job.photos, min_side_px=MIN_SIDE_PX), job.limit))
-    denoisers = {name: denoise_by(weights) for name, weights in ours.items()} | (PEERS if job.has_peers else {})
+    denoisers = {name: denoise_by(weights) for name, weights in ours.items()}
+    denoisers |= {name: PEERS[name] for name in job.peers}
     hashes = {name: weights.sha256 for name, weights in ours.items()}
 
     plan = [

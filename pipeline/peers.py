@@ -1,9 +1,10 @@
-"""Classical denoisers to measure beside: a median filter, OpenCV's non-local means, and BM3D.
+"""Classical denoisers to measure beside: a median filter, OpenCV's non-local means, and BM3D on a few photos.
 
 They are told the true sigma of the noise where there is one, and an estimate elsewhere.
 """
 
 import importlib.util
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,11 +43,9 @@ def is_tried(name: str, trial: Trial, number: int) -> bool:
     return name != "bm3d" or (trial.sigma is not None and number < BM3D_PHOTOS)
 
 
-def check_libraries(*, has_peers: bool) -> None:
-    """Raises:
-    ValueError: a library that measuring needs is missing.
-    """
-    for library in ("cv2", "matplotlib", "skimage", *(["bm3d"] if has_peers else [])):
+def check_libraries(peers: Sequence[str]) -> None:
+    """Raises ValueError if a library that measuring needs, or one of these peers, is missing."""
+    for library in ("cv2", "matplotlib", "skimage", *(["bm3d"] if "bm3d" in peers else [])):
         if importlib.util.find_spec(library) is None:
             raise ValueError(f"{library} is missing: pip install 'degrain[evaluate,peers]'")
 

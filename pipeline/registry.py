@@ -271,9 +271,7 @@ def split_reference(source: str) -> tuple[str, str] | None:
 
 
 def check_name(name: str) -> None:
-    """Raises:
-    ValueError: weights cannot have this name.
-    """
+    """Raises ValueError if weights cannot have this name."""
     if _NAME.fullmatch(name) is None or _HASH.fullmatch(name) or name.endswith((SUFFIX, ".json")):
         raise ValueError(
             f"weights cannot be named {name!r}: expected up to 63 small letters, digits, '-', '_' or '.', and no hash"

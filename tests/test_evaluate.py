@@ -139,10 +139,10 @@ def test_weights_are_measured_beside_others_and_told_apart(folder, capsys):
     (folder / "run/weights.safetensors").write_bytes(dump_weights(PhotoNetwork(), card))
     arguments = ["evaluate", "photo", str(folder / "photos"), "--against", str(folder / "run/weights.safetensors")]
 
-    assert main([*arguments, "--trials", "file, σ 25", "--limit", "1"]) == 0
+    assert main([*arguments, "--trials", "file, σ 25", "--limit", "1", "--peers", "median"]) == 0
 
     lines = capsys.readouterr().out.splitlines()[2:]
-    assert [line.split()[3] for line in lines] == ["photo", "run"]
+    assert [line.split()[3] for line in lines] == ["photo", "run", "median"]
     assert float(lines[1].split()[-1]) > 5  # dB behind
 
 
@@ -153,6 +153,11 @@ def test_trials_are_chosen_by_words_of_their_names():
     ]
     with pytest.raises(ValueError, match=r"no trial has 'snow' in its name: there are float, σ 15; "):
         choose_trials(["snow"])
+
+
+def test_a_peer_that_is_unknown_is_refused():
+    with pytest.raises(ValueError, match="no denoiser is called 'mean': expected median, nlm, bm3d"):
+        EvaluateJob(weights="photo", photos=".", peers=("mean",))
 
 
 def test_the_same_weights_are_not_measured_twice():
