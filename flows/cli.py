@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from flows.console import bar_interval_s
+from flows.console import ProgressBar, add_cluster_options, bar_interval_s
 from flows.settings_file import complete
+from flows.upkeep_commands import add_upkeep
 from flows.weights_commands import add_evaluate, add_registry_option, add_weights, evaluate, weights_of
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def demo(options: argparse.Namespace) -> int:
     def run(source: Path, target: Path) -> None:
         job = DenoiseJob(source=str(source), target=str(target), weights=weights_of(options))
         _say("denoising four photos with camera noise …")
-        run_denoise(job, _ProgressBar())
+        run_denoise(job, ProgressBar())
 
     result = run_demo(Path(options.folder), run)
     print(format_table(result.scores))
@@ -199,7 +200,7 @@ def _forecast(job: J, look: "Callable[[J, ForecastOptions], Outlook]", options: 
 
 def _run(job: J, run: "Callable[[J, Callable[[Progress], None]], Summary]", options: argparse.Namespace) -> int:
     """Do a job, and say how it ended."""
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         summary = run(job, progress)
     print(json.dumps(summary.as_dict()) if options.json else _summary_text(summary, options.target))
     return EXIT_OK
@@ -214,37 +215,6 @@ def _start_log(options: argparse.Namespace) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.ERROR, handlers=[handler])
-
-
-class _ProgressBar:
-    """Photos, images/s, megapixels/s and the time left, on standard error."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None  # Any: tqdm is untyped
-
-    def __enter__(self) -> "_ProgressBar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, progress: "Progress") -> None:
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(
-                total=progress.planned,
-                unit="image",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                mininterval=bar_interval_s(),
-            )
-        rejected = f", {progress.rejected} rejected" if progress.rejected else ""
-        elapsed = self._bar.format_dict["elapsed"]
-        speed = progress.megapixels / elapsed if elapsed else 0.0
-        self._bar.set_postfix_str(f"{speed:.2f} megapixels/s{rejected}", refresh=False)
-        self._bar.update(progress.finished - self._bar.n)
 
 
 def _summary_text(summary: "Summary", target: str) -> str:
@@ -286,6 +256,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--min-side", type=int, metavar="N", help="skip photos with a side shorter than N pixels")
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     _run_options(command)
+
+    add_upkeep(commands, _command)
 
     command = _command(commands, "demo", demo, "add camera noise to the photos that ship, and remove it")
     command.add_argument("folder", metavar="FOLDER", help="where the photos and a before/after picture are written")
@@ -402,9 +374,7 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--photo-timeout-s", type=float, default=3600.0, metavar="S", help="reject photos that take longer [3600]"
     )
-    command.add_argument("--workers", type=int, metavar="N", help="worker processes [one a GPU, or one a core]")
-    command.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")
-    command.add_argument("--json", action="store_true", help="one JSON object as the last line of standard output")
+    add_cluster_options(command)
     plan = command.add_argument_group("what a plan tells")
     plan.add_argument("--sample-photos", type=int, default=16, metavar="N", help="photos to measure; 0 for none [16]")
     plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of all machines, for the money")

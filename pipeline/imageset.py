@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.index import Part, count_outcomes, merge
 from pipeline.lease import Lease, is_lease, leased
-from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, index_rows, index_table
-from pipeline.storage import Store
+from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, SourceObject, index_rows, index_table
+from pipeline.storage import TEMPORARY, Store
 
 MANIFEST = "manifest.json"
 FORMAT = "degrain image set"
@@ -162,6 +162,61 @@ class ImageSet:
         planned, ended = self._names("plans", ".parquet"), self._names("runs", ".json")
         return sorted(planned - ended)
 
+    def list_payload(self) -> Iterator[SourceObject]:
+        """Every object that holds photos, of either layout, whether or not a row points to it."""
+        return chain(self.store.list("images"), self.store.list("shards"))
+
+    def list_parts(self) -> Iterator[SourceObject]:
+        """Every part of an index, of the published one or not."""
+        return self.store.list("index")
+
+    def list_commits(self) -> Iterator[SourceObject]:
+        """The commit of every shard that is done."""
+        return (listed for listed in self.store.list("commits") if _is_named(listed.key, "commits", ".parquet"))
+
+    def list_leftovers(self) -> Iterator[SourceObject]:
+        """What a killed writer left behind; or what one that is at work has not finished."""
+        return self.store.list(TEMPORARY)
+
+    def set_aside(self, key: str) -> None:
+        """Move an object out of the way, into the folder `removed`: nothing that someone may want is deleted.
+
+        Raises:
+            ObjectRefused: it cannot be read, or its name is unsafe.
+        """
+        self.store.write(f"removed/{key}", self.store.read(key))
+        self.store.delete(key)
+
+    def record_keys(self) -> dict[str, str]:
+        """Where the record of each ended run lies."""
+        return {run: f"runs/{run}.json" for run in sorted(self._names("runs", ".json"))}
+
+    def read_record(self, run: str) -> dict[str, Any]:  # Any: JSON
+        """What a run's own record says.
+
+        Raises:
+            ImageSetError: it is damaged.
+        """
+        key = f"runs/{run}.json"
+        try:
+            record = json.loads(self.store.read(key))
+            if isinstance(record, dict):
+                return record
+            error: Exception | None = None
+        except ValueError as wrong:
+            error = wrong
+        raise ImageSetError(f"{self.store.url}/{key} is damaged: it is no JSON object") from error
+
+    def plan_key(self, run: str) -> str:
+        return f"plans/{run}.parquet"
+
+    def commit_key(self, shard: str) -> str:
+        return f"commits/{shard}.parquet"
+
+    def restore_commit(self, shard: str, rows: pa.Table) -> None:
+        """Write a commit that was lost or damaged again, by the rows that the index has of its shard."""
+        self.store.write(self.commit_key(shard), _parquet_bytes(rows))
+
     def committed_shards(self) -> set[str]:
         """Every shard that is done."""
         return self._names("commits", ".parquet")
@@ -179,7 +234,7 @@ class ImageSet:
         with suppress(ObjectExists):
             self.store.create(f"commits/{shard}.parquet", _parquet_bytes(index_table(records)))
 
-    def publish(self, run: str, shards: Iterable[str]) -> Manifest:
+    def publish(self, run: str, shards: Iterable[str], *, is_rebuilt: bool = False) -> Manifest:
         """Merge committed shards into the index, the newest row of each key winning, and point the manifest to it.
 
         May run again after any interruption, and ends in the same objects.
@@ -187,9 +242,12 @@ class ImageSet:
         Args:
             run: names the new index parts.
             shards: committed shards that the index may not hold yet.
+            is_rebuilt: whether the index is made of these shards alone, because the one that is there is damaged.
         """
         manifest = self.read_manifest()
         assert manifest is not None, "only an opened image set is published"
+        if is_rebuilt:
+            manifest = dataclasses.replace(manifest, index=())
         with self._merged(manifest, shards) as parts:
             index = tuple(self._publish_part(run, number, part, manifest) for number, part in enumerate(parts))
             counts = count_outcomes([part.path for part in parts])
@@ -260,9 +318,7 @@ class ImageSet:
         return rows + waiting_rows
 
     def _read_commit(self, key: str) -> pa.Table:
-        """A commit holds few rows, and there are many: the time goes into what is done for each of its columns."""
-        table = pq.ParquetFile(io.BytesIO(self._read_parquet(key))).read(use_threads=False)
-        return table if table.schema.equals(INDEX_SCHEMA) else index_rows(table)
+        return parse_commit(self.store.read(key), f"{self.store.url}/{key}")
 
     def _publish_part(self, run: str, number: int, part: Part, before: Manifest) -> str:
         """Its key holds a hash of its content: what the manifest points to is never overwritten by something else."""
@@ -276,21 +332,39 @@ class ImageSet:
         return key
 
     def _names(self, folder: str, suffix: str) -> set[str]:
-        keys = (listed.key.removeprefix(folder + "/") for listed in self.store.list(folder))
-        return {key.removesuffix(suffix) for key in keys if key.endswith(suffix) and not key.startswith(".")}
+        keys = (listed.key for listed in self.store.list(folder) if _is_named(listed.key, folder, suffix))
+        return {key.removeprefix(folder + "/").removesuffix(suffix) for key in keys}
 
     def _read_parquet(self, key: str) -> bytes:
         data = self.store.read(key)
-        try:
+        with _damage(f"{self.store.url}/{key}"):
             pq.read_metadata(io.BytesIO(data))
-        except (pa.ArrowException, OSError) as error:
-            raise ImageSetError(f"{self.store.url}/{key} is damaged: it is no whole Parquet file") from error
         return data
 
 
 def _is_of_no_matter(key: str) -> bool:
     """Whether an object says nothing of what a place is used for: a hidden file, or all that a run left of itself."""
     return key.rpartition("/")[2].startswith(".") or is_lease(key)
+
+
+def parse_commit(data: bytes, name: str) -> pa.Table:
+    """The rows of a commit. It holds few, and there are many: the time goes into what is done for each of its columns.
+
+    Raises:
+        ImageSetError: it is damaged.
+    """
+    with _damage(name):
+        table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
+        return table if table.schema.equals(INDEX_SCHEMA) else index_rows(table)
+
+
+@contextmanager
+def _damage(name: str) -> Iterator[None]:
+    """What goes wrong with a Parquet file inside means that it is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ImageSetError(f"{name} is damaged: it is no whole Parquet file") from error
 
 
 def _parse_manifest(values: dict[str, Any]) -> Manifest:  # Any: JSON that a person may have edited
@@ -303,6 +377,11 @@ def _parse_manifest(values: dict[str, Any]) -> Manifest:  # Any: JSON that a per
     if not all(type(count) is int for count in counts.values()):
         raise TypeError("'counts' must be whole numbers")
     return manifest
+
+
+def _is_named(key: str, folder: str, suffix: str) -> bool:
+    """Whether an object is one of ours, and not what a desktop left."""
+    return key.endswith(suffix) and not key.startswith(f"{folder}/.")
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

@@ -6,7 +6,7 @@ Pure: local Parquet files in, local Parquet files out. A part whose rows stay as
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import duckdb
@@ -82,7 +82,7 @@ def count_outcomes(parts: Sequence[Path]) -> dict[Outcome, int]:
 
 def _sorted(database: duckdb.DuckDBPyConnection, committed: Path, folder: Path) -> Path:
     """The newest row of each key, sorted: a run commits its shards in the order of their keys, and then it is so."""
-    if _is_sorted(committed):
+    if is_sorted([committed]):
         return committed
     create_unique_view(database, "newest", scan([committed]), "attempts DESC, run DESC")
     path = folder / "committed-sorted.parquet"
@@ -92,10 +92,12 @@ def _sorted(database: duckdb.DuckDBPyConnection, committed: Path, folder: Path) 
     return path
 
 
-def _is_sorted(committed: Path) -> bool:
-    """Whether each key is greater than the one before."""
+def is_sorted(files: Sequence[Path]) -> bool:
+    """Whether each key is greater than the one before, over all files in their order."""
     last = None
-    for batch in pq.ParquetFile(committed).iter_batches(ROW_GROUP_ROWS, columns=["key"]):
+    for batch in chain.from_iterable(
+        pq.ParquetFile(path).iter_batches(ROW_GROUP_ROWS, columns=["key"]) for path in files
+    ):
         keys = batch["key"]
         if last is not None and not last < keys[0].as_py():
             return False

@@ -87,7 +87,7 @@ def plan_ingest(job: IngestJob) -> PlanCounts:
     Raises:
         ValueError: see `run_ingest`.
     """
-    return plan_work(_ingest_work(job))
+    return plan_work(ingest_work(job))
 
 
 def forecast_ingest(job: IngestJob, options: ForecastOptions) -> Outlook:
@@ -97,7 +97,7 @@ def forecast_ingest(job: IngestJob, options: ForecastOptions) -> Outlook:
         ValueError: see `run_ingest`.
         StorageError: the source cannot be read.
     """
-    return look_ahead(_ingest_work(job), options, gpus=0)
+    return look_ahead(ingest_work(job), options, gpus=0)
 
 
 def run_ingest(job: IngestJob, report: Callable[[Progress], None]) -> Summary:
@@ -111,7 +111,7 @@ def run_ingest(job: IngestJob, report: Callable[[Progress], None]) -> Summary:
         ValueError: the source does not exist or is empty, or the target is otherwise in use.
         DegrainError: the run had to stop; what is committed stays.
     """
-    return do_work(_ingest_work(job), report)
+    return do_work(ingest_work(job), report)
 
 
 def pack_photo(data: bytes, key: str, config: IngestConfig, *, room: Room | None = None) -> PhotoResult:
@@ -161,7 +161,8 @@ class IngestWorkerFactory:
         )
 
 
-def _ingest_work(job: IngestJob) -> Work:
+def ingest_work(job: IngestJob) -> Work:
+    """The life of the run that a job asks for; raises what `run_ingest` does of a wrong one."""
     source, target = open_both(job.source, job.target, keys=job.keys, where=job.where)
     workers = job.cluster.workers or os.cpu_count() or 1
     return Work(

@@ -114,6 +114,20 @@ class PackedReader:
             if following is not None:
                 yield from following.result()
 
+    def read_rows(self, place: str) -> pa.Table:
+        """All that a shard holds beside its photos.
+
+        Raises:
+            ObjectRefused: there is no such shard, or it is damaged.
+        """
+        shard = self._open(place)
+        if isinstance(shard, ObjectRefused):
+            raise shard
+        try:
+            return shard.file.read(columns=PACKED_SCHEMA.names[1:], use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(place, error) from error
+
     def _locate(self, photo: Placed) -> tuple[str, int | None]:
         """The shard and the row group that hold a photo; no row group where it is in none."""
         assert photo.place is not None, "a photo of a packed image set has a place"

@@ -40,6 +40,31 @@ class Status(StrEnum):
     UP_TO_DATE = "up_to_date"
 
 
+class Fault(StrEnum):
+    """In what an image set and its index can disagree. What is said of a photo names its key, and else an object."""
+
+    MISSING = "missing"
+    WRONG_SIZE = "wrong_size"
+    WRONG_BYTES = "wrong_bytes"
+    UNREADABLE = "unreadable"
+    UNDECODABLE = "undecodable"
+    WRONG_DIMENSIONS = "wrong_dimensions"
+    WRONG_ROW = "wrong_row"
+    MISSING_ROW = "missing_row"
+    DUPLICATE_ROW = "duplicate_row"
+    MISSING_SHARD = "missing_shard"
+    DAMAGED_SHARD = "damaged_shard"
+    MISSING_COMMIT = "missing_commit"
+    DAMAGED_COMMIT = "damaged_commit"
+    DAMAGED_PART = "damaged_part"
+    STRAY_PART = "stray_part"
+    WRONG_COUNTS = "wrong_counts"
+    DAMAGED_PLAN = "damaged_plan"
+    DAMAGED_RECORD = "damaged_record"
+    ORPHAN = "orphan"
+    LEFTOVER = "leftover"
+
+
 class Layout(StrEnum):
     """How an image set keeps its photos: one object each under the source's name, or packed into Parquet shards."""
 
@@ -72,6 +97,15 @@ class PlannedPhoto:
     etag: str
     attempt: int
     place: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something in an image set that is not as its index says. `key` is a photo's, or that of an object of the set."""
+
+    kind: Fault
+    key: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +289,16 @@ INDEX_SCHEMA = pa.schema(
         pa.field("write_s", pa.float32(), nullable=False),
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("finished_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
+FINDING_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("kind", "key", "detail")])
+
+DIFFERENCE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("psnr_db", pa.float64()),
+        pa.field("note", pa.string()),
     ]
 )
 

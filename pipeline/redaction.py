@@ -24,6 +24,11 @@ _PATTERNS = [
 ]
 
 
+def printable(text: str) -> str:
+    """A text that may be a stranger's, so that no terminal and no reader takes any of it for a command."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def without_password(url: str) -> str:
     """The URL without a user and a password, if it has them."""
     return _PASSWORD.sub(r"\1…@", url)

@@ -73,6 +73,8 @@ class Work:
         sample: process that share of what is to be done, drawn by the hash of the key, and at least one photo.
         retry_failed: process inputs again that were rejected before.
         max_rejected_fraction: fail as soon as more than this share of the planned photos is rejected.
+        distrusted: a file with `key` and `attempt` of photos that are done again, whatever their rows say: those that
+            an earlier attempt made.
         settings: for the record of the run: what repeats it.
     """
 
@@ -89,6 +91,7 @@ class Work:
     retry_failed: bool = False
     max_rejected_fraction: float = 1.0
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    distrusted: Path | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -340,7 +343,7 @@ def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
             folder / PLAN,
             options,
             pending=[run.plan for run in interrupted.resumed],
-            tainted=[run.plan for run in interrupted.superseded],
+            tainted=[*(run.plan for run in interrupted.superseded), *([work.distrusted] if work.distrusted else [])],
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import run
+from pipeline import run, survey
 from pipeline.cluster import ClusterConfig, ShardWorker
 from pipeline.imageset import ImageSet
 from pipeline.records import Receipt, ShardPlan
@@ -32,8 +32,9 @@ class Loop:
     @classmethod
     def instead_of_cluster(cls, monkeypatch: pytest.MonkeyPatch) -> "Loop":
         loop = cls()
-        monkeypatch.setattr(run, "connected", lambda _: nullcontext())
-        monkeypatch.setattr(run, "map_shards", loop)
+        for module in (run, survey):
+            monkeypatch.setattr(module, "connected", lambda _: nullcontext())
+            monkeypatch.setattr(module, "map_shards", loop)
         return loop
 
     def __call__(

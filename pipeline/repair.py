@@ -1,0 +1,335 @@
+"""`degrain verify --repair`: what is wrong in an image set is made again from its source, by the engine that made it.
+
+Nothing is deleted: what no row points to, or is damaged, is moved into the folder `removed` of the set. First the index
+and the commits are made right by each other, then photos are processed again, with the settings and the weights that
+the record of their run tells; then all is verified anew.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.database import in_batches, literal, open_database, scan
+from pipeline.errors import ImageSetError, ObjectRefused
+from pipeline.imageset import ImageSet
+from pipeline.ingest import IngestJob, ingest_work
+from pipeline.jobs import DenoiseJob, denoise_work
+from pipeline.packed import PackedReader
+from pipeline.records import DUPLICATE_OF, Fault, Layout, index_rows
+from pipeline.registry import FOLDER, read_weights, split_reference
+from pipeline.run import Progress, Work, do_work
+from pipeline.storage import open_store
+from pipeline.strict import build
+from pipeline.verify import BATCH, ORPHANS, Examined, Report, Verdict, VerifyJob, create_views, examined, run_verify
+
+COMMAND = "degrain verify --repair"
+
+OF_PHOTOS = (
+    Fault.MISSING,
+    Fault.WRONG_SIZE,
+    Fault.WRONG_BYTES,
+    Fault.UNREADABLE,
+    Fault.UNDECODABLE,
+    Fault.WRONG_DIMENSIONS,
+    Fault.WRONG_ROW,
+)
+OF_SHARDS = (Fault.MISSING_SHARD, Fault.DAMAGED_SHARD)
+OF_COMMITS = (Fault.MISSING_COMMIT, Fault.DAMAGED_COMMIT)
+OF_THE_INDEX = (Fault.DAMAGED_PART, Fault.DUPLICATE_ROW, Fault.DAMAGED_PLAN)
+OF_RUNS = (Fault.DAMAGED_PLAN, Fault.DAMAGED_RECORD)
+
+# Of the settings of a run: which photos, and what becomes of them; not how many of them, or by which machines.
+WHAT_DECIDES = {"weights", "layout", "keys", "where", "denoise", "ingest"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairJob:
+    """What `degrain verify --repair` is asked to do.
+
+    Attributes:
+        verify: which set.
+        weights: name, path or URL of the weights that made it, where they are no longer where they were.
+    """
+
+    verify: VerifyJob
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """What was found, what was done about it, and what is left to be found."""
+
+    before: Verdict
+    after: Verdict
+    processed: int
+    moved: int
+
+    def as_dict(self) -> dict[str, object]:
+        """As `--json` prints it: what is left, and beside it what was there and what was done."""
+        repaired = {"findings_before": self.before.findings, "processed": self.processed, "moved": self.moved}
+        return {**self.after.as_dict(), **repaired}
+
+
+def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], None]) -> Repaired:
+    """Verify an image set, make right what is wrong, and verify it again.
+
+    Raises:
+        ValueError: there is no image set, or it cannot be told how its photos were made; or a run of it was
+            interrupted, which must end first.
+        DegrainError: the repair had to stop; what is done stays, and the same call does the rest.
+    """
+    image_set = ImageSet(open_store(job.verify.target))
+    cluster = job.verify.cluster
+    with examined(image_set, cluster, report) as found:
+        before = found.verdict
+        if not before.findings:
+            return Repaired(before=before, after=before, processed=0, moved=0)
+        with image_set.leased(COMMAND):
+            moved = _repair_commits(found)
+            is_rebuilt = _repair_index(found)
+            moved += _set_aside(image_set, _keys(found, OF_RUNS))
+        if not is_rebuilt:
+            processed, more = _repair_photos(job, found, report_run)
+    if is_rebuilt:  # rows came back whose photos nobody has looked at
+        with examined(image_set, cluster, report) as found:
+            processed, more = _repair_photos(job, found, report_run)
+    with image_set.leased(COMMAND):
+        moved += more + _set_orphans_aside(image_set)
+    return Repaired(before=before, after=run_verify(job.verify, report), processed=processed, moved=moved)
+
+
+def _keys(found: Examined, kinds: Sequence[Fault]) -> Iterator[str]:
+    rows = found.database.sql(f"SELECT key {_of(found, kinds)} ORDER BY key").fetchall()
+    return (key for (key,) in rows)
+
+
+def _of(found: Examined, kinds: Sequence[Fault]) -> str:
+    names = ", ".join(literal(kind) for kind in kinds)
+    return f"FROM {scan(found.findings)} WHERE kind IN ({names})"
+
+
+def _repair_commits(found: Examined) -> int:
+    """Write commits that are lost or damaged again, from the index; returns how many it knows nothing of."""
+    image_set = found.image_set
+    rows = found.database.sql(
+        f"SELECT * REPLACE (NULL AS {DUPLICATE_OF}) FROM photos WHERE 'commits/' || shard || '.parquet' IN "
+        f"(SELECT key {_of(found, OF_COMMITS)}) ORDER BY shard, key"
+    )
+    restored = set()
+    for shard, of_shard in _by_shard(rows):
+        image_set.restore_commit(shard, of_shard)
+        restored.add(image_set.commit_key(shard))
+    return _set_aside(image_set, (key for key in _keys(found, [Fault.DAMAGED_COMMIT]) if key not in restored))
+
+
+def _by_shard(rows: duckdb.DuckDBPyRelation) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each shard, as they come sorted by it."""
+    waiting: list[pa.Table] = []
+    name: str | None = None
+    for batch in in_batches(rows, BATCH):
+        shards = batch["shard"].to_pylist()
+        start = 0
+        for shard, members in groupby(shards):
+            end = start + sum(1 for _ in members)
+            if shard != name and name is not None:
+                yield name, pa.concat_tables(waiting)
+                waiting = []
+            name = shard
+            waiting.append(index_rows(batch.slice(start, end - start)))
+            start = end
+    if name is not None:
+        yield name, pa.concat_tables(waiting)
+
+
+def _repair_index(found: Examined) -> bool:
+    """Make the index anew out of all commits, where it is damaged; returns whether it was.
+
+    By now every row of the sound parts has its commit.
+    """
+    image_set = found.image_set
+    is_rebuilt = any(kind in found.verdict.kinds for kind in OF_THE_INDEX)
+    others = (Fault.STRAY_PART, Fault.WRONG_COUNTS)
+    if is_rebuilt:
+        image_set.publish(found.manifest.run or "repair", sorted(image_set.committed_shards()), is_rebuilt=True)
+    elif any(kind in found.verdict.kinds for kind in others):
+        image_set.publish(found.manifest.run, [])
+    return is_rebuilt
+
+
+def _repair_photos(job: RepairJob, found: Examined, report: Callable[[Progress], None]) -> tuple[int, int]:
+    """Process again what is wrong; returns how many photos, and how many damaged shards were moved."""
+    database = found.database
+    # A packed shard with one bad photo in it is made anew as a whole: there are readers that know nothing of the index.
+    database.execute(
+        f"""
+        CREATE TEMP TABLE bad_shards AS
+            SELECT output_key AS place FROM photos SEMI JOIN (SELECT key {_of(found, OF_PHOTOS)}) USING (key)
+            WHERE output_key LIKE 'shards/%'
+            UNION SELECT key {_of(found, OF_SHARDS)};
+        CREATE TEMP TABLE wrong AS
+            SELECT key, attempts + 1 AS attempt, weights, parameters FROM photos
+            WHERE key IN (SELECT key {_of(found, OF_PHOTOS)}) OR output_key IN (SELECT place FROM bad_shards);
+        """
+    )
+    works = _works(job, found)
+    if works and found.verdict.interrupted:
+        raise ValueError(
+            f"a run of {found.image_set.store.url} was interrupted, and has {found.verdict.interrupted:,} photos to "
+            "do: run the same command again, and then repair"
+        )
+    processed = sum(_process(database, recipe, work, report) for recipe, work in works.items())
+    places = "CREATE TEMP TABLE kept AS SELECT DISTINCT output_key AS place"
+    with found.image_set.local_index() as parts:
+        database.execute(f"{places} FROM {scan(parts)}" if parts else f"{places} FROM photos WHERE false")
+    unused = database.sql("SELECT place FROM bad_shards ANTI JOIN kept USING (place) ORDER BY place").fetchall()
+    with found.image_set.leased(COMMAND):
+        return processed, _set_aside(found.image_set, (place for (place,) in unused))
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """Content hashes of what makes a photo."""
+
+    weights: str
+    parameters: str
+
+
+def _works(job: RepairJob, found: Examined) -> dict[_Recipe, Work]:
+    """What makes the photos of the table `wrong` again, by the recipe that made them.
+
+    A photo whose row is lost is done again; so is one to whose object no row points, if the source still has it.
+    """
+    records = _records(found.image_set)
+    newest = next(iter(records), None)
+    if newest is not None:
+        for keys in (list(_keys(found, [Fault.MISSING_ROW])), *_keys_of_orphans(found)):
+            found.database.register("lost", pa.table({"key": pa.array(keys, pa.string())}))
+            found.database.execute(
+                "INSERT INTO wrong SELECT key, 1, $weights, $parameters FROM lost ANTI JOIN photos USING (key)",
+                dataclasses.asdict(newest),
+            )
+    rows = found.database.sql("SELECT DISTINCT weights, parameters FROM wrong ORDER BY ALL").fetchall()
+    return {recipe: _work(job, found, recipe, records.get(recipe)) for recipe in (_Recipe(*row) for row in rows)}
+
+
+def _keys_of_orphans(found: Examined) -> Iterator[list[str]]:
+    """The keys of the photos that objects hold to which no row points, as far as they can be told."""
+    orphans = list(_keys(found, [Fault.ORPHAN]))
+    if found.manifest.layout == Layout.FILES:
+        yield [key.removeprefix("images/") for key in orphans if key.startswith("images/")]
+        return
+    reader = PackedReader(found.image_set.store)
+    for key in orphans:
+        if key.startswith("shards/"):
+            with suppress(ObjectRefused):  # it is no shard
+                yield reader.read_rows(key)["key"].to_pylist()
+
+
+def _records(image_set: ImageSet) -> dict[_Recipe, dict[str, Any]]:  # Any: JSON
+    """The settings of the last run with each recipe, the newest first."""
+    records: dict[_Recipe, dict[str, Any]] = {}
+    for run in reversed(image_set.record_keys()):
+        with suppress(ImageSetError):
+            record = image_set.read_record(run)
+            if isinstance(record.get("settings"), dict):
+                records.setdefault(_Recipe(str(record["weights"]), str(record["parameters"])), record["settings"])
+    return records
+
+
+def _work(job: RepairJob, found: Examined, recipe: _Recipe, settings: dict[str, Any] | None) -> Work:  # Any: JSON
+    """The work of the run that made photos, on the same source and target.
+
+    Raises:
+        ValueError: it cannot be told how they were made, or that cannot be repeated here.
+    """
+    url = found.image_set.store.url
+    if settings is None:
+        raise ValueError(
+            f"no record in {url}/runs tells how photos were made with the parameters {recipe.parameters}: process them "
+            "again by the command that made them"
+        )
+    kind: type[DenoiseJob | IngestJob] = IngestJob if "ingest" in settings else DenoiseJob
+    kept = {name: value for name, value in settings.items() if name in WHAT_DECIDES}
+    again = build(kind, {**kept, "source": found.manifest.source, "target": url})
+    again = dataclasses.replace(again, cluster=job.verify.cluster)
+    if isinstance(again, DenoiseJob):
+        again = dataclasses.replace(again, weights=job.weights or _by_hash(again.weights, recipe.weights))
+        if read_weights(again.weights)[1].sha256 != recipe.weights:
+            raise ValueError(
+                f"the weights {again.weights} are not those of the run, whose SHA-256 is {recipe.weights}: name those "
+                "by --weights"
+            )
+        work = denoise_work(again)
+    else:
+        work = ingest_work(again)
+    if work.header.parameters != recipe.parameters:
+        raise ValueError(
+            f"{url} was made with the parameters {recipe.parameters}, and this degrain makes {work.header.parameters} "
+            "of the same settings: repair it with the degrain that made it, or process all of it again"
+        )
+    return work
+
+
+def _by_hash(weights: str, sha256: str) -> str:
+    """A name in a registry may point elsewhere by now: there, the same weights are found by their hash."""
+    place = split_reference(weights)
+    return weights if place is None else f"{place[0]}/{FOLDER}/{sha256}"
+
+
+def _process(
+    database: duckdb.DuckDBPyConnection, recipe: _Recipe, work: Work, report: Callable[[Progress], None]
+) -> int:
+    """Do those photos of the table `wrong` again that the source still has; returns how many."""
+    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+        listed, listing, distrusted = (Path(name) / f"{each}.parquet" for each in ("listed", "listing", "distrusted"))
+        work.write_listing(listed)
+        database.execute(
+            "CREATE OR REPLACE TEMP TABLE wanted AS SELECT key, max(attempt) AS attempt FROM wrong "
+            "WHERE weights = $weights AND parameters = $parameters GROUP BY key",
+            dataclasses.asdict(recipe),
+        )
+        database.execute(f"COPY wanted TO {literal(str(distrusted))}")
+        found = f"SELECT listed.* FROM {scan([listed])} AS listed SEMI JOIN wanted USING (key)"
+        database.execute(f"COPY ({found}) TO {literal(str(listing))}")
+        photos = int(pq.read_metadata(listing).num_rows)
+        if not photos:
+            return 0
+
+        def write_listing(path: Path) -> int:
+            listing.replace(path)
+            return photos
+
+        summary = do_work(
+            dataclasses.replace(work, write_listing=write_listing, distrusted=distrusted, command=COMMAND), report
+        )
+        return sum(summary.outcomes.values())
+
+
+def _set_orphans_aside(image_set: ImageSet) -> int:
+    with (
+        tempfile.TemporaryDirectory(prefix="degrain-") as name,
+        open_database(Path(name)) as database,
+        image_set.local_index() as parts,
+    ):
+        create_views(database, image_set, parts, Path(name))
+        keys = [key for _, key, _ in database.sql(ORPHANS).fetchall()]
+    return _set_aside(image_set, keys)
+
+
+def _set_aside(image_set: ImageSet, keys: Iterable[str]) -> int:
+    """Move objects out of the way; returns how many could be."""
+    moved = 0
+    for key in keys:
+        with suppress(ObjectRefused):  # it is gone, or its name is none that may be used: then it is found again
+            image_set.set_aside(key)
+            moved += 1
+    return moved

@@ -1,0 +1,419 @@
+"""`degrain verify`: every object of an image set is read again, and held against what its index says.
+
+What lies where is compared in DuckDB, out of core; objects are read by the workers of a cluster. Nothing is written to
+the set: `repair` makes right what is found.
+"""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.check import DIGEST, CheckedCommit, CheckedPhoto, CheckWorkerFactory, findings_table
+from pipeline.cluster import ClusterConfig
+from pipeline.database import in_batches, open_database, scan
+from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused
+from pipeline.imageset import PARALLEL_PARTS, ImageSet, Manifest
+from pipeline.index import is_sorted
+from pipeline.planning import write_listing
+from pipeline.records import FINDING_SCHEMA, INDEX_SCHEMA, PLAN_SCHEMA, Fault, Finding, Layout, Outcome, PlannedPhoto
+from pipeline.redaction import printable
+from pipeline.storage import open_store, split_url
+from pipeline.survey import Seen, survey
+
+BATCH = 10_000  # rows of the index, or findings, that are held at a time
+SHOWN = 100  # findings that are told one by one
+Report = Callable[[int, int], None]  # of objects that were looked at, and of all that there are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyJob:
+    """What `degrain verify` is asked to do.
+
+    Attributes:
+        target: path or URL of an image set.
+        findings: path or URL of a Parquet file that is written, with all that was found.
+    """
+
+    target: str
+    findings: str | None = None
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was found: `kinds` counts all findings, and `first` are some of them.
+
+    `interrupted` photos are left to be done by runs that did not end: that is no fault.
+    """
+
+    target: str
+    objects: int
+    bytes_read: int
+    seconds: float
+    interrupted: int
+    kinds: dict[Fault, int]
+    first: tuple[Finding, ...]
+
+    @property
+    def findings(self) -> int:
+        return sum(self.kinds.values())
+
+    def as_dict(self) -> dict[str, object]:
+        """As `--json` prints it."""
+        return {
+            "target": self.target,
+            "objects": self.objects,
+            "bytes_read": self.bytes_read,
+            "seconds": self.seconds,
+            "interrupted": self.interrupted,
+            "findings": self.findings,
+            "kinds": {str(kind): count for kind, count in self.kinds.items()},
+            "first": [{"kind": each.kind, "key": each.key, "detail": each.detail} for each in self.first],
+        }
+
+
+def format_verdict(verdict: Verdict) -> str:
+    """Lines for a terminal."""
+    lines = [f"{each.kind:16}  {printable(each.key)}  {printable(each.detail)}" for each in verdict.first]
+    if verdict.findings > len(verdict.first):
+        lines.append(f"… and {verdict.findings - len(verdict.first):,} more: --findings FILE writes them all")
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in verdict.kinds.items())
+    read = f"{verdict.objects:,} objects, {verdict.bytes_read / 1e6:,.1f} MB in {verdict.seconds:,.1f} s"
+    lines.append(f"{read}: {kinds or 'nothing to report'}")
+    if verdict.interrupted:
+        lines.append(f"a run was interrupted, and has {verdict.interrupted:,} photos to do: run the same command again")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """An image set that was looked at, for as long as the context lasts.
+
+    Attributes:
+        database: with the views of `create_views`.
+        findings: Parquet files, of all that was found.
+    """
+
+    image_set: ImageSet
+    manifest: Manifest
+    database: duckdb.DuckDBPyConnection
+    findings: tuple[Path, ...]
+    verdict: Verdict
+
+
+def run_verify(job: VerifyJob, report: Report) -> Verdict:
+    """Read every object of an image set, and hold it against the index.
+
+    Raises:
+        ValueError: there is no image set.
+        DegrainError: it cannot be read.
+    """
+    with examined(ImageSet(open_store(job.target)), job.cluster, report) as found:
+        if job.findings is not None:
+            _export(found, job.findings)
+        return found.verdict
+
+
+@contextmanager
+def examined(image_set: ImageSet, cluster: ClusterConfig, report: Report) -> Iterator[Examined]:
+    """What `run_verify` does, with all that a repair needs to know."""
+    start = time.monotonic()
+    manifest = image_set.read_manifest()
+    if manifest is None:
+        raise ValueError(f"there is no image set at {image_set.store.url}")
+    with tempfile.TemporaryDirectory(prefix="degrain-") as name, open_database(Path(name)) as database:
+        folder = Path(name)
+        files = folder / "findings.parquet", folder / "findings-of-workers.parquet"
+        with _Notes(files[0]) as notes:
+            parts = _sound_parts(image_set, manifest, folder, notes)
+            create_views(database, image_set, parts, folder)
+            for run in image_set.unfinished_runs():
+                with notes.of_damage(Fault.DAMAGED_PLAN, image_set.plan_key(run)):
+                    image_set.read_plan(run)
+            _check_rows(database, manifest, parts, notes)
+            if len(parts) == len(manifest.index):  # or nobody knows what the rows of the others are
+                _check_counts(database, manifest, notes)
+                notes.add_rows(database.sql(ORPHANS))
+                _find_lost_rows(database, image_set, folder, notes)
+            notes.add_rows(database.sql(MISSING_COMMITS))
+            for run, key in image_set.record_keys().items():
+                with notes.of_damage(Fault.DAMAGED_RECORD, key):
+                    image_set.read_record(run)
+            for left in image_set.list_leftovers():
+                notes.add(Finding(Fault.LEFTOVER, left.key, f"an unfinished write of {left.size_bytes:,} bytes"))
+        seen = _survey(database, image_set, manifest, cluster, path=files[1], report=report)
+        kinds, first = _count(files)
+        verdict = Verdict(
+            target=image_set.store.url,
+            objects=seen.objects,
+            bytes_read=seen.bytes_read,
+            seconds=round(time.monotonic() - start, 3),
+            interrupted=_number(database, "FROM pending WHERE NOT is_committed"),
+            kinds=kinds,
+            first=first,
+        )
+        yield Examined(image_set=image_set, manifest=manifest, database=database, findings=files, verdict=verdict)
+
+
+# No row points to them, no run is to come back for them, and they are no packed shard whose photos all changed since.
+ORPHANS = f"""
+    SELECT '{Fault.ORPHAN}' AS kind, key, 'no row of the index points to it' AS detail FROM payload
+    ANTI JOIN photos ON payload.key = photos.output_key
+    ANTI JOIN pending ON payload.key = pending.object_key
+    ANTI JOIN pending AS packed ON payload.key = packed.shard_key
+    ANTI JOIN commits ON payload.key = 'shards/' || commits.shard || '.parquet'
+    WHERE NOT regexp_matches(key, '(^|/)[.][^/]*$')
+"""
+
+MISSING_COMMITS = f"""
+    SELECT '{Fault.MISSING_COMMIT}' AS kind, 'commits/' || shard || '.parquet' AS key,
+        'the index has ' || rows || ' rows of it' AS detail
+    FROM shards ANTI JOIN commits USING (shard)
+"""
+
+
+def create_views(
+    database: duckdb.DuckDBPyConnection,
+    image_set: ImageSet,
+    parts: Sequence[Path],
+    folder: Path,
+) -> None:
+    """Make the views `photos` (rows of the index), `shards` (what the index has of each), `payload`, `commits` (what
+    lies in the set) and `pending` (what runs that did not end have planned).
+
+    Args:
+        parts: local files of the index.
+        folder: where other files are written.
+    """
+    nothing = folder / "no-rows.parquet"
+    pq.write_table(INDEX_SCHEMA.empty_table(), nothing)
+    database.execute(f"CREATE VIEW photos AS FROM {scan([*parts, nothing])}")
+    database.execute(
+        f"CREATE TABLE shards AS SELECT shard, count(*) AS rows, {DIGEST} AS digest FROM photos GROUP BY shard"
+    )
+    for name, objects in (("payload", image_set.list_payload()), ("commits", image_set.list_commits())):
+        path = folder / f"{name}.parquet"
+        write_listing(objects, path)
+        shard = "regexp_extract(key, '([^/]*)[.]parquet$', 1)"
+        database.execute(f"CREATE TABLE {name} AS SELECT *, {shard} AS shard FROM {scan([path])}")
+    plans = [*_plans_of_unfinished(image_set, folder)]
+    empty_plan = folder / "no-plan.parquet"
+    pq.write_table(PLAN_SCHEMA.empty_table(), empty_plan)
+    database.execute(
+        "CREATE TABLE pending AS SELECT 'images/' || key AS object_key, 'shards/' || shard || '.parquet' AS shard_key, "
+        f"shard IN (SELECT shard FROM commits) AS is_committed FROM {scan([*plans, empty_plan])}"
+    )
+
+
+class _Notes:
+    """Findings on their way into a file, some at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, FINDING_SCHEMA, compression="zstd")
+        self._waiting: list[Finding] = []
+
+    def __enter__(self) -> "_Notes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, finding: Finding) -> None:
+        self._waiting.append(finding)
+        if len(self._waiting) == BATCH:
+            self._flush()
+
+    def add_rows(self, rows: duckdb.DuckDBPyRelation) -> None:
+        for batch in in_batches(rows, BATCH):
+            self._writer.write_table(batch.cast(FINDING_SCHEMA))
+
+    @contextmanager
+    def of_damage(self, kind: Fault, key: str) -> Iterator[None]:
+        """An object that is found to be damaged inside is a finding."""
+        try:
+            yield
+        except ImageSetError as error:
+            self.add(Finding(kind, key, str(error)))
+
+    def _flush(self) -> None:
+        self._writer.write_table(findings_table(self._waiting))
+        self._waiting = []
+
+
+def _sound_parts(image_set: ImageSet, manifest: Manifest, folder: Path, notes: _Notes) -> list[Path]:
+    """The parts of the published index that are as they were published, as local files."""
+    paths = []
+    with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+        fetch = partial(_fetch_part, image_set, folder)
+        for (number, key), reason in zip(
+            enumerate(manifest.index), pool.map(fetch, range(len(manifest.index)), manifest.index), strict=True
+        ):
+            if reason is None:
+                paths.append(_part_path(folder, number))
+            else:
+                notes.add(Finding(Fault.DAMAGED_PART, key, reason))
+    for listed in image_set.list_parts():
+        if listed.key not in manifest.index and not listed.key.rpartition("/")[2].startswith("."):
+            notes.add(Finding(Fault.STRAY_PART, listed.key, "the manifest does not name it"))
+    return paths
+
+
+def _part_path(folder: Path, number: int) -> Path:
+    return folder / f"part-{number}.parquet"
+
+
+def _fetch_part(image_set: ImageSet, folder: Path, number: int, key: str) -> str | None:
+    """Copy a part of the index to the folder; why it is not as it was published, or None."""
+    try:
+        data = image_set.store.read(key)
+    except ObjectRefused as error:
+        return str(error)
+    if not key.endswith(f"-{sha256(data).hexdigest()[:8]}.parquet"):
+        return "its bytes are not those that its name tells of"
+    _part_path(folder, number).write_bytes(data)
+    return None
+
+
+def _plans_of_unfinished(image_set: ImageSet, folder: Path) -> Iterator[Path]:
+    for run in image_set.unfinished_runs():
+        with suppress(ImageSetError):
+            path = folder / f"plan-{run}.parquet"
+            path.write_bytes(image_set.read_plan(run))
+            yield path
+
+
+def _find_lost_rows(database: duckdb.DuckDBPyConnection, image_set: ImageSet, folder: Path, notes: _Notes) -> None:
+    """Whether every photo that a finished run had planned has a row."""
+    path = folder / "finished.parquet"
+    for run in image_set.record_keys():
+        with suppress(ImageSetError):
+            if "settings" not in image_set.read_record(run):  # it was superseded, and never finished
+                continue
+        with notes.of_damage(Fault.DAMAGED_PLAN, image_set.plan_key(run)), suppress(ObjectMissing):
+            path.write_bytes(image_set.read_plan(run))
+            notes.add_rows(
+                database.sql(
+                    f"SELECT '{Fault.MISSING_ROW}' AS kind, key, 'a run has planned it, and it has no row' AS detail "
+                    f"FROM {scan([path])} ANTI JOIN photos USING (key)"
+                )
+            )
+
+
+def _check_rows(database: duckdb.DuckDBPyConnection, manifest: Manifest, parts: Sequence[Path], notes: _Notes) -> None:
+    """Whether every key has one row, and each row tells of itself what is possible."""
+    expected = "'images/' || key" if manifest.layout == Layout.FILES else "'shards/' || shard || '.parquet'"
+    outcomes = ", ".join(f"'{outcome}'" for outcome in Outcome)
+    notes.add_rows(
+        database.sql(
+            f"""
+            SELECT '{Fault.WRONG_ROW}' AS kind, key, detail FROM (
+                SELECT key, CASE
+                    WHEN key = '' THEN 'it has no key'
+                    WHEN outcome NOT IN ({outcomes}) THEN 'its outcome is ' || outcome
+                    WHEN outcome IN ('{Outcome.REJECTED}', '{Outcome.SKIPPED}') THEN
+                        if(output_key IS NULL, NULL, 'it is ' || outcome || ', and points to ' || output_key)
+                    WHEN output_key IS NULL OR output_size_bytes IS NULL OR output_sha256 IS NULL THEN
+                        'it is ' || outcome || ', and does not say what its object is'
+                    WHEN output_key <> {expected} THEN 'it points to ' || output_key
+                    WHEN outcome = '{Outcome.UNTOUCHED}' AND output_sha256 IS DISTINCT FROM source_sha256 THEN
+                        'it is untouched, and its bytes are others than those of the source'
+                    END AS detail
+                FROM photos
+            ) WHERE detail IS NOT NULL
+            """
+        )
+    )
+    if not is_sorted(parts):
+        notes.add_rows(
+            database.sql(
+                f"SELECT '{Fault.DUPLICATE_ROW}' AS kind, key, count(*) || ' rows have this key' AS detail "
+                "FROM photos GROUP BY key HAVING count(*) > 1 ORDER BY key"
+            )
+        )
+
+
+def _check_counts(database: duckdb.DuckDBPyConnection, manifest: Manifest, notes: _Notes) -> None:
+    counted = dict(database.sql("SELECT outcome, count(*) FROM photos GROUP BY outcome").fetchall())
+    for outcome in sorted({*counted, *map(str, manifest.counts)}):
+        told = manifest.counts.get(outcome, 0)
+        if told != counted.get(outcome, 0):
+            detail = f"it tells of {told:,} {outcome} photos, and the index has {counted.get(outcome, 0):,}"
+            notes.add(Finding(Fault.WRONG_COUNTS, "manifest.json", detail))
+
+
+def _survey(
+    database: duckdb.DuckDBPyConnection,
+    image_set: ImageSet,
+    manifest: Manifest,
+    cluster: ClusterConfig,
+    *,
+    path: Path,
+    report: Report,
+) -> Seen:
+    known = "output_key IS NOT NULL AND output_size_bytes IS NOT NULL AND output_sha256 IS NOT NULL AND key <> ''"
+    total = _number(database, f"FROM photos WHERE {known}") + _number(database, "FROM commits")
+
+    def everything() -> Iterator[PlannedPhoto]:
+        is_packed = manifest.layout == Layout.PACKED
+        place = "output_key" if is_packed else "NULL"
+        photos = f"""
+            SELECT key, output_size_bytes AS size_bytes, output_sha256 AS etag, attempts AS attempt, {place} AS place,
+                output_width_px AS width_px, output_height_px AS height_px,
+                output_sha256 IS NOT DISTINCT FROM source_sha256 AS is_copy
+            FROM photos WHERE {known} ORDER BY {"output_key, key" if is_packed else "key"}
+            """
+        for batch in in_batches(database.sql(photos), BATCH):
+            yield from (CheckedPhoto(**row) for row in batch.to_pylist())
+        commits = """
+            SELECT key, size_bytes, etag, 1 AS attempt, NULL AS place,
+                coalesce(rows, 0) AS rows, coalesce(digest, 0) AS digest
+            FROM commits LEFT JOIN shards USING (shard) ORDER BY key
+            """
+        for batch in in_batches(database.sql(commits), BATCH):
+            yield from (CheckedCommit(**row) for row in batch.to_pylist())
+
+    factory = CheckWorkerFactory(target=image_set.store.url)
+    return survey(
+        everything(), factory, cluster, path=path, schema=FINDING_SCHEMA, report=lambda seen: report(seen, total)
+    )
+
+
+def _number(database: duckdb.DuckDBPyConnection, rows: str) -> int:
+    return int(database.sql(f"SELECT count(*) {rows}").fetchall()[0][0])
+
+
+def _count(files: Sequence[Path]) -> tuple[dict[Fault, int], tuple[Finding, ...]]:
+    """How many findings there are of each kind, and the first of them."""
+    kinds, first = Counter[Fault](), list[Finding]()
+    for batch in _batches(files):
+        kinds.update(Fault(kind) for kind in batch["kind"].to_pylist())
+        first += [Finding(Fault(row["kind"]), row["key"], row["detail"]) for row in batch.slice(0, SHOWN).to_pylist()]
+    return dict(sorted(kinds.items())), tuple(first[:SHOWN])
+
+
+def _export(found: Examined, url: str) -> None:
+    path = found.findings[0].with_name("all-findings.parquet")
+    with pq.ParquetWriter(path, FINDING_SCHEMA, compression="zstd") as writer:
+        for batch in _batches(found.findings):
+            writer.write_batch(batch)
+    root, key = split_url(url)
+    store = open_store(root)
+    store.write(key, path.read_bytes())
+    store.close()
+
+
+def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    for path in files:
+        yield from pq.ParquetFile(path).iter_batches(BATCH)

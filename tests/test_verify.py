@@ -1,0 +1,433 @@
+"""Image sets that are damaged in every way that we know of: each is found, named, and made right again."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import degrain
+from loop import Killed, Loop, index_of, photos_of
+from photos import saved, scene, write_archive
+
+from flows.cli import main
+from model.weights import dump_weights
+from pipeline import check
+from pipeline.denoise import DenoiseConfig
+from pipeline.errors import ImageSetError
+from pipeline.ingest import IngestConfig, IngestJob, run_ingest
+from pipeline.jobs import DenoiseJob, run_denoise
+from pipeline.records import Fault, Layout
+from pipeline.registry import read_weights
+from pipeline.repair import Repaired, RepairJob, run_repair
+from pipeline.storage import Store, open_store
+from pipeline.verify import Verdict, VerifyJob, run_verify
+
+
+def silent(*_: object) -> None:
+    """Nobody watches."""
+
+
+def verify(target: str | Path) -> Verdict:
+    return run_verify(VerifyJob(target=str(target)), silent)
+
+
+def repair(target: str | Path, **options: str) -> Repaired:
+    return run_repair(RepairJob(verify=VerifyJob(target=str(target)), **options), silent, silent)
+
+
+def found(target: str | Path) -> list[tuple[Fault, str]]:
+    return [(finding.kind, finding.key) for finding in verify(target).first]
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    return Loop.instead_of_cluster(monkeypatch)
+
+
+def write_photos(folder: Path, count: int = 4) -> None:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.png").write_bytes(saved(scene(seed=number, side_px=32), "PNG"))
+
+
+def make_set(kind: str, folder: Path, url: str) -> str:
+    """An image set of four photos."""
+    write_photos(folder / "source")
+    if kind == "ingest":
+        job = IngestJob(source=str(folder / "source"), target=url, ingest=IngestConfig(resize_px=16))
+        run_ingest(job, silent)
+    else:
+        layout = Layout.PACKED if kind == "packed" else Layout.FILES
+        run_denoise(DenoiseJob(source=str(folder / "source"), target=url, layout=layout), silent)
+    return url
+
+
+@pytest.fixture(params=["packed", "ingest", "seaweed"])
+def target(request: pytest.FixtureRequest, loop: Loop, tmp_path: Path) -> str:
+    """Packed by either verb, and in a bucket of a real S3 server."""
+    url = request.getfixturevalue("seaweed_url") if request.param == "seaweed" else str(tmp_path / "target")
+    return make_set(request.param, tmp_path, url)
+
+
+@pytest.fixture
+def folder(loop: Loop, tmp_path: Path) -> Path:
+    return Path(make_set("files", tmp_path, str(tmp_path / "target")))
+
+
+def keys(store: Store, folder: str) -> list[str]:
+    return sorted(listed.key for listed in store.list(folder))
+
+
+def payload(store: Store) -> list[str]:
+    return keys(store, "images") + keys(store, "shards")
+
+
+def change(store: Store, key: str, how: Callable[[bytes], bytes]) -> None:
+    store.write(key, how(store.read(key)))
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    return {key: store.read(key) for key in payload(store)}
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit in the middle is another."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def delete_one(store: Store) -> None:
+    store.delete(payload(store)[0])
+
+
+def truncate_one(store: Store) -> None:
+    change(store, payload(store)[1], lambda data: data[:-20])
+
+
+def flip_one(store: Store) -> None:
+    change(store, payload(store)[2], flipped)
+
+
+def swap_two(store: Store) -> None:
+    first, second = payload(store)[:2]
+    one, other = store.read(first), store.read(second)
+    store.write(first, other)
+    store.write(second, one)
+
+
+def add_strangers(store: Store) -> None:
+    store.write("images/stranger.png", b"nobody knows me")
+    store.write("shards/stranger.parquet", b"nor this")
+
+
+def delete_part(store: Store) -> None:
+    store.delete(keys(store, "index")[0])
+
+
+def flip_part(store: Store) -> None:
+    change(store, keys(store, "index")[0], flipped)
+
+
+def add_part(store: Store) -> None:
+    store.write("index/part-old-00000-00000000.parquet", store.read(keys(store, "index")[0]))
+
+
+def delete_commit(store: Store) -> None:
+    store.delete(keys(store, "commits")[0])
+
+
+def truncate_commit(store: Store) -> None:
+    change(store, keys(store, "commits")[1], lambda data: data[:-9])
+
+
+def flip_commit(store: Store) -> None:
+    change(store, keys(store, "commits")[2], lambda data: flipped(data[:200]) + data[200:])  # among its rows
+
+
+def exchange_commits(store: Store) -> None:
+    first, second = keys(store, "commits")[:2]
+    store.write(first, store.read(second))
+
+
+def miscount(store: Store) -> None:
+    change(store, "manifest.json", lambda data: data.replace(b": 4", b": 5"))
+
+
+def damage_record(store: Store) -> None:
+    change(store, keys(store, "runs")[0], lambda data: data[:-9])
+
+
+def add_leftover(store: Store) -> None:
+    folder = Path(store.url) / ".degrain-tmp"
+    folder.mkdir(exist_ok=True)
+    (folder / "f3a1").write_bytes(b"half a ph")
+
+
+def damage_photos(store: Store) -> None:
+    for damage in (delete_one, truncate_one, flip_one):
+        damage(store)
+
+
+def damage_commits(store: Store) -> None:
+    for damage in (delete_commit, truncate_commit, flip_commit):
+        damage(store)
+
+
+def lose_much(store: Store) -> None:
+    for damage in (damage_photos, add_strangers, flip_part, damage_commits):
+        damage(store)
+
+
+DAMAGES = {
+    damage_photos: {Fault.MISSING, Fault.WRONG_SIZE, Fault.WRONG_BYTES},
+    swap_two: {Fault.WRONG_SIZE},
+    add_strangers: {Fault.ORPHAN},
+    delete_part: {Fault.DAMAGED_PART},
+    flip_part: {Fault.DAMAGED_PART},
+    add_part: {Fault.STRAY_PART},
+    damage_commits: {Fault.MISSING_COMMIT, Fault.DAMAGED_COMMIT},
+    exchange_commits: {Fault.DAMAGED_COMMIT},
+    miscount: {Fault.WRONG_COUNTS},
+    damage_record: {Fault.DAMAGED_RECORD},
+    add_leftover: {Fault.LEFTOVER},
+}
+
+
+def test_a_sound_set_gives_nothing_to_report(target: str) -> None:
+    verdict = verify(target)
+
+    assert (verdict.first, verdict.kinds, verdict.interrupted) == ((), {}, 0)
+    assert verdict.objects == 8  # photos and commits
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda each: each.__name__)
+def test_damage_is_named_and_made_right(folder: Path, damage: Callable[[Store], None]) -> None:
+    store = open_store(str(folder))
+    before = contents(store)
+    damage(store)
+
+    repaired = repair(folder)
+
+    assert set(repaired.before.kinds) == DAMAGES[damage]
+    assert (repaired.after.first, contents(store)) == ((), before)
+
+
+@pytest.mark.parametrize("damage", [damage_photos, lose_much], ids=lambda each: each.__name__)
+def test_a_set_of_any_kind_ends_as_it_was_and_plain_readers_find_no_damage(
+    target: str, damage: Callable[[Store], None]
+) -> None:
+    store = open_store(target)
+    before = contents(store)
+    damage(store)
+
+    repaired = repair(target)
+
+    assert repaired.before.findings
+    assert repaired.after.first == ()
+    after = contents(store)
+    assert after == before or [key for key in after if key.startswith("images/")] == []
+    for key, data in after.items():
+        if key.startswith("shards/"):
+            assert len(pq.read_table(pa.BufferReader(data)))
+    assert len(photos_with_rows(store)) == 4
+
+
+def photos_with_rows(store: Store) -> dict[str, dict]:
+    parts = json.loads(store.read("manifest.json"))["index"]
+    rows = [row for part in parts for row in pq.read_table(pa.BufferReader(store.read(part))).to_pylist()]
+    return {row["key"]: row for row in rows if row["output_key"] in payload(store)}
+
+
+def test_a_photo_that_was_planned_and_has_no_row_is_found_and_done(folder: Path) -> None:
+    (row_of_0,) = pq.read_table(folder / "index", filters=[("key", "=", "0.png")]).to_pylist()
+    delete_part(store := open_store(str(folder)))
+    store.delete(f"commits/{row_of_0['shard']}.parquet")
+    store.delete("images/0.png")
+
+    repaired = repair(folder)
+
+    assert (repaired.processed, repaired.after.kinds, len(photos_of(folder))) == (1, {}, 4)
+
+
+def test_what_is_moved_is_not_lost(folder: Path) -> None:
+    add_strangers(open_store(str(folder)))
+
+    repair(folder)
+
+    assert (folder / "removed/images/stranger.png").read_bytes() == b"nobody knows me"
+
+
+def test_only_what_is_wrong_is_processed_again_and_new_photos_wait(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "source/new.png").write_bytes(saved(scene(seed=9, side_px=32), "PNG"))
+    delete_one(open_store(str(folder)))
+
+    assert repair(folder).processed == 1
+    assert {key: row["attempts"] for key, row in index_of(folder).items()} == {
+        "0.png": 2, "1.png": 1, "2.png": 1, "3.png": 1
+    }  # fmt: skip
+
+
+def test_a_photo_is_made_again_by_the_settings_that_made_it_whatever_came_later(loop: Loop, tmp_path: Path) -> None:
+    write_photos(tmp_path / "source")
+    job = DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"))
+    run_denoise(dataclasses.replace(job, denoise=DenoiseConfig(strength=0.5)), silent)
+    run_denoise(dataclasses.replace(job, denoise=DenoiseConfig(strength=0.25), limit=1), silent)
+    before = photos_of(job.target)
+    damage_photos(open_store(job.target))
+
+    repaired = repair(job.target)
+
+    assert (repaired.processed, repaired.after.kinds) == (3, {})
+    assert photos_of(job.target) == before
+
+
+def test_weights_that_are_gone_are_asked_for(loop: Loop, tmp_path: Path) -> None:
+    _, weights = read_weights("photo")
+    other = dump_weights(weights.network(), dataclasses.replace(weights.card, noise="other"))
+    (tmp_path / "other.safetensors").write_bytes(other)
+    write_photos(tmp_path / "source")
+    job = DenoiseJob(
+        source=str(tmp_path / "source"), target=str(tmp_path / "target"), weights=str(tmp_path / "other.safetensors")
+    )
+    run_denoise(job, silent)
+    delete_one(open_store(job.target))
+    (tmp_path / "other.safetensors").rename(tmp_path / "moved.safetensors")
+
+    with pytest.raises(ValueError, match=r"there are no weights at .*other\.safetensors"):
+        repair(job.target)
+    with pytest.raises(ValueError, match=r"the weights photo are not those of the run, whose SHA-256 is .*--weights"):
+        repair(job.target, weights="photo")
+
+    assert repair(job.target, weights=str(tmp_path / "moved.safetensors")).after.kinds == {}
+
+
+def test_a_photo_whose_source_is_gone_stays_a_finding(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "source/0.png").unlink()
+    delete_one(open_store(str(folder)))
+
+    repaired = repair(folder)
+
+    assert (repaired.processed, repaired.after.kinds) == (0, {Fault.MISSING: 1})
+    assert repaired.after.first[0].key == "0.png"
+
+
+def test_a_result_that_its_photo_outlived_is_moved_and_not_lost(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "source/0.png").write_bytes(b"")
+    run_denoise(DenoiseJob(source=str(tmp_path / "source"), target=str(folder)), silent)
+    assert found(folder) == [(Fault.ORPHAN, "images/0.png")]
+
+    assert repair(folder).after.kinds == {}
+    assert (folder / "removed/images/0.png").exists()
+
+
+def test_what_an_interrupted_run_wrote_is_no_fault_and_is_left_to_it(loop: Loop, tmp_path: Path) -> None:
+    write_photos(tmp_path / "source")
+    job = DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"))
+    run_denoise(dataclasses.replace(job, limit=1), silent)
+    loop.dies_after, loop.dies_before_commit = loop.shards + 1, True
+    with pytest.raises(Killed):
+        run_denoise(job, silent)
+    loop.dies_after = 10**9
+
+    assert (found(job.target), verify(job.target).interrupted) == ([], 2)
+    delete_one(open_store(job.target))
+    with pytest.raises(ValueError, match="was interrupted, and has 2 photos to do: run the same command again"):
+        repair(job.target)
+
+    run_denoise(job, silent)
+    assert repair(job.target).after.kinds == {}
+
+
+@pytest.mark.parametrize("damage", [truncate_commit, delete_one], ids=lambda each: each.__name__)
+def test_a_run_that_damage_stopped_goes_on_after_a_repair(
+    loop: Loop, tmp_path: Path, damage: Callable[[Store], None]
+) -> None:
+    write_photos(tmp_path / "source")
+    job = DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"))
+    loop.dies_after = 3
+    with pytest.raises(Killed):
+        run_denoise(job, silent)
+    loop.dies_after = 10**9
+    damage(open_store(job.target))
+    if damage is truncate_commit:
+        with pytest.raises(ImageSetError):
+            run_denoise(job, silent)
+        repair(job.target)
+
+    run_denoise(job, silent)
+
+    assert repair(job.target).after.kinds == {}
+    assert len(photos_of(job.target)) == 4
+
+
+def test_packed_photos_that_changed_since_leave_a_shard_that_is_no_fault(loop: Loop, tmp_path: Path) -> None:
+    write_photos(tmp_path / "source")
+    job = IngestJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"))
+    run_ingest(job, silent)
+    (tmp_path / "source/1.png").write_bytes(saved(scene(seed=11, side_px=32), "PNG"))
+    run_ingest(job, silent)
+
+    assert found(job.target) == []
+
+
+def test_an_archive_with_everything_in_it_is_sound(loop: Loop, tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    for layout in Layout:
+        job = DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / layout), layout=layout)
+        run_denoise(job, silent)
+
+        assert found(job.target) == []
+
+
+def test_a_photo_that_memory_should_not_hold_is_checked_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr(check, "PART_BYTES", 1000)
+    assert found(folder) == []
+
+    damage_photos(open_store(str(folder)))
+
+    assert [kind for kind, _ in found(folder)] == [Fault.MISSING, Fault.WRONG_SIZE, Fault.WRONG_BYTES]
+
+
+def test_all_findings_are_written_where_they_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    damage_photos(open_store(str(folder)))
+
+    verdict = run_verify(VerifyJob(target=str(folder), findings=str(tmp_path / "findings.parquet")), silent)
+
+    rows = pq.read_table(tmp_path / "findings.parquet").to_pylist()
+    assert [row["kind"] for row in rows] == [finding.kind for finding in verdict.first]
+    assert [row["key"] for row in rows] == ["0.png", "2.png", "3.png"]
+
+
+def test_what_is_no_image_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no image set at"):
+        verify(tmp_path)
+
+
+def test_the_command_says_what_is_wrong_and_ends_with_1_until_it_is_repaired(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "images/2.png").unlink()
+
+    first = degrain("verify", folder)
+    repaired, again = (main(["verify", str(folder), *options]) for options in (["--repair"], ["--json"]))
+
+    assert (first.returncode, repaired, again) == (1, 0, 0)
+    assert "missing           2.png" in first.stdout
+    said = capsys.readouterr().out
+    assert "1 findings: 1 photos processed again, 0 objects moved" in said
+    assert json.loads(said.splitlines()[-1])["findings"] == 0
+
+
+def test_a_name_that_nobody_may_use_is_shown_harmlessly_and_left_to_a_person(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "images/\x1b[31mred.png").write_bytes(b"a name that would colour the terminal")
+
+    assert main(["verify", str(folder), "--repair"]) == 1
+
+    assert "\x1b" not in (said := capsys.readouterr().out)
+    assert "images/\\x1b[31mred.png" in said
