@@ -145,7 +145,7 @@ def _read(
     store: Store, rows: Sequence[dict[str, Any]], packed: ImageSet | None, *, column: str = "key"
 ) -> dict[str, bytes]:  # Any: the columns of the index
     """The bytes of the rows' photos by the rows' keys, from a packed set or from objects of their own."""
-    places = {} if packed is None else _places(packed, [row["key"] for row in rows])
+    places = {} if packed is None else find_places(packed, [row["key"] for row in rows])
     photos = {}
     for row in rows:
         key = row["key"] if packed is not None else row[column]
@@ -156,7 +156,8 @@ def _read(
     return photos
 
 
-def _places(packed: ImageSet, keys: Sequence[str]) -> dict[str, str]:
+def find_places(packed: ImageSet, keys: Sequence[str]) -> dict[str, str]:
+    """In which shards of a packed image set the photos of these keys lie."""
     with (
         packed.local_index() as parts,
         tempfile.TemporaryDirectory(prefix="degrain-") as name,

@@ -29,6 +29,7 @@ __all__ = [
     "inspect",
     "promised_format",
     "shrink",
+    "upright",
 ]
 
 
@@ -233,21 +234,35 @@ def shrink(data: bytes, header: Header, *, side_px: int) -> Small:
         PhotoRejected: the picture is damaged or incomplete.
         ValueError: `can_shrink` says no.
     """
+    photo = upright(data, header)
+    scale = min(1.0, side_px / min(photo.size))
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    profile = photo.info["icc_profile"]
+    if size != photo.size:
+        photo = photo.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG", compress_level=SMALL_PNG_LEVEL, icc_profile=profile)
+    return Small(buffer.getvalue(), *size)
+
+
+def upright(data: bytes, header: Header) -> Image.Image:
+    """A photo as a person looks at it, RGB or gray in 8 bits; its `info` holds the colour profile, or None.
+
+    Raises:
+        PhotoRejected: the picture is damaged or incomplete.
+        ValueError: `can_shrink` says no.
+    """
     if not can_shrink(header):
-        raise ValueError(f"a {_display(header.format)} of mode {header.mode} and {header.bit_depth} bits is not shrunk")
+        raise ValueError(f"a {_display(header.format)} of mode {header.mode} and {header.bit_depth} bits is not shown")
     colour = CONTAINERS[header.format].decode(data).colour
     if colour.dtype == np.uint16:
         colour = ((colour.astype(np.uint32) + 128) // 257).astype(np.uint8)
     photo = Image.fromarray(np.ascontiguousarray(colour))
+    profile = _colour_profile(data, header.mode)
     if header.orientation in UPRIGHT:
         photo = photo.transpose(UPRIGHT[header.orientation])
-    scale = min(1.0, side_px / min(photo.size))
-    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-    if size != photo.size:
-        photo = photo.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    photo.save(buffer, "PNG", compress_level=SMALL_PNG_LEVEL, icc_profile=_colour_profile(data, header.mode))
-    return Small(buffer.getvalue(), *size)
+    photo.info["icc_profile"] = profile
+    return photo
 
 
 def to_png(photo_HWC: NDArray[np.uint8]) -> bytes:
