@@ -20,6 +20,7 @@ from flows.ingest import ingest
 from flows.janitor import janitor
 from flows.nightly import nightly
 from flows.retrain import retrain
+from flows.stages import TARGET_LIMIT
 from flows.train import train
 
 DEPLOYMENT = "degrain"
@@ -63,6 +64,9 @@ def take_up_lost_runs() -> list[str]:
     at_work = {"any_": [StateType.RUNNING, StateType.PENDING, StateType.PAUSED, StateType.CANCELLING]}
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"state": {"type": at_work}}))
+        for limit in client.read_global_concurrency_limits(limit=200):
+            if limit.name.startswith(TARGET_LIMIT) and limit.active_slots:  # held by a process that is gone
+                client.delete_global_concurrency_limit_by_name(limit.name)
         for run in runs:
             state: State[Any] = Cancelled() if run.state_type == StateType.CANCELLING else AwaitingRetry()
             client.set_flow_run_state(run.id, state, force=True)

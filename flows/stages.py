@@ -30,6 +30,7 @@ from pipeline.events import Event, parse_event
 PROGRESS_INTERVAL_S = 2.0
 RETRY_DELAYS_S = [10.0, 60.0, 120.0]  # in all, longer than a lost run holds its lease on the target
 EXIT_CALL = 2
+TARGET_LIMIT = "degrain-target-"  # names of concurrency limits begin with it
 WRITING_VERBS = ("denoise", "ingest")
 
 
@@ -147,7 +148,7 @@ def _ray_jobs(ray: RaySettings) -> Iterator[RayJobs]:
 @contextmanager
 def _alone_on(target: str) -> Iterator[None]:
     """One stage at a time writes to a target: the others wait, and the UI shows for what under concurrency limits."""
-    limit = f"degrain-target-{sha256(target.rstrip('/').encode()).hexdigest()[:12]}"
+    limit = f"{TARGET_LIMIT}{sha256(target.rstrip('/').encode()).hexdigest()[:12]}"
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(limit, 1)
     with concurrency(limit, occupy=1, lease_duration=60):
