@@ -145,8 +145,8 @@ def format_markdown(rows: Sequence[Row]) -> str:
         lines.append(
             [
                 trial,
-                f"{mean.noisy_psnr_db:.2f}",
-                f"**{mean.psnr_db:.2f}**",
+                _decibels(mean.noisy_psnr_db),
+                f"**{_decibels(mean.psnr_db)}**",
                 f"{mean.ssim:.4f}",
                 f"{100 * ours.win_rate:.0f} %",
                 f"{100 * mean.noise_left:.1f} %",
@@ -155,6 +155,10 @@ def format_markdown(rows: Sequence[Row]) -> str:
             ]
         )
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _decibels(psnr_db: float) -> str:
+    return "∞" if psnr_db >= MOST_DB else f"{psnr_db:.2f}"
 
 
 def _rounded(score: Score) -> dict[str, object]:

@@ -58,6 +58,12 @@ def test_the_table_says_what_the_rows_say(rows: list[Row]) -> None:
     assert line == "| file, σ 25 | 20.00 | **27.00** | 0.9000 | 67 % | 5.0 % | 20.0 % | -0.50 |"
 
 
+def test_a_photo_that_is_as_it_should_be_has_no_figure():
+    score = _score(float("inf"), noisy_db=float("inf"))
+    clean = [PhotoScore(trial="clean", denoiser="photo", key="0.png", score=score)]
+    assert "| clean | ∞ | **∞** |" in format_markdown([summarise(clean, weights=None, first=clean)])
+
+
 def test_the_json_holds_every_photo_and_no_infinity(rows: list[Row]) -> None:
     perfect = PhotoScore(
         trial="clean", denoiser="photo", key="0.png", score=_score(float("inf"), noisy_db=float("inf"))
