@@ -234,6 +234,12 @@ class ImageSet:
         with suppress(ObjectExists):
             self.store.create(f"commits/{shard}.parquet", _parquet_bytes(index_table(records)))
 
+    def discard(self, shards: Iterable[str]) -> None:
+        """Remove what was packed of shards that are not committed and never will be."""
+        for shard in shards:
+            self.check_lease()
+            self.store.delete(self.packed_key(shard))
+
     def publish(self, run: str, shards: Iterable[str], *, is_rebuilt: bool = False) -> Manifest:
         """Merge committed shards into the index, the newest row of each key winning, and point the manifest to it.
 

@@ -92,7 +92,7 @@ class Lease:
         self._store = store
         self._claim = claim
         self._number = number
-        self._renewed_s = time.monotonic()
+        self._renewed_s = _now_s()
         self._lost: str | None = None
         self._changing = threading.Lock()
         self._ended = threading.Event()
@@ -122,7 +122,7 @@ class Lease:
         Raises:
             RunFailed: the lease is lost, or could not be renewed for so long that it may be.
         """
-        if self._lost is None and time.monotonic() - self._renewed_s > GIVE_UP_S:
+        if self._lost is None and _now_s() - self._renewed_s > GIVE_UP_S:
             try:
                 self._renew()
             except StorageError as error:
@@ -157,7 +157,7 @@ class Lease:
             RunFailed: someone else has: the lease is theirs, or was.
         """
         with self._changing:
-            begun_s, now = time.monotonic(), datetime.now(UTC)
+            begun_s, now = _now_s(), datetime.now(UTC)
             claim = replace(self._claim, expires_at=now + timedelta(seconds=EXPIRY_S), is_released=is_released)
             while not self._create(self._number + 1, claim):
                 if not self._is_mine(self._number + 1):
@@ -256,6 +256,11 @@ def _read(store: Store, number: int) -> Claim | None:
 
 def _to_json(claim: Claim) -> bytes:
     return (json.dumps(asdict(claim), indent=2, default=datetime.isoformat) + "\n").encode()
+
+
+def _now_s() -> float:
+    """Of a clock that nobody sets, and that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _machine() -> str:

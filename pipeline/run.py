@@ -229,6 +229,8 @@ def _do_listed(work: Work, folder: Path, report: Callable[[Progress], None]) -> 
         runs.append(_freeze(target, folder / PLAN))
     if counts.is_complete:  # or the next run must still know what they may have left behind
         for run in interrupted.superseded:
+            if work.layout == Layout.PACKED:
+                target.discard(read_shard_names(run.plan))
             target.end_run(run.name, {"ended": "superseded by a run with other settings"})
 
     shards = _shards_within(work.limit, runs)

@@ -117,6 +117,14 @@ def test_what_an_abandoned_run_overwrote_is_made_right_again(
     assert verb(job).up_to_date == 4
 
 
+def test_what_an_abandoned_run_packed_and_never_committed_does_not_stay(job: Any, verb: Verb, loop: Loop) -> None:
+    killed(verb, job, loop, after=0, before_commit=True, **verb.others)
+    verb(job)
+
+    shards = {row["shard"] for row in index_of(job.target).values() if row["output_key"].startswith("shards/")}
+    assert {path.stem for path in (Path(job.target) / "shards").glob("*")} == shards
+
+
 def test_other_settings_do_every_photo_again(verb: Verb, job: Any) -> None:
     verb(job)
 
