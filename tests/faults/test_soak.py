@@ -14,7 +14,7 @@ from signal import SIGKILL
 
 import pyarrow.parquet as pq
 import pytest
-from commands import start_degrain, wait_until_workers_are_gone
+from commands import degrain, start_degrain, summary_of, wait_until_workers_are_gone
 from photos import saved, scene
 
 from pipeline.storage import Store, open_store
@@ -45,6 +45,7 @@ def test_an_archive_survives_deaths_at_random_and_nothing_is_lost_or_there_twice
         wait_until_workers_are_gone(process)
 
     check(source, target, photos)
+    assert summary_of(degrain("verify", target.url, "--json", timeout_s=1200))["findings"] == 0
     survived(killed)
 
 
