@@ -79,6 +79,27 @@ def show_canary(stage: str, canary: Row, failures: Sequence[str]) -> None:
     )
 
 
+def show_verdict(stage: str, verdict: Row) -> None:
+    """What was looked at, and what is not as the index says: by kind, and the first of them one by one."""
+    rows = [{"what": "objects that were read", "count": f"{verdict['objects']:,}"}]
+    rows += [{"what": f"found: {kind}", "count": f"{count:,}"} for kind, count in verdict["kinds"].items()]
+    create_table_artifact(rows, key=f"{stage}-findings", description=f"{verdict['findings']:,} findings.")
+    if verdict["first"]:
+        create_table_artifact(
+            [dict(each) for each in verdict["first"]], key=f"{stage}-first", description="The first findings."
+        )
+
+
+def show_report(stage: str, place: str) -> None:
+    """Where the page about an image set lies; a link, where a browser opens it."""
+    if (link := web_address(place)) is not None:
+        create_link_artifact(link, "the report", key=f"{stage}-page", description="The page about the image set.")
+    else:
+        create_markdown_artifact(
+            f"`{place}`", key=f"{stage}-page", description="The page about the image set: open it from there."
+        )
+
+
 def show_training(stage: str, trained: Row) -> None:
     """The curve of a training run, and the card of its weights."""
     metrics = trained["metrics"]

@@ -1,10 +1,10 @@
-"""The flow `nightly`: plan, stop if nothing is new, try some photos, perhaps wait for a person, denoise."""
+"""The flow `nightly`: plan, a trial, perhaps a person's approval, denoise, verify, report."""
 
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.artifacts import show_canary, show_plan, show_summary
+from flows.artifacts import show_canary, show_plan, show_report, show_summary, show_verdict
 from flows.events import tell_of_rejects
 from flows.run_names import nightly_name
 from flows.settings import Gates, NightlySettings, Values
@@ -18,9 +18,13 @@ class GatesClosed(RunFailed):
     """A trial did not show what it must: nothing was written."""
 
 
+class Unsound(RunFailed):
+    """The image set is not as its index says."""
+
+
 @flow(name="nightly", flow_run_name=nightly_name, persist_result=False, **HOOKS)
 def nightly(settings: NightlySettings) -> Values | State[Values]:
-    """Denoise what is new or changed, after a trial on photos of it that are drawn at random.
+    """Denoise what is new or changed, after a trial on photos of it that are drawn at random; then verify and report.
 
     Args:
         settings: What to denoise, what the trial must show, and whether a person has a look before.
@@ -44,7 +48,19 @@ def nightly(settings: NightlySettings) -> Values | State[Values]:
     summary = run_stage("denoise", "denoise", job, ray)
     show_summary("denoise", summary, settings.denoise.target)
     tell_of_rejects(summary, settings.denoise)
+    _look_after(settings)
     return summary
+
+
+def _look_after(settings: NightlySettings) -> None:
+    """Hold the image set against its index, and write the page about it."""
+    target, ray = settings.denoise.target, settings.denoise.ray
+    verdict = run_stage("verify", "verify", {"target": target, "cluster": ray.cluster}, ray)
+    show_verdict("verify", verdict)
+    page = run_stage("report", "report", {"target": target, "output": settings.report_place}, ray)
+    show_report("report", page["report"])
+    if verdict["findings"]:
+        raise Unsound(f"{verdict['findings']:,} things in {target} are not as its index says: see the artifacts")
 
 
 def closed_gates(canary: Values, gates: Gates) -> list[str]:

@@ -174,6 +174,15 @@ class NightlySettings(Settings):
     gates: Gates = Field(Gates(), description="What a trial must show.")
     approval: bool = Field(False, description="Wait until a person has seen the trial, and resumes the run.")
     approval_hours: float = Field(12.0, gt=0, description="How long to wait for that; then the run fails.")
+    report: str | None = Field(
+        None,
+        description="Where the page about the image set is written, ….html. Empty: beside it, as …-report.html.",
+        pattern=r"\.html$",
+    )
+
+    @property
+    def report_place(self) -> str:
+        return self.report or f"{self.denoise.target.rstrip('/')}-report.html"
 
 
 class RetrainSettings(Settings):
@@ -196,5 +205,5 @@ class RetrainSettings(Settings):
     ray: RaySettings = Field(RaySettings(), description="Where the evaluations are done.")
 
 
-Verb = Literal["plan", "canary", "denoise", "ingest", "train", "evaluate", "incumbent", "promote"]
+Verb = Literal["plan", "canary", "denoise", "ingest", "verify", "report", "train", "evaluate", "incumbent", "promote"]
 Values = dict[str, Any]  # Any: JSON

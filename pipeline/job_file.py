@@ -116,6 +116,18 @@ def _canary(values: Values, say: EventWriter) -> dict[str, object]:
     return canary.as_dict()
 
 
+def _verify(values: Values, say: EventWriter) -> dict[str, object]:
+    from pipeline.verify import VerifyJob, run_verify
+
+    return run_verify(build(VerifyJob, values), say.progress).as_dict()
+
+
+def _report(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: ARG001  # as above
+    from pipeline.report import ReportJob, run_report
+
+    return run_report(build(ReportJob, values))
+
+
 def _train(values: Values, say: EventWriter) -> dict[str, object]:
     from pipeline.train import read_run, run_train
 
@@ -176,6 +188,8 @@ VERBS: dict[str, Callable[[Values, EventWriter], dict[str, object]]] = {
     "canary": _canary,
     "denoise": _denoise,
     "ingest": _ingest,
+    "verify": _verify,
+    "report": _report,
     "train": _train,
     "evaluate": _evaluate,
     "incumbent": _incumbent,

@@ -170,7 +170,9 @@ def test_a_night_tries_photos_denoises_them_and_stops_when_nothing_is_new(up: St
     assert not (tmp_path / "target").exists()
     up.api("POST", f"/flow_runs/{waiting}/resume")
     assert up.wait(waiting)["state_type"] == "COMPLETED"
-    assert {"plan-table", "canary-gates", "denoise-summary", "denoise-rejected"} <= set(up.artifacts(waiting))
+    shown = {"plan-table", "canary-gates", "denoise-summary", "denoise-rejected", "verify-findings", "report-page"}
+    assert shown <= set(up.artifacts(waiting))
+    assert (tmp_path / "target-report.html").exists()
 
     idle = up.wait(up.begin("nightly", {"settings": {"denoise": denoise, "gates": gates}}))
     assert (idle["state_type"], idle["state"]["name"]) == ("COMPLETED", "NothingNew")

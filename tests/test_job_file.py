@@ -89,6 +89,15 @@ def test_a_plan_and_a_canary_write_nothing(archive: dict, tmp_path: Path) -> Non
     assert not (tmp_path / "target").exists()
 
 
+def test_a_set_is_reported(archive: dict, tmp_path: Path) -> None:
+    run({"verb": "denoise", **archive})
+    page = tmp_path / "page.html"
+
+    reported, _ = run({"verb": "report", "target": archive["target"], "output": str(page)})
+
+    assert reported["bytes"] == len(page.read_bytes())
+
+
 def test_training_evaluating_and_promoting_weights(tmp_path: Path) -> None:
     write_many(tmp_path / "clean", 2, side_px=64)
     config = {"steps": 2, "batch_size": 1, "patch_px": 32, "bfloat16": False}
