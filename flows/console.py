@@ -61,7 +61,7 @@ class CountBar:
     def __call__(self, done: int, total: int) -> None:
         from tqdm import tqdm
 
-        if self._bar is None or done < self._bar.n:
+        if self._bar is None or done < self._bar.n or total != self._bar.total:
             self.__exit__()
             self._bar = tqdm(
                 total=total, unit=self._unit, file=sys.stderr, dynamic_ncols=True, mininterval=bar_interval_s()

@@ -317,7 +317,7 @@ def _summary(database: duckdb.DuckDBPyConnection, job: DiffJob, seconds: float) 
     ).fetchall()
     notes = dict(database.sql("SELECT note, count(*) FROM differences WHERE note IS NOT NULL GROUP BY note").fetchall())
     lowest, median, highest = database.sql(
-        "SELECT min(psnr_db), median(psnr_db), max(psnr_db) FROM differences"
+        "SELECT min(psnr_db), approx_quantile(psnr_db, 0.5), max(psnr_db) FROM differences"
     ).fetchall()[0]
     most = database.sql(
         "SELECT key, psnr_db, noise_sigma_after_a, noise_sigma_after_b, change_psnr_db_a, change_psnr_db_b, "

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,9 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
 
 
 def _keys(found: Examined, kinds: Sequence[Fault]) -> Iterator[str]:
-    rows = found.database.sql(f"SELECT key {_of(found, kinds)} ORDER BY key").fetchall()
-    return (key for (key,) in rows)
+    """Read lazily: nothing else may be asked of the database meanwhile."""
+    for batch in in_batches(found.database.sql(f"SELECT key {_of(found, kinds)} ORDER BY key"), BATCH):
+        yield from batch["key"].to_pylist()
 
 
 def _of(found: Examined, kinds: Sequence[Fault]) -> str:
@@ -211,27 +212,32 @@ def _works(job: RepairJob, found: Examined) -> dict[_Recipe, Work]:
     records = _records(found.image_set)
     newest = next(iter(records), None)
     if newest is not None:
-        for keys in (list(_keys(found, [Fault.MISSING_ROW])), *_keys_of_orphans(found)):
-            found.database.register("lost", pa.table({"key": pa.array(keys, pa.string())}))
+        lost = [f"(SELECT key {_of(found, [Fault.MISSING_ROW])})"]
+        if found.manifest.layout == Layout.FILES:
+            orphans = f"{_of(found, [Fault.ORPHAN])} AND key LIKE 'images/%'"
+            lost.append(f"(SELECT regexp_replace(key, '^images/', '') AS key {orphans})")
+        elif keys := _keys_in_orphans(found):
+            found.database.register("of_orphans", pa.table({"key": pa.array(keys, pa.string())}))
+            lost.append("of_orphans")
+        for keys_of_lost in lost:
             found.database.execute(
-                "INSERT INTO wrong SELECT key, 1, $weights, $parameters FROM lost ANTI JOIN photos USING (key)",
+                "INSERT INTO wrong SELECT key, 1, $weights, $parameters "
+                f"FROM {keys_of_lost} ANTI JOIN photos USING (key)",
                 dataclasses.asdict(newest),
             )
     rows = found.database.sql("SELECT DISTINCT weights, parameters FROM wrong ORDER BY ALL").fetchall()
     return {recipe: _work(job, found, recipe, records.get(recipe)) for recipe in (_Recipe(*row) for row in rows)}
 
 
-def _keys_of_orphans(found: Examined) -> Iterator[list[str]]:
-    """The keys of the photos that objects hold to which no row points, as far as they can be told."""
-    orphans = list(_keys(found, [Fault.ORPHAN]))
-    if found.manifest.layout == Layout.FILES:
-        yield [key.removeprefix("images/") for key in orphans if key.startswith("images/")]
-        return
+def _keys_in_orphans(found: Examined) -> list[str]:
+    """The keys of photos in packed shards to which no row points, as far as they can be told."""
     reader = PackedReader(found.image_set.store)
-    for key in orphans:
+    keys: list[str] = []
+    for key in _keys(found, [Fault.ORPHAN]):
         if key.startswith("shards/"):
             with suppress(ObjectRefused):  # it is no shard
-                yield reader.read_rows(key)["key"].to_pylist()
+                keys += reader.read_rows(key)["key"].to_pylist()
+    return keys
 
 
 def _records(image_set: ImageSet) -> dict[_Recipe, dict[str, Any]]:  # Any: JSON
@@ -321,8 +327,8 @@ def _set_orphans_aside(image_set: ImageSet) -> int:
         image_set.local_index() as parts,
     ):
         create_views(database, image_set, parts, Path(name))
-        keys = [key for _, key, _ in database.sql(ORPHANS).fetchall()]
-    return _set_aside(image_set, keys)
+        batches = in_batches(database.sql(ORPHANS), BATCH)
+        return _set_aside(image_set, chain.from_iterable(batch["key"].to_pylist() for batch in batches))
 
 
 def _set_aside(image_set: ImageSet, keys: Iterable[str]) -> int:

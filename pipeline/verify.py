@@ -399,8 +399,9 @@ def _count(files: Sequence[Path]) -> tuple[dict[Fault, int], tuple[Finding, ...]
     kinds, first = Counter[Fault](), list[Finding]()
     for batch in _batches(files):
         kinds.update(Fault(kind) for kind in batch["kind"].to_pylist())
-        first += [Finding(Fault(row["kind"]), row["key"], row["detail"]) for row in batch.slice(0, SHOWN).to_pylist()]
-    return dict(sorted(kinds.items())), tuple(first[:SHOWN])
+        some = batch.slice(0, SHOWN - len(first))
+        first += [Finding(Fault(row["kind"]), row["key"], row["detail"]) for row in some.to_pylist()]
+    return dict(sorted(kinds.items())), tuple(first)
 
 
 def _export(found: Examined, url: str) -> None:
