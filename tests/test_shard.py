@@ -11,11 +11,13 @@ import pytest
 from photos import write_archive
 
 from model.estimate import NoiseEstimate
+from pipeline import shard
 from pipeline.bench import Look
-from pipeline.denoise import Denoise, DenoiseConfig, denoise_photo
+from pipeline.denoise import Denoise, DenoiseConfig, DenoiseWorkerFactory, denoise_photo
 from pipeline.errors import StorageError
 from pipeline.images import Limits
 from pipeline.imageset import ImageSet
+from pipeline.jobs import read_weights
 from pipeline.records import Layout, PlannedPhoto, ShardPlan
 from pipeline.shard import Recipe, Worker
 from pipeline.storage import LocalStore
@@ -251,3 +253,50 @@ def test_a_target_that_cannot_be_written_ends_the_shard_and_leaves_room_for_anot
 
 def _disk_full(*_: object) -> None:
     raise StorageError("the disk is full")
+
+
+def test_photos_that_are_read_as_files_have_the_same_rows_and_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_archive(tmp_path / "source")
+    plan = plan_of(LocalStore(tmp_path / "source"))
+    weights, _ = read_weights("photo")
+    rows = []
+    for folder, file_bytes in (("memory", shard.FILE_BYTES), ("files", 0)):
+        monkeypatch.setattr(shard, "FILE_BYTES", file_bytes)
+        factory = DenoiseWorkerFactory(
+            source=str(tmp_path / "source"),
+            target=str(tmp_path / folder),
+            layout=Layout.FILES,
+            weights=weights,
+            config=DenoiseConfig(),
+        )
+        factory(1).run(plan, {})
+        timed = ("finished_at", "read_s", "decode_s", "denoise_s", "encode_s", "write_s", "change_psnr_db")
+        found = rows_of(tmp_path / folder)
+        rows.append({key: {name: row[name] for name in row if name not in timed} for key, row in found.items()})
+
+    assert rows[0] == rows[1]
+    assert objects_of(tmp_path / "memory") == objects_of(tmp_path / "files")
+
+
+def test_a_large_photo_that_is_gone_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_archive(tmp_path / "source")
+    plan = plan_of(LocalStore(tmp_path / "source"))
+    (tmp_path / "source/2020/scan.tif").unlink()
+    monkeypatch.setattr(shard, "FILE_BYTES", 0)
+    weights, _ = read_weights("photo")
+    factory = DenoiseWorkerFactory(
+        source=str(tmp_path / "source"), target=str(tmp_path / "target"), layout=Layout.FILES, weights=weights,
+        config=DenoiseConfig(),
+    )  # fmt: skip
+
+    factory(1).run(plan, {})
+
+    row = rows_of(tmp_path / "target")["2020/scan.tif"]
+    assert (row["outcome"], row["source_sha256"]) == ("rejected", None)
+
+
+def objects_of(target: Path) -> dict[str, bytes]:
+    paths = [path for path in (target / "images").rglob("*") if path.is_file()]
+    return {path.relative_to(target).as_posix(): path.read_bytes() for path in paths}
