@@ -58,7 +58,7 @@ def write_huge(photos: Path, folder: Path, size_px: tuple[int, int], compression
     for path in sorted(photos.iterdir()):
         photo = scaled(path, (TILE_PX, TILE_PX))
         noisy.append((photo + draw.normal(0, 15, photo.shape)).round().clip(0, 255).astype(np.uint8))
-    count = size_px[0] // TILE_PX * (size_px[1] // TILE_PX)
+    count = -(-size_px[0] // TILE_PX) * -(-size_px[1] // TILE_PX)
 
     def tiles() -> Iterator[np.ndarray]:
         return (noisy[number] for number in draw.integers(0, len(noisy), count))
