@@ -131,7 +131,10 @@ def test_a_photo_that_takes_too_long_is_rejected_and_the_rest_of_its_shard_is_do
     assert (folder / "done-s0").read_text() == f"endless: {TOO_SLOW_REASON.format(2.0)}"
 
 
-def test_how_many_photos_of_shards_in_work_are_finished_is_told_meanwhile(folder: Path) -> None:
+def test_how_many_photos_of_shards_in_work_are_finished_is_told_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "LOOK_S", 0.1)
     told: list[int] = []
 
     list(
