@@ -7,6 +7,7 @@ cleans = denoiser.denoise_many([first, second])          # tiles of several phot
 ```
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.estimate import NoiseEstimate, estimate_noise
+from model.grain import keep_luminance
 from model.tiling import Rectangle, Tile, padded_px, plan_tiles
 from model.weights import Weights, load_weights
 
@@ -98,7 +100,12 @@ class Denoiser:
         return cls(load_weights(source), device=device, precision=precision)
 
     def __call__(
-        self, noisy: NDArray[Pixels], *, strength: float = 1.0, noise: NoiseEstimate | None = None
+        self,
+        noisy: NDArray[Pixels],
+        *,
+        strength: float = 1.0,
+        noise: NoiseEstimate | None = None,
+        keeps_grain: bool = False,
     ) -> NDArray[Pixels]:
         """The clean photo, of the same shape and dtype.
 
@@ -106,13 +113,14 @@ class Denoiser:
             noisy: (H, W, 3) or (H, W) in sRGB, uint8 or uint16; any size. Gray stays gray.
             strength: how much of the noise is removed, from 0 (the photo unchanged, exactly) to 1.
             noise: what the network is told of the photo's noise; None estimates it.
+            keeps_grain: take the noise out of the colour alone (see `model.grain`): a gray photo stays unchanged.
 
         Raises:
             ValueError: not such a photo, or such a strength.
             FloatingPointError: the network returned something that is not a number.
             MemoryError: there is not enough memory even for the smallest tile.
         """
-        return self.denoise_many([noisy], [strength], [noise])[0]
+        return self._denoise([self.request(noisy, strength=strength, noise=noise, keeps_grain=keeps_grain)])[0]
 
     def denoise_many(
         self,
@@ -131,7 +139,7 @@ class Denoiser:
                 f"got {len(photos)} photos, {len(strengths)} strengths and {len(noises)} noises: expected one for each"
             )
         asked = zip(photos, strengths, noises, strict=True)
-        return self._denoise([Request.of(*each, dtypes=FILE_DTYPES) for each in asked])
+        return self._denoise([self.request(photo, strength=strength, noise=noise) for photo, strength, noise in asked])
 
     def denoise_float(
         self, noisy: NDArray[np.float32], *, strength: float = 1.0, noise: NoiseEstimate | None = None
@@ -163,17 +171,21 @@ class Denoiser:
 
     # What `SharedDenoiser` works with: a request, its jobs, and batches of those of one kind.
 
-    def request(self, noisy: NDArray[Any], *, strength: float, noise: NoiseEstimate | None) -> "Request":
+    def request(
+        self, noisy: NDArray[Any], *, strength: float, noise: NoiseEstimate | None, keeps_grain: bool = False
+    ) -> "Request":
         """A photo to be denoised: arguments and errors as for a call. Any: uint8 or uint16."""
-        return Request.of(noisy, strength, noise, dtypes=FILE_DTYPES)
+        return Request.of(noisy, strength, noise, dtypes=FILE_DTYPES, keeps_grain=keeps_grain)
 
-    def request_by_windows(self, photo: "Windowed", *, strength: float, noise: NoiseEstimate) -> "Request":
+    def request_by_windows(
+        self, photo: "Windowed", *, strength: float, noise: NoiseEstimate, keeps_grain: bool = False
+    ) -> "Request":
         """The same for a photo that is nowhere as a whole: its tiles are read from it, and given back to it."""
-        return Request.by_windows(photo, strength, noise, dtypes=FILE_DTYPES)
+        return Request.by_windows(photo, strength, noise, dtypes=FILE_DTYPES, keeps_grain=keeps_grain)
 
     def jobs(self, request: "Request") -> "list[Job]":
         """Its tiles, row by row; none where nothing is to be done."""
-        return self._cut(request) if request.strength > 0 else []
+        return [] if request.is_unchanged else self._cut(request)
 
     def batch_size(self, kind: "Kind") -> int:
         """How many jobs of a kind are run together."""
@@ -308,23 +320,41 @@ class Request:
     noisy: NDArray[Any] | Windowed
     strength: float
     level: tuple[float, float]
+    keeps_grain: bool
     clean: NDArray[Any] | Windowed
 
     @classmethod
     def of(
-        cls, noisy: NDArray[Any], strength: float, noise: NoiseEstimate | None, *, dtypes: tuple[np.dtype[Any], ...]
+        cls,
+        noisy: NDArray[Any],
+        strength: float,
+        noise: NoiseEstimate | None,
+        *,
+        dtypes: tuple[np.dtype[Any], ...],
+        keeps_grain: bool = False,
     ) -> "Request":
         _check(noisy, strength, dtypes)
         noise = noise or estimate_noise(noisy)
         level = noise.luma_sigma, noise.chroma_sigma
-        return cls(noisy, strength, level, noisy.copy() if strength == 0 else np.empty_like(noisy))
+        request = cls(noisy, strength, level, keeps_grain, np.empty_like(noisy))
+        return dataclasses.replace(request, clean=noisy.copy()) if request.is_unchanged else request
 
     @classmethod
     def by_windows(
-        cls, photo: Windowed, strength: float, noise: NoiseEstimate, *, dtypes: tuple[np.dtype[Any], ...]
+        cls,
+        photo: Windowed,
+        strength: float,
+        noise: NoiseEstimate,
+        *,
+        dtypes: tuple[np.dtype[Any], ...],
+        keeps_grain: bool = False,
     ) -> "Request":
         _check(photo, strength, dtypes)
-        return cls(photo, strength, (noise.luma_sigma, noise.chroma_sigma), photo)
+        return cls(photo, strength, (noise.luma_sigma, noise.chroma_sigma), keeps_grain, photo)
+
+    @property
+    def is_unchanged(self) -> bool:
+        return self.strength == 0 or (self.keeps_grain and self.noisy.ndim == 2)
 
 
 def _check(noisy: NDArray[Any] | Windowed, strength: float, dtypes: tuple[np.dtype[Any], ...]) -> None:
@@ -367,6 +397,8 @@ class Job:
                 f"the network made something that is not a number of a photo of shape {self.request.noisy.shape}, "
                 f"within {self.tile.core}: check the weights, or try precision float32"
             )
+        if self.request.keeps_grain:
+            clean_CHW = keep_luminance(noisy_CHW, clean_CHW)
         if self.request.noisy.ndim == 2:
             clean, noisy = (clean_CHW[0] + clean_CHW[1] + clean_CHW[2]) / 3, noisy_CHW[0]
         else:

@@ -46,17 +46,21 @@ class SharedDenoiser:
         """Photos of which at least a tile has not begun."""
         return len(self._turns)
 
-    def __call__(self, noisy: NDArray[Pixels], *, strength: float, noise: NoiseEstimate) -> NDArray[Pixels]:
+    def __call__(
+        self, noisy: NDArray[Pixels], *, strength: float, noise: NoiseEstimate, keeps_grain: bool = False
+    ) -> NDArray[Pixels]:
         """The clean photo, when it is done: arguments and errors are those of `Denoiser`."""
-        request = self._denoiser.request(noisy, strength=strength, noise=noise)
+        request = self._denoiser.request(noisy, strength=strength, noise=noise, keeps_grain=keeps_grain)
         self._finish(request)
         return np.asarray(request.clean)
 
-    def denoise_windowed(self, photo: Windowed, *, strength: float, noise: NoiseEstimate) -> None:
+    def denoise_windowed(
+        self, photo: Windowed, *, strength: float, noise: NoiseEstimate, keeps_grain: bool = False
+    ) -> None:
         """The same for a photo that is nowhere as a whole. Its windows are asked for, and given, in the thread of the
         network: one photo waits for what another one takes to read and write them.
         """
-        self._finish(self._denoiser.request_by_windows(photo, strength=strength, noise=noise))
+        self._finish(self._denoiser.request_by_windows(photo, strength=strength, noise=noise, keeps_grain=keeps_grain))
 
     def _finish(self, request: Request) -> None:
         jobs = deque(self._denoiser.jobs(request))
