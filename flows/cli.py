@@ -16,6 +16,7 @@ from flows.upkeep_commands import add_upkeep
 from flows.weights_commands import add_evaluate, add_registry_option, add_weights, evaluate, weights_of
 
 if TYPE_CHECKING:
+    from model.strength import Strength
     from model.training import StepMetrics
     from pipeline.cluster import ClusterConfig
     from pipeline.forecast import ForecastOptions, Outlook
@@ -54,13 +55,18 @@ def denoise(options: argparse.Namespace) -> int:
     from pipeline.images import Limits
     from pipeline.one_photo import denoise_one, find_photo
 
-    config = DenoiseConfig(strength=options.strength, limits=Limits.of_megapixels(options.max_megapixels))
+    config = DenoiseConfig(
+        strength=options.strength,
+        keeps_grain=options.keep_grain,
+        limits=Limits.of_megapixels(options.max_megapixels),
+    )
     if (photo := find_photo(options.source)) is not None:
         if options.dry_run:
             print(f"{photo} is one photo: it would be denoised into {options.target}")
             return EXIT_OK
         record = denoise_one(photo, options.target, weights=weights_of(options), config=config)
-        print(json.dumps(record) if options.json else f"{record['outcome']}: {record['output']}")
+        reason = f" ({record['reason']})" if record["reason"] else ""
+        print(json.dumps(record) if options.json else f"{record['outcome']}{reason}: {record['output']}")
         return EXIT_OK
     return _denoise_collection(options, config)
 
@@ -342,7 +348,14 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
     )
     _settings_option(command, "denoise")
     _weights_option(command)
-    command.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="share of the noise to remove [1]")
+    command.add_argument(
+        "--strength",
+        type=_strength,
+        default="auto",
+        metavar="auto|0..1",
+        help="follow the noise and leave clean photos as they are, or remove that share of it from all [auto]",
+    )
+    command.add_argument("--keep-grain", action="store_true", help="denoise the colour, and keep the luminance")
     command.add_argument(
         "--max-megapixels",
         type=float,
@@ -389,6 +402,13 @@ def _run_options(command: argparse.ArgumentParser) -> None:
 def _weights_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", default="photo", metavar="NAME", help="name, path or URL of weights [photo]")
     add_registry_option(command)
+
+
+def _strength(text: str) -> "Strength":
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number from 0 to 1") from error
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -101,12 +101,16 @@ class DenoiseSettings(RunSettings):
     """Denoise what is new or changed in a collection."""
 
     weights: Place = Field("photo", description="Shipped weights by name, or a path or URL of a weights file.")
-    strength: Fraction = Field(1.0, description="Share of the noise to remove.")
+    strength: Literal["auto"] | Fraction = Field(
+        "auto", description="Follow the noise and leave clean photos as they are, or remove that share of it from all."
+    )
+    keeps_grain: bool = Field(False, description="Denoise the colour, and keep the luminance.")
     layout: Layout = Field(Layout.FILES, description="The same names under images/, or Parquet shards.")
 
     @property
     def job(self) -> dict[str, object]:
-        return {"weights": self.weights, "layout": self.layout, "denoise": {"strength": self.strength}, **self.run}
+        denoise = {"strength": self.strength, "keeps_grain": self.keeps_grain}
+        return {"weights": self.weights, "layout": self.layout, "denoise": denoise, **self.run}
 
 
 class IngestSettings(RunSettings):

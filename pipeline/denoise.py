@@ -18,6 +18,7 @@ from model.denoiser import Denoiser, Windowed
 from model.estimate import BLOCK_PX, NoiseEstimate, NoiseSampler, estimate_noise
 from model.metrics import psnr_of, squared_error
 from model.sharing import SharedDenoiser
+from model.strength import Dose, Strength, check_strength, choose_dose, why_left_alone
 from model.weights import parse_weights
 from pipeline.bands import Bands
 from pipeline.errors import PhotoKept
@@ -29,7 +30,7 @@ from pipeline.room import Room
 from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, codec_faults, rejecting, timed
 from pipeline.storage import open_store
 
-RESULT_VERSION = 1  # raise it when the same photo and weights give another result: what is finished becomes stale
+RESULT_VERSION = 2  # raise it when the same photo and weights give another result: what is finished becomes stale
 
 BY_BANDS_BYTES = 512 * 1024**2  # a TIFF that takes more when it is decoded is denoised by bands of rows
 COPIES = 3  # of a photo decoded that are in memory at once: noisy, clean, and what its codec works on
@@ -37,8 +38,8 @@ MEASURED_ROWS = 16  # at a time: they stay in the cache
 MEASURED_PX = 2**20  # of a photo in memory
 COPIED_BYTES = 16 * 1024**2  # at a time
 
-Denoise = Callable[[NDArray[Any], float, NoiseEstimate], NDArray[Any]]  # Any: uint8 or uint16
-DenoiseByWindows = Callable[[Windowed, float, NoiseEstimate], None]
+Denoise = Callable[[NDArray[Any], Dose], NDArray[Any]]  # Any: uint8 or uint16
+DenoiseByWindows = Callable[[Windowed, Dose], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +47,26 @@ class DenoiseConfig:
     """How photos are denoised.
 
     Attributes:
-        strength: share of the network's correction that is applied: 0 changes nothing, 1 all that it finds.
+        strength: "auto" leaves clean photos as they are, and follows the noise of the others; or the share of the
+            network's correction that is applied to every photo: 0 changes nothing, 1 all that it finds.
+        keeps_grain: only the colour is denoised: the luminance stays as it is.
         limits: what is too large to be decoded at all.
     """
 
-    strength: float = 1.0
+    strength: Strength = "auto"
+    keeps_grain: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:  # also refuses NaN
-            raise ValueError(f"strength is {self.strength}: expected a number from 0 to 1")
+        check_strength(self.strength)
+
+    def why_left_alone(self, noise: NoiseEstimate, *, is_gray: bool) -> str | None:
+        """See `model.strength`."""
+        return why_left_alone(noise, self.strength, keeps_grain=self.keeps_grain, is_gray=is_gray)
+
+    def dose(self, noise: NoiseEstimate) -> Dose:
+        """See `model.strength`."""
+        return choose_dose(noise, self.strength, keeps_grain=self.keeps_grain)
 
     @property
     def parameters(self) -> str:
@@ -78,13 +89,13 @@ def denoise_photo(
 ) -> PhotoResult:
     """Denoise the bytes of one photo into bytes of the same format with the same metadata.
 
-    What cannot be denoised faithfully comes back untouched, byte for byte; what cannot be read is rejected. Both with
-    a reason, and never as an exception.
+    What is clean, or cannot be denoised faithfully, comes back untouched, byte for byte; what cannot be read is
+    rejected. Both with a reason, and never as an exception.
 
     Args:
         data: the photo's file.
         name: its name or key: a file whose name says another format than its content is rejected.
-        denoise: maps pixels, a strength and the noise of the pixels to clean ones, as `Denoiser` does.
+        denoise: maps pixels to clean ones, by the dose.
         config: strength and limits.
         by_windows: does the same to a TIFF that is large, a few rows at a time.
         room: where photos that are decoded at the same time must fit.
@@ -95,25 +106,29 @@ def denoise_photo(
         if by_windows is not None and header.format == "tiff" and header.decoded_bytes > BY_BANDS_BYTES:
             return _denoise_in_scratch(data, name, by_windows, config, room)
         if header.untouched_reason is not None:
-            result.outcome, result.reason, result.data = Outcome.UNTOUCHED, header.untouched_reason, data
-            return result
+            result.data = data
+            return _untouched(result, header.untouched_reason)
         with (room or Room()).taken(COPIES * header.decoded_bytes):
             with timed(result, "decode"), codec_faults():
                 noisy = decode(data, header)
             with timed(result, "denoise"):
                 noise = estimate_noise(noisy.colour)
-                clean = denoise(noisy.colour, config.strength, noise)
+                reason = config.why_left_alone(noise, is_gray=noisy.colour.ndim == 2)
+                clean = noisy.colour if reason else denoise(noisy.colour, config.dose(noise))
             with timed(result, "measure"):
-                change = Change(clean.dtype)
+                change = Change(noisy.colour.dtype)
                 change.add_sample(noisy.colour, clean)
-                change.tell(result, noise, estimate_noise(clean))
+                change.tell(result, noise, noise if reason else estimate_noise(clean))
+            if reason is not None:
+                result.data = data
+                return _untouched(result, reason)
             try:
                 with timed(result, "encode"), codec_faults():
                     result.data = encode(Pixels(clean, noisy.alpha), data, header)
             except PhotoKept as error:
-                result.outcome, result.reason, result.data = Outcome.UNTOUCHED, str(error), data
-                return result
-        result.outcome, result.strength = Outcome.DENOISED, config.strength
+                result.data = data
+                return _untouched(result, str(error))
+        result.outcome, result.strength = Outcome.DENOISED, config.dose(noise).strength
     return result
 
 
@@ -137,14 +152,12 @@ class PhotoDenoiser:
             return self(file.read(), key)
         return denoise_by_bands(file, key, target, self._denoise_by_windows, self._config, room=self._room)
 
-    def _denoise(self, noisy: NDArray[Any], strength: float, noise: NoiseEstimate) -> NDArray[Any]:
+    def _denoise(self, noisy: NDArray[Any], dose: Dose) -> NDArray[Any]:
         # Any: uint8 or uint16
-        if strength == 0:
-            return noisy  # nobody changes it: a copy of 12 megapixels would take half as long as to decode them
-        return self._denoiser(noisy, strength=strength, noise=noise)
+        return self._denoiser(noisy, strength=dose.strength, noise=dose.noise, keeps_grain=dose.keeps_grain)
 
-    def _denoise_by_windows(self, photo: Windowed, strength: float, noise: NoiseEstimate) -> None:
-        self._denoiser.denoise_windowed(photo, strength=strength, noise=noise)
+    def _denoise_by_windows(self, photo: Windowed, dose: Dose) -> None:
+        self._denoiser.denoise_windowed(photo, strength=dose.strength, noise=dose.noise, keeps_grain=dose.keeps_grain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,17 +225,22 @@ def denoise_by_bands(
         with target.open("w+b") as out:
             file.seek(0)
             shutil.copyfileobj(file, out, COPIED_BYTES)
+            result.file = target
             if header.untouched_reason is not None:
-                result.outcome, result.reason, result.file = Outcome.UNTOUCHED, header.untouched_reason, target
-                return result
+                return _untouched(result, header.untouched_reason)
             with (room or Room()).taken(COPIES * header.decoded_bytes), timed(result, "denoise"), codec_faults():
-                _denoise_bands(result, Bands(data, out), denoise, config.strength)
-        result.outcome, result.strength, result.file = Outcome.DENOISED, config.strength, target
+                bands = Bands(data, out)
+                noise = _estimate_by_bands(bands)
+                reason = config.why_left_alone(noise, is_gray=len(bands.shape) == 2)
+                if reason is not None:
+                    result.noise_sigma_before, result.chroma_share = noise.sigma, noise.chroma_share
+                    return _untouched(result, reason)
+                _denoise_bands(result, bands, denoise, config.dose(noise))
+        result.outcome, result.strength = Outcome.DENOISED, config.dose(noise).strength
     return result
 
 
-def _denoise_bands(result: PhotoResult, bands: Bands, denoise: DenoiseByWindows, strength: float) -> None:
-    noise = _estimate_by_bands(bands)
+def _denoise_bands(result: PhotoResult, bands: Bands, denoise: DenoiseByWindows, dose: Dose) -> None:
     change, after = Change(bands.dtype), NoiseSampler(bands.shape, bands.dtype)
 
     def look_at(top: int, noisy: NDArray[Any], clean: NDArray[Any]) -> None:
@@ -230,14 +248,9 @@ def _denoise_bands(result: PhotoResult, bands: Bands, denoise: DenoiseByWindows,
         after.add(top, clean)
 
     bands.finished = look_at
-    if strength > 0:
-        denoise(bands, strength, noise)
-    else:
-        for top in range(0, bands.shape[0], MEASURED_ROWS):
-            rows = slice(top, min(top + MEASURED_ROWS, bands.shape[0]))
-            bands[rows, bands.columns] = bands[rows, bands.columns]
+    denoise(bands, dose)
     bands.finish()
-    change.tell(result, noise, after.estimate())
+    change.tell(result, dose.noise, after.estimate())
 
 
 def _estimate_by_bands(bands: Bands) -> NoiseEstimate:
@@ -247,6 +260,14 @@ def _estimate_by_bands(bands: Bands) -> NoiseEstimate:
         bands.forget(above=top)
     bands.forget(above=bands.shape[0])
     return sampler.estimate()
+
+
+def _untouched(result: PhotoResult, reason: str) -> PhotoResult:
+    """The photo is as it was: if its noise was measured, that is still there."""
+    result.outcome, result.reason = Outcome.UNTOUCHED, reason
+    if result.noise_sigma_before is not None:
+        result.strength, result.noise_sigma_after, result.change_psnr_db = 0.0, result.noise_sigma_before, None
+    return result
 
 
 class Change:

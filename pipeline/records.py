@@ -135,7 +135,7 @@ class PhotoRecord:
         taken_at: what the camera's clock showed, as EXIF has it: without a time zone.
         noise_sigma_before, noise_sigma_after: estimated standard deviation of the noise, in 8-bit levels.
         chroma_share: share of the estimated noise variance that is in the colour, 0–1.
-        strength: share of the network's correction that was applied, 0–1.
+        strength: share of the network's correction that was applied, 0–1; 0 where a photo was measured and left alone.
         change_psnr_db: PSNR of the result against the source; larger means less was changed; None where nothing was. Of
             a large photo in memory, as the next, by evenly spread rows of about a megapixel.
         clipped_fraction: share of the source's samples at either end of their range.

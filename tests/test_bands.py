@@ -14,8 +14,9 @@ import tifffile
 from photos import scene
 
 from model import Denoiser
-from model.estimate import NoiseEstimate, NoiseSampler, estimate_noise
+from model.estimate import NoiseSampler, estimate_noise
 from model.sharing import SharedDenoiser
+from model.strength import Dose
 from pipeline import bands as bands_module
 from pipeline.bands import Bands
 from pipeline.denoise import DenoiseConfig, denoise_by_bands, denoise_photo
@@ -107,6 +108,16 @@ def test_strength_0_by_bands_changes_no_pixel(tmp_path: Path) -> None:
     assert on_disk.change_psnr_db is None
 
 
+def test_a_clean_photo_by_bands_stays_as_it_was_byte_for_byte(tmp_path: Path) -> None:
+    data = tiff_of(scene(sigma=0, side_px=200), rowsperstrip=10)
+
+    in_memory, on_disk, written = both_ways(data, tmp_path)
+
+    assert written == in_memory.data == data
+    assert (on_disk.outcome, on_disk.reason) == (in_memory.outcome, in_memory.reason)
+    assert (on_disk.reason or "").startswith("clean: ")
+
+
 def test_a_photo_that_is_not_denoised_is_copied(tmp_path: Path) -> None:
     data = tiff_of(photo().astype(np.float32))
 
@@ -161,8 +172,8 @@ def test_the_network_denoises_by_bands_as_in_memory(tmp_path: Path) -> None:
         denoiser._tile_px = 128
         denoisers.append(SharedDenoiser(denoiser))
 
-    def denoise(noisy: np.ndarray, strength: float, noise: NoiseEstimate) -> np.ndarray:
-        return denoisers[0](noisy, strength=strength, noise=noise)
+    def denoise(noisy: np.ndarray, dose: Dose) -> np.ndarray:
+        return denoisers[0](noisy, strength=dose.strength, noise=dose.noise)
 
     in_memory = denoise_photo(data, "a.tif", denoise, DenoiseConfig())
     with (tmp_path / "source.tif").open("rb") as file:
@@ -191,10 +202,26 @@ def test_a_photo_of_100_megapixels_takes_a_fraction_of_its_size_in_memory(tmp_pa
     assert peaks_bytes[1] - peaks_bytes[0] < 100 * 1024**2  # decoded it has three times as much
 
 
+WITHOUT_NETWORK = """
+import sys
+from pathlib import Path
+from pipeline.denoise import DenoiseConfig, denoise_by_bands
+
+def keep(photo, _dose):
+    for top in range(0, photo.shape[0], 64):
+        rows = slice(top, min(top + 64, photo.shape[0]))
+        photo[rows, photo.columns] = photo[rows, photo.columns]
+
+with open(sys.argv[1], "rb") as file:
+    result = denoise_by_bands(file, "a.tif", Path(sys.argv[2]), keep, DenoiseConfig(strength=1.0))
+assert result.outcome == "denoised"
+"""
+
+
 def _peak_of_denoising(photo: Path) -> int:
     """The peak resident set of a process that sends a photo through everything but the network."""
     target = photo.with_stem(f"{photo.stem}-clean")
-    command = [sys.executable, "-m", "flows.cli", "denoise", photo, target, "--strength", "0"]
+    command = [sys.executable, "-c", WITHOUT_NETWORK, photo, target]
     with subprocess.Popen(command) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -202,8 +229,8 @@ def _peak_of_denoising(photo: Path) -> int:
     return usage.ru_maxrss * 1024
 
 
-def _by_windows(denoiser: SharedDenoiser, photo: Bands, strength: float, noise: NoiseEstimate) -> None:
-    denoiser.denoise_windowed(photo, strength=strength, noise=noise)
+def _by_windows(denoiser: SharedDenoiser, photo: Bands, dose: Dose) -> None:
+    denoiser.denoise_windowed(photo, strength=dose.strength, noise=dose.noise)
 
 
 @pytest.mark.parametrize("shape", [(64, 80, 3), (2100, 1300, 3), (1500, 2000)])

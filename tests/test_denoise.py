@@ -4,20 +4,21 @@ import numpy as np
 import pytest
 from photos import saved, scene
 
-from model.estimate import NoiseEstimate, estimate_noise
+from model.estimate import estimate_noise
+from model.strength import Dose, Strength
 from pipeline.denoise import Change, Denoise, DenoiseConfig, denoise_photo
 from pipeline.images import Limits, decode, inspect
 from pipeline.records import Outcome
 from pipeline.shard import PhotoResult
 
 
-def brighten(noisy: np.ndarray, strength: float, _noise: NoiseEstimate | None = None) -> np.ndarray:
+def brighten(noisy: np.ndarray, dose: Dose) -> np.ndarray:
     """Adds ten levels to every sample."""
-    return np.minimum(noisy.astype(np.int64) + round(10 * strength), np.iinfo(noisy.dtype).max).astype(noisy.dtype)
+    return np.minimum(noisy.astype(np.int64) + round(10 * dose.strength), np.iinfo(noisy.dtype).max).astype(noisy.dtype)
 
 
 def failing(error: Exception) -> Denoise:
-    def raise_it(noisy: np.ndarray, strength: float, _noise: NoiseEstimate | None = None) -> np.ndarray:
+    def raise_it(noisy: np.ndarray, dose: Dose) -> np.ndarray:
         raise error
 
     return raise_it
@@ -30,7 +31,7 @@ def test_a_denoised_photo_has_the_format_of_its_source_and_the_pixels_of_the_den
 
     assert result.outcome == Outcome.DENOISED
     header = inspect(result.data or b"", name="a.png")
-    assert np.array_equal(decode(result.data or b"", header).colour, brighten(scene(), 1.0))
+    assert np.array_equal(decode(result.data or b"", header).colour, scene() + 10)
 
 
 def test_strength_reaches_the_denoiser() -> None:
@@ -51,11 +52,39 @@ def test_what_is_measured_describes_the_photo_and_the_change() -> None:
     assert result.clipped_fraction == pytest.approx(0.0, abs=0.01)
 
 
-def test_an_unchanged_photo_has_no_finite_change() -> None:
-    result = denoise_photo(saved(scene(), "PNG"), "a.png", brighten, DenoiseConfig(strength=0.0))
+def test_a_clean_photo_stays_as_it_was_byte_for_byte() -> None:
+    data = saved(scene(sigma=0, side_px=128), "JPEG", quality=95)
 
-    assert result.outcome == Outcome.DENOISED
-    assert result.change_psnr_db is None
+    result = denoise_photo(data, "a.jpg", brighten, DenoiseConfig())
+
+    assert (result.outcome, result.data) == (Outcome.UNTOUCHED, data)
+    assert result.reason == "clean: less than 1 level of noise"
+    assert (result.strength, result.change_psnr_db) == (0.0, None)
+    assert result.noise_sigma_after == result.noise_sigma_before is not None
+
+
+def test_a_strength_that_is_a_number_is_for_clean_photos_too() -> None:
+    result = denoise_photo(saved(scene(sigma=0), "PNG"), "a.png", brighten, DenoiseConfig(strength=1.0))
+
+    assert (result.outcome, result.strength) == (Outcome.DENOISED, 1.0)
+
+
+def test_strength_0_leaves_every_photo_as_it_was() -> None:
+    data = saved(scene(), "PNG")
+
+    result = denoise_photo(data, "a.png", brighten, DenoiseConfig(strength=0.0))
+
+    assert (result.outcome, result.reason, result.data) == (Outcome.UNTOUCHED, "the strength is 0", data)
+
+
+@pytest.mark.parametrize("strength", ["auto", 1.0])
+def test_a_gray_photo_whose_grain_is_kept_stays_as_it_was(strength: Strength) -> None:
+    data = saved(scene()[..., 0], "PNG")
+
+    result = denoise_photo(data, "a.png", brighten, DenoiseConfig(strength=strength, keeps_grain=True))
+
+    assert (result.outcome, result.data) == (Outcome.UNTOUCHED, data)
+    assert (result.reason or "").startswith("gray: ")
 
 
 @pytest.mark.parametrize(
@@ -69,16 +98,17 @@ def test_a_photo_that_the_network_cannot_do_is_rejected_with_a_reason(error: Exc
     assert reason in (result.reason or "")
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
-def test_a_strength_outside_of_its_range_is_refused(strength: float) -> None:
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), "much"])
+def test_a_strength_outside_of_its_range_is_refused(strength: Strength) -> None:
     with pytest.raises(ValueError, match="strength is"):
         DenoiseConfig(strength=strength)
 
 
 def test_the_parameters_hash_changes_with_whatever_changes_a_result() -> None:
     assert DenoiseConfig().parameters != DenoiseConfig(strength=0.5).parameters
+    assert DenoiseConfig().parameters != DenoiseConfig(keeps_grain=True).parameters
     assert DenoiseConfig().parameters == DenoiseConfig(limits=Limits(max_megapixels=1)).parameters
-    assert DenoiseConfig().parameters == DenoiseConfig(strength=1.0).parameters
+    assert DenoiseConfig().parameters == DenoiseConfig(strength="auto").parameters
 
 
 @pytest.mark.parametrize("height_px", [40, 3000])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from photos import write_archive
 
-from model.estimate import NoiseEstimate
+from model.strength import Dose
 from pipeline import shard
 from pipeline.bench import Look
 from pipeline.denoise import Denoise, DenoiseConfig, DenoiseWorkerFactory, denoise_photo
@@ -23,7 +23,7 @@ from pipeline.shard import Recipe, Worker
 from pipeline.storage import LocalStore
 
 
-def brighten(noisy: np.ndarray, strength: float, _noise: NoiseEstimate | None = None) -> np.ndarray:
+def brighten(noisy: np.ndarray, _dose: Dose) -> np.ndarray:
     return noisy + np.minimum(np.iinfo(noisy.dtype).max - noisy, 10).astype(noisy.dtype)
 
 
