@@ -25,6 +25,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--peers", nargs="*", metavar="NAME", help="and classical denoisers: median, nlm, bm3d on 3 photos [all]"
     )
+    command.add_argument("--auto", action="store_true", help="and the noise estimate, and auto against fixed strengths")
     command.add_argument(
         "--trials", nargs="+", default=[], metavar="WORD", help="those with a word in their names, such as file [all]"
     )
@@ -70,6 +71,7 @@ def weights_of(options: argparse.Namespace) -> str:
 
 def evaluate(options: argparse.Namespace) -> int:
     """`degrain evaluate`: how well weights do on known noise, beside others and classical denoisers."""
+    from pipeline.auto_table import auto_rows, format_auto
     from pipeline.evaluate import EvaluateJob, run_evaluate
 
     job = EvaluateJob(
@@ -79,12 +81,16 @@ def evaluate(options: argparse.Namespace) -> int:
         trials=tuple(options.trials),
         limit=options.limit,
         peers=_peers(options),
+        has_auto=options.auto,
         folder=options.output,
     )
     with _Trials(is_silent=options.json) as trials:
         evaluation = run_evaluate(job, trials.report, trials.watch)
+    auto = auto_rows(evaluation.auto) if evaluation.auto else []
     if options.json:
-        print(json.dumps([row.as_dict() for row in evaluation.rows], ensure_ascii=False))
+        print(json.dumps([row.as_dict() for row in evaluation.rows] + auto, ensure_ascii=False))
+    elif evaluation.auto:
+        print(f"\n{format_auto(evaluation.auto)}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Evaluate weights on clean photos: the trials of `model.evaluate`, beside other weights and classical denoisers."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -8,9 +9,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from model.auto_trials import STRENGTH_SIGMAS, score_auto
 from model.denoiser import Denoiser
 from model.evaluate import Denoise, Floats, Photo, Told, Trial, run_trial, standard_trials
 from model.weights import Weights
+from pipeline.auto_table import format_auto
 from pipeline.clean_photos import CleanPhoto, digest_of, read_clean_photos
 from pipeline.peers import PEERS, check_libraries, is_tried
 from pipeline.registry import read_weights
@@ -32,6 +35,7 @@ class EvaluateJob:
         trials: those alone whose names hold one of these words, such as "file" or "cameras"; all if there are none.
         limit: the first so many photos only, in the order of their keys.
         peers: classical denoisers that are measured beside them: keys of `PEERS`.
+        has_auto: also measure the noise estimate, and `auto` against fixed strengths and on clean photos.
         folder: where scores.json, scores.md and scores.svg are written; None writes nothing.
     """
 
@@ -41,6 +45,7 @@ class EvaluateJob:
     trials: tuple[str, ...] = ()
     limit: int | None = None
     peers: tuple[str, ...] = ()
+    has_auto: bool = False
     folder: str | None = None
 
     def __post_init__(self) -> None:
@@ -87,7 +92,7 @@ def run_evaluate(
         for name in denoisers
         if (some := [photo for number, photo in enumerate(photos) if is_tried(name, trial, number)])
     ]
-    planned = sum(len(some) for *_, some in plan)
+    planned = sum(len(some) for *_, some in plan) + job.has_auto * len(photos) * len(STRENGTH_SIGMAS)
     rows: list[Row] = []
     scores: list[PhotoScore] = []
     for trial, name, some in plan:
@@ -100,6 +105,17 @@ def run_evaluate(
         rows.append(summarise(found, weights=hashes.get(name), first=first))
         report(rows[-1])
 
+    tried = itertools.count(len(scores) + 1)
+    name, weights = next(iter(ours.items()))
+    auto = (
+        score_auto(
+            Denoiser(weights),
+            [photo.pixels for photo in photos],
+            watch=lambda: watch(Steps(next(tried), planned, "auto", name)),
+        )
+        if job.has_auto
+        else None
+    )
     evaluation = Evaluation(
         photos=job.photos,
         photos_sha256=digest_of((photo.key, photo.sha256) for photo in photos),
@@ -107,6 +123,7 @@ def run_evaluate(
         weights=hashes,
         rows=rows,
         scores=scores,
+        auto=auto,
     )
     if job.folder is not None:
         write_evaluation(job.folder, evaluation)
@@ -117,7 +134,8 @@ def write_evaluation(folder: str, evaluation: Evaluation) -> None:
     """Write scores.json, a table as scores.md, and a plot as scores.svg."""
     store = open_store(folder)
     store.write("scores.json", evaluation.as_json())
-    store.write("scores.md", format_markdown(evaluation.rows).encode())
+    auto = f"\n{format_auto(evaluation.auto)}\n" if evaluation.auto else ""
+    store.write("scores.md", (format_markdown(evaluation.rows) + auto).encode())
     store.write("scores.svg", draw_scores(evaluation.rows))
     store.close()
 

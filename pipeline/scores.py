@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.auto_trials import AutoScores
 from model.evaluate import Score, mean_score
+from pipeline.auto_table import auto_rows
 
 MOST_DB = 99.0  # stands for the infinite PSNR of a photo that is as it should be, which JSON cannot hold
 
@@ -67,6 +69,7 @@ class Evaluation:
         version: of degrain: the trials and the estimates are its own.
         weights: sha256 of our denoisers by the names of the rows, the one on trial first.
         rows, scores: the means, and what they are the means of.
+        auto: of the first weights, where that was asked for.
     """
 
     photos: str
@@ -75,6 +78,7 @@ class Evaluation:
     weights: Mapping[str, str]
     rows: Sequence[Row]
     scores: Sequence[PhotoScore]
+    auto: AutoScores | None = None
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -82,6 +86,7 @@ class Evaluation:
             "photos_sha256": self.photos_sha256,
             "version": self.version,
             "weights": dict(self.weights),
+            "auto": auto_rows(self.auto) if self.auto else [],
             "rows": [row.as_dict() for row in self.rows],
             "scores": [score.as_dict() for score in self.scores],
         }
