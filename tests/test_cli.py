@@ -116,7 +116,7 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["ingest", "{tmp}", "{tmp}/t", "--min-side", "wide"], 2, "invalid int value"),
         (["ingest", "{tmp}", "{tmp}/t", "--limit", "0"], 2, "limit is 0"),
         (["demo", "{tmp}/full"], 2, "full"),
-        (["train", "{tmp}/empty", "--run", "{tmp}/run"], 2, "there are no 8-bit colour photos"),
+        (["train", "{tmp}/empty", "--run", "{tmp}/run"], 2, "there are no photos to train on"),
         (["train", "{tmp}", "--run", "{tmp}/run", "--patch-px", "100"], 2, "need a multiple of 32"),
         (["weights", "show", "best"], 2, "unknown weights 'best'"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
