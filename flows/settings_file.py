@@ -37,9 +37,12 @@ def read_settings(verb: str, path: str, given: Mapping[str, object]) -> dict[str
     try:
         kinds[verb].model_validate({**places, **values})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "the settings"
-        raise ValueError(f"{path}: {name}: {first['msg'].lower()}") from error
+        first, *others = error.errors()
+        is_choice = len(first["loc"]) > 1 and not isinstance(values.get(str(first["loc"][0])), dict)
+        # Of a value that may be of several kinds, each kind has its own complaint, under its own name.
+        alike = [other for other in others if is_choice and other["loc"][0] == first["loc"][0]]
+        name = ".".join(map(str, first["loc"][:1] if is_choice else first["loc"])) or "the settings"
+        raise ValueError(f"{path}: {name}: {', or '.join(each['msg'].lower() for each in (first, *alike))}") from error
     ray = values.pop("ray", {})
     if set(ray) - {"workers"}:
         raise ValueError(f"{path}: of 'ray', a command takes 'workers' alone; a cluster is named by --cluster")

@@ -29,7 +29,7 @@ def test_a_file_fills_in_what_the_command_line_does_not_say(file: Path) -> None:
     ("verb", "text", "message"),
     [
         ("denoise", "strenght = 1", "strenght: extra inputs are not permitted"),
-        ("denoise", "strength = 2", "strength: input should be less than or equal to 1"),
+        ("denoise", "strength = 2", "strength: input should be 'auto', or input should be less than or equal to 1"),
         ("denoise", 'layout = "fils"', "layout: input should be 'files' or 'packed'"),
         ("ingest", "resize = 0", "resize: input should be greater than or equal to 1"),
         ("train", 'run = "a"\nstep = 1', "step: extra inputs are not permitted"),

@@ -9,6 +9,7 @@ import pytest
 from loop import Loop, index_of, photos_of
 from photos import saved, scene
 
+from pipeline.denoise import DenoiseConfig
 from pipeline.errors import ObjectRefused
 from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, run_ingest
@@ -177,7 +178,9 @@ def test_a_run_takes_what_the_filter_chooses_of_an_image_set(packed: DenoiseJob)
 
 def test_photos_of_a_set_in_files_are_known_by_their_hash_too(job: DenoiseJob, tmp_path: Path) -> None:
     run(job)
-    second = dataclasses.replace(job, source=job.target, target=str(tmp_path / "second"))
+    second = dataclasses.replace(
+        job, source=job.target, target=str(tmp_path / "second"), denoise=DenoiseConfig(strength=1.0)
+    )
 
     filtered, whole = run(second, where="width_px < 64"), run(second)
 
