@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+
+import tenacity
 
 from flows.local_ray import RayAddress
 from flows.ray_jobs import RayJobs
 
 READY_S = 150
+BUSY = 503
 
 
 class Server:
@@ -30,8 +34,14 @@ class Server:
         """Address of the UI."""
         return self.environment["PREFECT_API_URL"].removesuffix("/api")
 
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, HTTPError) and error.code == BUSY),
+        wait=tenacity.wait_fixed(0.5),
+        stop=tenacity.stop_after_attempt(20),
+        reraise=True,
+    )
     def api(self, method: str, path: str, body: object = None) -> Any:
-        """What the Prefect server answers."""
+        """What the Prefect server answers. While its SQLite is locked it says so: its own clients ask again, too."""
         request = urllib.request.Request(
             self.environment["PREFECT_API_URL"] + path,
             method=method,
