@@ -69,7 +69,7 @@ class ExampleStream:
     def _make(self, step: int) -> Examples:
         block, place = divmod(step, BLOCK_STEPS)
         side_px, size = self._config.patch_px_at(step), self._config.part_size
-        for part, number in itertools.product(self._parts, (block, block + 1)):
+        for number, part in itertools.product((block, block + 1), self._parts):
             if number * BLOCK_STEPS < self._config.steps:
                 _begin(self._blocks, (part, number), self._reader, partial(self._cut, part, number))
         made = []
