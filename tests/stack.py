@@ -48,8 +48,12 @@ class Server:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            data = answer.read()
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                data = answer.read()
+        except HTTPError as error:
+            error.close()  # it is an answer, too, with a socket
+            raise
         return json.loads(data) if data else None
 
     def begin(self, flow: str, parameters: dict[str, Any], **values: object) -> str:
