@@ -1,7 +1,6 @@
 """What a training worker learns from: photos of a store, decoded, cut and made noisy ahead of the step."""
 
 import itertools
-import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -15,8 +14,6 @@ from model.patches import BLOCK_STEPS, Patches, PatchPlan
 from model.training import Examples, TrainConfig
 from pipeline.clean_photos import clean_among
 from pipeline.sources import Source
-
-log = logging.getLogger(__name__)
 
 STEPS_AHEAD = 4
 K = TypeVar("K")

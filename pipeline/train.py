@@ -1,7 +1,6 @@
 """Train a network on a collection of photos: alone, or by Ray Train with workers that share each batch."""
 
 import dataclasses
-import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,8 +25,6 @@ from pipeline.sources import photos_of
 from pipeline.storage import open_store
 from pipeline.subset import Split
 from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker, weights_of
-
-log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 SCORED_SIGMAS = (15, 25, 50)
