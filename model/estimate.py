@@ -310,8 +310,8 @@ def _measure(axes_NAP: Floats, level: int) -> NoiseEstimate:
     squares_NA = _squares(axes_NAP, level, "diagonal")
     axes = squares_NA.shape[1]
     power, total = axes * _median_square(squares_NA, level), float(squares_NA.sum())
-    luma = power * float(squares_NA[:, 0].sum()) / total if total else 0.0
-    return _from_powers(luma, (power - luma) / 2 if axes > 1 else 0.0, channels=axes)
+    luma, chroma = (float(share.sum()) / total if total else 0.0 for share in (squares_NA[:, :1], squares_NA[:, 1:]))
+    return _from_powers(power * luma, power * chroma / 2, channels=axes)
 
 
 def _squares(axes_NAP: Floats, level: int, kind: str) -> Floats:
