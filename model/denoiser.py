@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from model.estimate import NoiseEstimate, estimate_noise
@@ -425,8 +426,13 @@ def _to_levels(photo: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def use_threads(count: int) -> None:
-    """How many threads torch may use on the CPU for what the calling thread asks of it."""
+    """How many threads torch may use on the CPU for what the calling thread asks of it.
+
+    NumPy's products get by with one in the whole process: the threads of its BLAS spin while they wait, and beside the
+    network on two cores they halve the speed of training.
+    """
     torch.set_num_threads(count)
+    threadpool_limits(1, user_api="blas")
 
 
 def count_gpus() -> int:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 
 from model import Denoiser
-from model.denoiser import SMALLEST_TILE_PX, Precision
+from model.denoiser import SMALLEST_TILE_PX, Precision, use_threads
 from model.estimate import NoiseEstimate, estimate_noise
 from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
@@ -356,3 +357,11 @@ def test_the_network_is_told_what_the_caller_says_of_each_photo():
     noises = [NoiseEstimate(5.0, 6.0, 4.0, 0.5), NoiseEstimate(20.0, 10.0, 25.0, 0.8)]
     _denoiser(network).denoise_many(photos, noises=noises)
     assert network.levels == [pytest.approx((6, 4), rel=1e-4), pytest.approx((10, 25), rel=1e-4)]
+
+
+def test_beside_the_network_numpy_computes_with_one_thread() -> None:
+    before = torch.get_num_threads()
+    with threadpool_limits(2, user_api="blas"):
+        use_threads(before)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+    assert torch.get_num_threads() == before

@@ -131,6 +131,14 @@ def test_known_noise_is_measured_as_an_estimate_would(sigma):
     assert measured.chroma_sigma == pytest.approx(sigma, rel=0.1)
 
 
+@pytest.mark.parametrize("seed", range(40))  # some of them are rounded to less chrominance than none
+def test_gray_noise_has_no_chrominance(seed):
+    noise = np.random.default_rng(seed).normal(0, 10, (32, 32, 1)).astype(np.float32).repeat(3, axis=2)
+    measured = measure_noise(noise, 128 + noise)
+    assert measured.chroma_sigma == pytest.approx(0, abs=1e-2)
+    assert measured.luma_sigma / np.sqrt(3) == pytest.approx(measured.sigma, rel=1e-3)
+
+
 def test_noise_is_measured_where_the_noisy_photo_is_flattest():
     draw = np.random.default_rng(0)
     noise = draw.normal(0, np.repeat([[2.0], [20.0]], 64, axis=0), (128, 128)).astype(np.float32)

@@ -77,3 +77,10 @@ def test_a_block_is_the_same_whoever_cuts_it(block: int) -> None:
     first, second = (_plan(40).cut(_photos(16), 2, block, side_px=16) for _ in range(2))
     assert np.array_equal(first, second)
     assert not np.array_equal(first, _plan(40).cut(_photos(16), 3, block, side_px=16))
+
+
+def test_some_patches_show_four_times_the_area_at_half_the_size() -> None:
+    photo = np.indices((64, 64), dtype=np.uint8).sum(axis=0, dtype=np.uint8)[..., None].repeat(3, axis=2)
+    patches = _plan(1, part_size=32).cut([photo], 0, 0, side_px=16)
+    spans = {int(patch.max()) - int(patch.min()) for patch in patches}
+    assert spans == {30, 60}
