@@ -138,7 +138,7 @@ def train(options: argparse.Namespace) -> int:
 
     def report(metrics: "StepMetrics") -> None:
         if bar.n == 0:  # a run that goes on starts in the middle
-            bar.n = bar.initial = metrics.step - 1
+            bar.n = bar.initial = bar.last_print_n = metrics.step - 1
             bar.total = metrics.steps
         bar.set_postfix_str(f"loss {metrics.loss:.4f}", refresh=False)
         bar.update(metrics.step - bar.n)  # less than nothing where a run fell back to its last checkpoint

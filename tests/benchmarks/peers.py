@@ -14,7 +14,7 @@ and of degrain all that the others do not do (metadata kept, noise measured, has
     daft             as "Images" in its documentation: `download`, `decode_image`, a class for the network,
                      `encode_image`, `upload`
 
-The identity instead of the network leaves codecs, storage and bookkeeping: of degrain that is `--strength 0`.
+The identity instead of the network leaves codecs, storage and bookkeeping; degrain still measures the noise.
 """
 
 import argparse
@@ -58,9 +58,11 @@ def is_identity() -> bool:
 
 def run_degrain(source: Path, target: Path) -> float:
     import ray
+    from worker import without_network
 
     from pipeline.denoise import DenoiseConfig
-    from pipeline.jobs import DenoiseJob, run_denoise
+    from pipeline.jobs import DenoiseJob, denoise_work
+    from pipeline.run import do_work
 
     started = [0.0]
     start_ray = ray.init
@@ -72,9 +74,9 @@ def run_degrain(source: Path, target: Path) -> float:
         return context
 
     ray.init = start_ray_and_tell
-    config = DenoiseConfig(strength=0.0 if is_identity() else 1.0)
     start = time.perf_counter()
-    run_denoise(DenoiseJob(source=str(source), target=str(target), denoise=config), lambda _: None)
+    work = denoise_work(DenoiseJob(source=str(source), target=str(target), denoise=DenoiseConfig(strength=1.0)))
+    do_work(without_network(work) if is_identity() else work, lambda _: None)
     return time.perf_counter() - start - started[0]
 
 

@@ -8,6 +8,7 @@ for which the loop does not read or write either: the limit of the codecs. No Ra
 """
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,12 +19,13 @@ from noisy_photos import SIZES_PX, write_noisy
 
 from model import Denoiser
 from model.denoiser import use_threads
-from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory
+from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory, denoise_photo
 from pipeline.images import Pixels, decode, encode, inspect
 from pipeline.imageset import ImageSet
 from pipeline.jobs import read_weights
 from pipeline.records import Layout, PlannedPhoto, ShardPlan
-from pipeline.shard import Recipe, Worker
+from pipeline.run import Work
+from pipeline.shard import PhotoResult, Recipe, Worker
 from pipeline.storage import LocalStore
 
 SHARD_PHOTOS = 16
@@ -38,7 +40,13 @@ def main() -> None:
     options = parser.parse_args()
     count = options.count or {"png": 40, "jpeg": 3}[options.kind]
     use_threads(1)
-    denoiser, recipe, identity = Denoiser.load("photo"), make_recipe(1.0), make_recipe(0.0)
+    config = DenoiseConfig(strength=1.0)
+    weights, _ = read_weights("photo")
+    recipe, identity = (
+        make(source="", target="", layout=Layout.FILES, weights=weights, config=config).recipe(1)
+        for make in (DenoiseWorkerFactory, WithoutNetwork)
+    )
+    denoiser = Denoiser.load("photo")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = folder / "noisy"
@@ -78,10 +86,22 @@ def run_codecs(photos: list[bytes]) -> None:
         encode(decode(data, header), data, header)
 
 
-def make_recipe(strength: float) -> Recipe:
-    weights, _ = read_weights("photo")
-    config = DenoiseConfig(strength=strength)
-    return DenoiseWorkerFactory(source="", target="", layout=Layout.FILES, weights=weights, config=config).recipe(1)
+class WithoutNetwork(DenoiseWorkerFactory):
+    """The identity takes the place of the network: all else that is done to a photo is done."""
+
+    def recipe(self, threads: int) -> Recipe:
+        def process(data: bytes, key: str) -> PhotoResult:
+            return denoise_photo(data, key, lambda noisy, _: noisy, self.config)
+
+        return dataclasses.replace(super().recipe(threads), process=process)
+
+
+def without_network(work: Work) -> Work:
+    """The same run with the identity."""
+    factory = work.make_worker
+    assert isinstance(factory, DenoiseWorkerFactory)
+    fields = {each.name: getattr(factory, each.name) for each in dataclasses.fields(factory)}
+    return dataclasses.replace(work, make_worker=WithoutNetwork(**fields))
 
 
 def run_worker(source: Path, target: Path, recipe: Recipe) -> None:
