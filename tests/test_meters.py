@@ -11,7 +11,7 @@ from stack import Stack, wait_until
 from pipeline.meters import Meters
 from pipeline.records import Outcome, Receipt
 
-DASHBOARD = Path(__file__).parents[1] / "deploy/grafana-degrain.json"
+DASHBOARD = Path(__file__).parents[1] / "deploy/monitoring/grafana-degrain.json"
 
 
 def test_without_a_cluster_nothing_is_counted() -> None:
