@@ -5,9 +5,11 @@ import json
 import os
 import signal
 import time
+import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 from commands import write_many
@@ -224,3 +226,36 @@ def kill(run_id: str, mark: str) -> None:
     for pid in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/", "/api/cluster_status", "/nodes?view=summary", "/logs"])
+def test_ray_answers_nobody_who_does_not_know_its_token(up: Stack, path: str) -> None:
+    url = up.environment["RAY_API_SERVER_ADDRESS"]
+    for headers in ({}, {"Authorization": f"Bearer {'0' * 64}"}):
+        with pytest.raises(HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url + path, headers=headers), timeout=10)
+        caught.value.close()
+
+        assert caught.value.code in (401, 403)
+
+
+def listening(url: str) -> set[str]:
+    """The addresses, as the kernel writes them, on which something listens at the port of a URL."""
+    port = f":{int(url.removesuffix('/api').rpartition(':')[2]):04X}"
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {
+        address.removesuffix(port) for _, address, _, state, *_ in lines if address.endswith(port) and state == "0A"
+    }
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_URL", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL"])
+def test_what_people_talk_to_listens_on_loopback_alone(up: Stack, name: str) -> None:
+    assert listening(up.environment[name]) == {"0100007F"}
+
+
+def test_secrets_on_disk_are_for_this_user_alone(up: Stack) -> None:
+    files = [up.folder / "environment.sh", up.folder / "s3/secret"]
+
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
