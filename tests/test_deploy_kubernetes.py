@@ -477,3 +477,13 @@ def test_no_file_holds_a_secret() -> None:
 
     assert len(files) >= 15
     assert holding == []
+
+
+def test_the_runbook_names_only_files_that_are_there() -> None:
+    runbook = (ROOT / "deploy/README.md").read_text()
+    named = set(re.findall(r"(?:deploy|tests)/[\w./-]+\w", runbook)) | {
+        f"deploy/{path}" for path in re.findall(r"\]\(([\w./-]+)\)", runbook)
+    }
+
+    assert len(named) >= 10
+    assert [name for name in sorted(named) if not (ROOT / name).exists() and name != "deploy/.env"] == []
