@@ -90,14 +90,15 @@ def show_verdict(stage: str, verdict: Row) -> None:
         )
 
 
-def show_report(stage: str, place: str) -> None:
-    """Where the page about an image set lies; a link, where a browser opens it."""
-    if (link := web_address(place)) is not None:
-        create_link_artifact(link, "the report", key=f"{stage}-page", description="The page about the image set.")
-    else:
-        create_markdown_artifact(
-            f"`{place}`", key=f"{stage}-page", description="The page about the image set: open it from there."
-        )
+def show_report(stage: str, page: Row, *, link_days: float) -> None:
+    """Where the page about an image set lies; a link, where one was signed, or a browser opens it anyway."""
+    place, description = page["report"], "The page about the image set."
+    if (link := page.get("link")) is not None:
+        description = f"`{place}`; the link works for {link_days:g} days, for whoever has it."
+    elif (link := web_address(place)) is None:
+        create_markdown_artifact(f"`{place}`", key=f"{stage}-page", description=f"{description} Open it from there.")
+        return
+    create_link_artifact(link, "the report", key=f"{stage}-page", description=description)
 
 
 def show_training(stage: str, trained: Row) -> None:

@@ -57,8 +57,9 @@ def _look_after(settings: NightlySettings) -> None:
     target, ray = settings.denoise.target, settings.denoise.ray
     verdict = run_stage("verify", "verify", {"target": target, "cluster": ray.cluster}, ray)
     show_verdict("verify", verdict)
-    page = run_stage("report", "report", {"target": target, "output": settings.report_place}, ray)
-    show_report("report", page["report"])
+    link_s = round(settings.report_link_days * 24 * 3600) or None
+    page = run_stage("report", "report", {"target": target, "output": settings.report_place, "link_s": link_s}, ray)
+    show_report("report", page, link_days=settings.report_link_days)
     if verdict["findings"]:
         raise Unsound(f"{verdict['findings']:,} things in {target} are not as its index says: see the artifacts")
 

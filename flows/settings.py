@@ -183,6 +183,13 @@ class NightlySettings(Settings):
         description="Where the page about the image set is written, ….html. Empty: beside it, as …-report.html.",
         pattern=r"\.html$",
     )
+    report_link_days: float = Field(
+        7.0,
+        ge=0,
+        le=7,
+        description="How long the link to a page in a bucket of S3 works, for whoever has it. Of the credentials it "
+        "tells the key's id alone, and it ends with temporary ones. 0: no link.",
+    )
 
     @property
     def report_place(self) -> str:

@@ -72,7 +72,8 @@ class Cloud:
         """`type` ("file", "directory"), `size` in bytes, and more."""
         return dict(await self.filesystem._info(path))
 
-    async def put(self, path: str, data: bytes) -> None:
+    async def put(self, path: str, data: bytes, content_type: str | None = None) -> None:
+        del content_type  # there is no way to say it that all of them know
         await self.filesystem._pipe_file(path, data)
 
     async def put_file(self, path: str, local: Path) -> None:
@@ -91,6 +92,11 @@ class Cloud:
     async def writer(self, path: str) -> str | None:
         """Who created the object; None where that is not known."""
         del path
+        return None
+
+    async def link(self, path: str, expires_s: int, content_type: str) -> str | None:
+        """An address that gives the object, as that type, to whoever has it; None where none can be signed."""
+        del path, expires_s, content_type
         return None
 
     async def remove(self, path: str) -> None:
@@ -167,9 +173,10 @@ class S3(Cloud):
         with local.open("rb") as file:
             await self.filesystem._call_s3("put_object", Bucket=bucket, Key=key, Body=file)
 
-    async def put(self, path: str, data: bytes) -> None:
+    async def put(self, path: str, data: bytes, content_type: str | None = None) -> None:
         body = _Body(data) if len(data) > LARGE_BYTES else data
-        await self.filesystem._pipe_file(path, body, chunksize=self.LARGEST)
+        kind = {} if content_type is None else {"ContentType": content_type}
+        await self.filesystem._pipe_file(path, body, chunksize=self.LARGEST, **kind)
 
     async def create(self, path: str, data: bytes, writer: str) -> None:
         await self.filesystem._pipe_file(path, data, chunksize=self.LARGEST, mode="create", Metadata={WRITER: writer})
@@ -178,6 +185,14 @@ class S3(Cloud):
         bucket, key, _ = self.filesystem.split_path(path)
         found = await self.filesystem._call_s3("head_object", Bucket=bucket, Key=key)
         return _text(found["Metadata"].get(WRITER))
+
+    async def link(self, path: str, expires_s: int, content_type: str) -> str | None:
+        bucket, _, _ = self.filesystem.split_path(path)
+        await self.filesystem.set_session()
+        client = await self.filesystem.get_s3(bucket)  # the one that wrote it, and so knows the region of the bucket
+        client.meta.events.register("choose-signer.s3.GetObject", _signed_by_version_4, unique_id="degrain-links")
+        link = str(await self.filesystem._url(path, expires=expires_s, ResponseContentType=content_type))
+        return link if "X-Amz-Signature=" in link else None  # without credentials there is nothing to sign with
 
     async def page(self, folder: str, token: Any) -> Page:  # Any: see `Page`
         """The same, without holding all of it as s3fs does: a gigabyte for each million objects."""
@@ -207,8 +222,9 @@ class Google(Cloud):
         filesystem._request = functools.partial(GCSFileSystem._request.__wrapped__, filesystem)
         return cls(filesystem), filesystem._strip_protocol(url)
 
-    async def put(self, path: str, data: bytes) -> None:
-        await self.filesystem._pipe_file(path, data, chunksize=len(data) + 1)  # in one request
+    async def put(self, path: str, data: bytes, content_type: str | None = None) -> None:
+        kind = {} if content_type is None else {"content_type": content_type}
+        await self.filesystem._pipe_file(path, data, chunksize=len(data) + 1, **kind)  # in one request
 
     async def create(self, path: str, data: bytes, writer: str) -> None:
         await self.filesystem._pipe_file(path, data, chunksize=len(data) + 1, mode="create", metadata={WRITER: writer})
@@ -251,6 +267,10 @@ class Azure(Cloud):
         filesystem.service_client._config.retry_policy.total_retries = 0
         return cls(filesystem), path
 
+    async def put(self, path: str, data: bytes, content_type: str | None = None) -> None:
+        kind = {} if content_type is None else {"content_settings": {"content_type": content_type}}
+        await self.filesystem._pipe_file(path, data, **kind)
+
     async def create(self, path: str, data: bytes, writer: str) -> None:
         async with self._blob(path) as blob:
             await blob.upload_blob(data, overwrite=False, metadata={"is_directory": "false", WRITER: writer})
@@ -274,6 +294,11 @@ class Azure(Cloud):
     def _blob(self, path: str) -> Any:  # Any: azure.storage.blob is not installed everywhere
         container, key, _ = self.filesystem.split_path(path)
         return self.filesystem.service_client.get_blob_client(container, key)
+
+
+def _signed_by_version_4(signature_version: str, **_: object) -> str | None:
+    """By default botocore signs links by version 2, which new buckets refuse, and which lets them last for ever."""
+    return "s3v4-query" if signature_version == "v4-query" else None
 
 
 def _text(value: Any) -> str | None:  # Any: what a library found

@@ -98,8 +98,8 @@ class ObjectStore:
             raise ObjectMissing(f"cannot read {key} in {self.url}: it is a folder")
         return int(details["size"])
 
-    def write(self, key: str, data: bytes) -> None:
-        self._run(self._put, key, data)
+    def write(self, key: str, data: bytes, *, content_type: str | None = None) -> None:
+        self._run(self._put, key, data, content_type)
 
     @contextmanager
     def opened(self, key: str) -> Iterator[BinaryIO]:
@@ -117,6 +117,9 @@ class ObjectStore:
 
     def create(self, key: str, data: bytes) -> None:
         self._run(self._create, key, data)
+
+    def link(self, key: str, *, expires_s: int, content_type: str) -> str | None:
+        return self._run(self._sign, key, expires_s, content_type)
 
     def exists(self, key: str) -> bool:
         try:
@@ -164,9 +167,9 @@ class ObjectStore:
         path = self._path(key)
         return await self._request(f"look for {key} in {self.url}", lambda: self._cloud.details(path), path)
 
-    async def _put(self, key: str, data: bytes) -> None:
+    async def _put(self, key: str, data: bytes, content_type: str | None) -> None:
         path = self._path(key)
-        put = _uploading(len(data), lambda: self._cloud.put(path, data))
+        put = _uploading(len(data), lambda: self._cloud.put(path, data, content_type))
         await self._request(f"write {key} in {self.url}", put)
 
     async def _put_file(self, key: str, local: Path) -> None:
@@ -191,6 +194,12 @@ class ObjectStore:
             return
         if await self._request(what, lambda: self._cloud.writer(path)) != writer:
             raise ObjectExists(f"{key} is already in {self.url}")
+
+    async def _sign(self, key: str, expires_s: int, content_type: str) -> str | None:
+        path = self._path(key)
+        return await self._request(
+            f"sign a link to {key} in {self.url}", lambda: self._cloud.link(path, expires_s, content_type)
+        )
 
     async def _remove(self, key: str) -> None:
         path = self._path(key)

@@ -38,6 +38,8 @@ MOMENTS = 60  # into which the time of a run is cut
 MAX_BYTES = 512 * 1024**2  # of a photo that is read for a picture
 REASONS = 20  # that are counted one by one
 REJECTED = 24  # photos that are told one by one
+CONTENT_TYPE = "text/html; charset=utf-8"
+MAX_LINK_S = 7 * 24 * 3600  # longer ones no store signs
 STAGES = ("read", "decode", "denoise", "encode", "write")
 COLUMNS = (
     "key", "source_size_bytes", "source_etag", "source_sha256", "outcome", "reason", "output_key", "output_size_bytes",
@@ -55,17 +57,22 @@ class ReportJob:
         target: path or URL of an image set.
         output: path or URL of the page to write, whose name ends in .html; one that is there is replaced.
         photos: in each group that is shown.
+        link_s: for how many seconds a link to the page works for whoever has it, if its store can sign one; None for
+            no link.
     """
 
     target: str
     output: str
     photos: int = 4
+    link_s: int | None = None
 
     def __post_init__(self) -> None:
         if not self.output.lower().endswith((".html", ".htm")):
             raise ValueError(f"the report would be {self.output}: expected a name that ends in .html")
         if not 0 <= self.photos <= 50:
             raise ValueError(f"photos is {self.photos}: expected 0 to 50, or no browser could open the page")
+        if self.link_s is not None and not 1 <= self.link_s <= MAX_LINK_S:
+            raise ValueError(f"link_s is {self.link_s}: expected 1 to {MAX_LINK_S:,} seconds, a week")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,9 +100,10 @@ def run_report(job: ReportJob) -> dict[str, Any]:  # Any: JSON
     page = render(job).encode()
     root, key = split_url(job.output)
     store = open_store(root)
-    store.write(key, page)
+    store.write(key, page, content_type=CONTENT_TYPE)
+    link = None if job.link_s is None else store.link(key, expires_s=job.link_s, content_type=CONTENT_TYPE)
     store.close()
-    return {"report": job.output, "bytes": len(page)}
+    return {"report": job.output, "bytes": len(page), **({} if link is None else {"link": link})}
 
 
 def render(job: ReportJob) -> str:

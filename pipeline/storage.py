@@ -97,8 +97,14 @@ class Store(Protocol):
     def size(self, key: str) -> int:
         """Bytes of an object; raises what `read` raises."""
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes, *, content_type: str | None = None) -> None:
         """Put the whole object, replacing what was there: readers see the old one or the new one, never a part.
+
+        Args:
+            key: of the object.
+            data: all of it.
+            content_type: what a browser takes it for, where stores keep that. None for bytes of strangers, which no
+                browser is to run.
 
         Raises:
             ObjectRefused: the store cannot hold an object of this name.
@@ -115,6 +121,13 @@ class Store(Protocol):
 
         Raises:
             ObjectExists: someone else was first; their object stays.
+        """
+
+    def link(self, key: str, *, expires_s: int, content_type: str) -> str | None:
+        """An address at which anybody's browser gets the object for so long; None where the store can sign none.
+
+        Of the credentials it tells the key's id, and of temporary ones the session's token, with which it ends: they
+        are of no use without the secret key, which it does not tell.
         """
 
     def exists(self, key: str) -> bool:
@@ -234,7 +247,8 @@ class LocalStore:
         with file:
             yield file
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes, *, content_type: str | None = None) -> None:
+        del content_type  # a file's name tells
         with self._written(key, [data]) as temporary:
             temporary.replace(self._path(key))
 
@@ -248,6 +262,10 @@ class LocalStore:
                 _link(temporary, self._path(key))
             except FileExistsError as error:
                 raise ObjectExists(f"{key} is already in {self.url}") from error
+
+    def link(self, key: str, *, expires_s: int, content_type: str) -> str | None:
+        del key, expires_s, content_type
+        return None
 
     def exists(self, key: str) -> bool:
         try:

@@ -37,7 +37,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         _, told, content, _ = re.split(rb"(?:\A|\n)--==0==(?:--)?", body, maxsplit=3, flags=re.DOTALL)
         described = json.loads(told.partition(b"\n\n")[2])
-        data = content.partition(b"\n\n")[2]
+        header, _, data = content.partition(b"\n\n")
+        described["contentType"] = header.decode().partition(": ")[2]
         with self.lock:
             if self._asked.get("ifGenerationMatch") == "0" and described["name"] in self.objects:
                 self._answer(412, {"error": {"code": 412, "message": "conditionNotMet"}})
