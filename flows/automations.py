@@ -16,7 +16,7 @@ from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
 from flows.deployments import DEPLOYMENT
-from flows.events import TOO_MANY_REJECTED
+from flows.events import TOO_MANY_REJECTED, Ending
 
 WEBHOOK = "DEGRAIN_WEBHOOK_URL"  # it may hold a credential, and comes from the environment alone
 BLOCK = "degrain-webhook"
@@ -24,13 +24,15 @@ LOST_AFTER_S = 180
 RUN_LINK = "{{ flow_run|ui_url }}"
 
 
-def automations(webhook: UUID) -> list[AutomationCore]:
+def automations(webhook: UUID, *, lost_after_s: int) -> list[AutomationCore]:
     """All of them.
 
     Args:
         webhook: the document of the block that sends notifications.
+        lost_after_s: seconds without a heartbeat after which a run is lost.
     """
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
+    states = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut", *Ending)  # events tell a state by its name
+    ends = {f"prefect.flow-run.{state}" for state in states}
     of_degrain = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{DEPLOYMENT}"}
     return [
         AutomationCore(
@@ -74,25 +76,25 @@ def automations(webhook: UUID) -> list[AutomationCore]:
                 for_each={"prefect.resource.id"},
                 posture=Posture.Proactive,
                 threshold=1,
-                within=timedelta(seconds=LOST_AFTER_S),
+                within=timedelta(seconds=lost_after_s),
             ),
             actions=[
                 ChangeFlowRunState(
-                    state=StateType.CRASHED, message=f"no heartbeat for {LOST_AFTER_S} s: its process is gone"
+                    state=StateType.CRASHED, message=f"no heartbeat for {lost_after_s} s: its process is gone"
                 )
             ],
         ),
     ]
 
 
-def apply(webhook_url: str) -> list[str]:
+def apply(webhook_url: str, *, lost_after_s: int = LOST_AFTER_S) -> list[str]:
     """Make the automations on the server what they are here, and return their names."""
     block = CustomWebhookNotificationBlock(
         name=BLOCK, url=webhook_url, method="POST", json_data={"text": "{{subject}}\n{{body}}"}
     )
     document = block.save(BLOCK, overwrite=True)
     assert isinstance(document, UUID), "there is no event loop here that would make it a coroutine"
-    wanted = automations(document)
+    wanted = automations(document, lost_after_s=lost_after_s)
     with get_client(sync_client=True) as client:
         for automation in wanted:
             for known in client.read_automations_by_name(automation.name):

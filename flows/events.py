@@ -1,5 +1,6 @@
 """Events that automations wait for, beside Prefect's own of failed runs."""
 
+from enum import StrEnum
 from hashlib import sha256
 
 from prefect.events import emit_event
@@ -7,6 +8,13 @@ from prefect.events import emit_event
 from flows.settings import RunSettings, Values
 
 TOO_MANY_REJECTED = "degrain.too-many-rejected"
+
+
+class Ending(StrEnum):
+    """Names of our own for states in which a run is completed: Prefect's events tell a state by its name."""
+
+    NOTHING_NEW = "NothingNew"
+    NOT_BETTER = "NotBetter"
 
 
 def rejected_fraction(summary: Values) -> float:

@@ -5,7 +5,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.artifacts import show_canary, show_plan, show_report, show_summary, show_verdict
-from flows.events import tell_of_rejects
+from flows.events import Ending, tell_of_rejects
 from flows.run_names import nightly_name
 from flows.settings import Gates, NightlySettings, Values
 from flows.stages import HOOKS, run_stage
@@ -33,7 +33,7 @@ def nightly(settings: NightlySettings) -> Values | State[Values]:
     plan = run_stage("plan", "plan", {"denoise": job}, ray)
     show_plan("plan", plan)
     if plan["photos"]["to_do"]["photos"] == 0:
-        return Completed(message="nothing is new", name="NothingNew")
+        return Completed(message="nothing is new", name=Ending.NOTHING_NEW)
 
     canary = run_stage("canary", "canary", {"denoise": job, "photos": settings.gates.photos}, ray)
     failures = closed_gates(canary, settings.gates)

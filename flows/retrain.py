@@ -7,6 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.artifacts import show_card, show_comparison, show_evaluation, show_summary, show_training
+from flows.events import Ending
 from flows.run_names import retrain_name
 from flows.settings import RetrainSettings, Values
 from flows.stages import HOOKS, run_stage
@@ -27,7 +28,7 @@ def retrain(settings: RetrainSettings) -> Values | State[Values]:
     asked = {"place": settings.promoted, "otherwise": settings.incumbent or "photo"}
     incumbent = run_stage("incumbent", "incumbent", asked, settings.ray)
     if incumbent["sha256"] == trained["sha256"]:
-        return Completed(message="these weights are in use already", name="NothingNew")
+        return Completed(message="these weights are in use already", name=Ending.NOTHING_NEW)
     candidate_rows = _evaluate("candidate", trained["weights"], settings)
     incumbent_rows = _evaluate("in-use", incumbent["weights"], settings)
     return _promote_if_better(settings, trained, candidate_rows, incumbent_rows)
@@ -51,7 +52,7 @@ def _promote_if_better(
     told = f"mean {found.mean_db:+.3f} dB, worst {found.worst_db:+.3f} dB"
     if not found.is_better:
         show_comparison("retrain", found.gains_db, f"Not promoted: {told}.")
-        return Completed(message=f"not better: {told}", name="NotBetter")
+        return Completed(message=f"not better: {told}", name=Ending.NOT_BETTER)
     asked = {"weights": trained["weights"], "to": settings.promoted, "because": f"retrained: {told}"}
     promoted = run_stage("promote", "promote", asked, settings.ray)
     show_comparison("retrain", found.gains_db, f"Promoted to `{settings.promoted}`: {told}.")

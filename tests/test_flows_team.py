@@ -1,19 +1,16 @@
 """A team's server as deploy/prefect.yaml describes it: on PostgreSQL, with a worker, and automations that notify."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import postgres
 import pytest
+from letterbox import Letterbox
 from photos import write_archive
 from stack import Server, wait_until
 
@@ -29,44 +26,14 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 
 
-class Mailbox:
-    """Takes what a webhook is sent."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        texts = self.texts
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                texts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> "Mailbox":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture(scope="module")
-def mailbox() -> Iterator[Mailbox]:
-    with Mailbox() as box:
+def mailbox() -> Iterator[Letterbox]:
+    with Letterbox() as box:
         yield box
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory: pytest.TempPathFactory, mailbox: Mailbox) -> Iterator[Server]:
+def team(tmp_path_factory: pytest.TempPathFactory, mailbox: Letterbox) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("team")
     [port] = free_ports(1)
     with ExitStack() as services:
@@ -113,7 +80,7 @@ def test_all_flows_are_deployed_with_their_schedules(team: Server) -> None:
 
 
 def test_a_worker_does_a_run_and_too_many_rejects_and_failures_are_told(
-    team: Server, mailbox: Mailbox, tmp_path: Path
+    team: Server, mailbox: Letterbox, tmp_path: Path
 ) -> None:
     write_archive(tmp_path / "source")
     shutil.rmtree(tmp_path / "source/2019")
