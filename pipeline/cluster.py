@@ -33,6 +33,7 @@ WORKER_BYTES = 1.5 * 1024**3  # what a worker needs beside photos of ordinary si
 CONNECT_TIMEOUT_S = 10.0
 LOOK_S = 1.0  # between two looks at what a worker does
 RESIZE_S = 5.0  # between two looks at what the cluster has
+MOST_NODES = 1000  # of a kind, where the autoscaler knows no limit
 ORPHANED_S = 30.0  # a worker at which nobody has looked for so long ends itself: its driver is gone
 ORPHAN_STEPS = 10
 NAMED = 5  # photos, at most, in a message
@@ -214,6 +215,7 @@ class _Pool:
         )
         self._workers: list[_Worker] = []
         self._deaths_in_a_row = 0
+        self._is_short = False  # of workers: a task has waited for one since the last look at the cluster
         self._moved_s = self._resized_s = time.monotonic()
         self._resize(cluster)
 
@@ -232,6 +234,7 @@ class _Pool:
         ready = [worker for worker in self._workers if worker.node and not worker.is_leaving]
         worker = min(ready, key=self._load, default=None)
         if worker is None or self._load(worker) + self._weight(task) > self._config.shards_per_worker:
+            self._is_short = True
             return False
         if task.photo is None:
             call = worker.actor.run.remote(task.case.plan, dict(task.case.poisonous))
@@ -346,13 +349,21 @@ class _Pool:
         return tasks
 
     def _resize(self, cluster: "_Cluster") -> None:
-        """As many workers as there is room for: none where a node will go, more where one has come."""
+        """As many workers as there is room for: none where a node will go, more where one has come.
+
+        While there is more to do than they can take, as many again as have started are asked for where an autoscaler
+        may bring nodes for them: a short run asks for few, and a long one soon for all.
+        """
         for worker in list(self._workers):
             worker.is_leaving = worker.node in cluster.leaving
             if worker.is_leaving and not worker.calls:
                 self._remove(worker)
         staying = [worker for worker in self._workers if not worker.is_leaving]
         wanted = self._config.workers or cluster.room
+        if self._config.workers is None and self._is_short:
+            started = sum(1 for worker in staying if worker.node)
+            wanted = max(wanted, min(cluster.largest_room, 2 * started))
+        self._is_short = False
         for _ in range(wanted - len(staying)):
             self._workers.append(_Worker(self._actor.remote(self._factory, self._threads)))
         never_started = [worker for worker in staying if not worker.node]
@@ -376,53 +387,83 @@ class _Pool:
         return self._config.shards_per_worker if task.is_alone else 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What a node offers."""
+
+    cores: int
+    gpus: int
+    memory_bytes: float
+
+    @classmethod
+    def of(cls, resources: Mapping[str, float], *, use_gpus: bool) -> "_Node":
+        gpus = int(resources.get("GPU", 0)) if use_gpus else 0
+        return cls(int(resources.get("CPU", 0)), gpus, resources.get("memory", 0.0))
+
+    @property
+    def room(self) -> int:
+        """Workers that it has cores and memory for."""
+        return min(self.cores, max(1, int(self.memory_bytes / WORKER_BYTES)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cluster:
-    """What a cluster has: ids of its nodes, those of them that will go soon, and of each that stays what it offers."""
+    """What a cluster has.
+
+    Attributes:
+        nodes: ids of those that are alive.
+        leaving: those of them that will go soon.
+        staying: what each of the others offers.
+        limit: what each node would offer if the autoscaler had brought all that it may; without one, those that stay.
+    """
 
     nodes: frozenset[str]
     leaving: frozenset[str]
-    cores: tuple[int, ...]
-    gpus: tuple[int, ...]
-    memory_bytes: tuple[float, ...]
+    staying: tuple[_Node, ...]
+    limit: tuple[_Node, ...]
 
     @classmethod
     def now(cls, *, use_gpus: bool) -> "_Cluster":
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         leaving = frozenset(_draining_nodes())
-        staying = [resources for node, resources in alive.items() if node not in leaving]
-        return cls(
-            nodes=frozenset(alive),
-            leaving=leaving,
-            cores=tuple(int(resources.get("CPU", 0)) for resources in staying),
-            gpus=tuple(int(resources.get("GPU", 0)) if use_gpus else 0 for resources in staying),
-            memory_bytes=tuple(resources.get("memory", 0.0) for resources in staying),
+        staying = tuple(
+            _Node.of(resources, use_gpus=use_gpus) for node, resources in alive.items() if node not in leaving
         )
+        limit = tuple(_Node.of(resources, use_gpus=use_gpus) for resources in _autoscaled_nodes())
+        return cls(nodes=frozenset(alive), leaving=leaving, staying=staying, limit=limit or staying)
 
     @property
-    def rooms(self) -> tuple[int, ...]:
-        """Workers that each node has cores and memory for."""
-        return tuple(
-            min(cores, max(1, int(memory / WORKER_BYTES)))
-            for cores, memory in zip(self.cores, self.memory_bytes, strict=True)
-        )
+    def has_gpus(self) -> bool:
+        return any(node.gpus for node in (*self.staying, *self.limit))
 
     @property
     def room(self) -> int:
         """Workers that find a GPU each, or where there is none, a core and memory; one at least, to wait for a node."""
-        return max(1, sum(self.gpus) or sum(self.rooms))
+        return max(1, self._room(self.staying))
+
+    @property
+    def largest_room(self) -> int:
+        """The same if the autoscaler brings all that it may."""
+        return max(self.room, self._room(self.limit))
+
+    def _room(self, nodes: Iterable[_Node]) -> int:
+        return sum(node.gpus if self.has_gpus else node.room for node in nodes)
 
     def size_for(self, workers: int | None) -> "_Size":
         """What a worker takes; without a number of them, so that each node holds as many as it has room for."""
-        count = workers or self.room
-        if workers is None and not sum(self.gpus):
-            shares = [cores // room for cores, room in zip(self.cores, self.rooms, strict=True) if room]
-            memory_bytes = min([WORKER_BYTES, *(memory for memory in self.memory_bytes if memory)])
-            threads = min(shares, default=1)
+        if workers is None and self.has_gpus:
+            share = min(node.cores / node.gpus for node in (*self.staying, *self.limit) if node.gpus)
+            threads = max(1, int(share))
+            return _Size(threads=threads, cores=min(threads, share) or 1, gpus=1, memory_bytes=None)
+        if workers is None:
+            kinds = [node for node in (*self.staying, *self.limit) if node.room]
+            threads = min((node.cores // node.room for node in kinds), default=1)
+            memory_bytes = min([WORKER_BYTES, *(node.memory_bytes for node in kinds if node.memory_bytes)])
             return _Size(threads=threads, cores=threads, gpus=0, memory_bytes=memory_bytes)
-        threads = max(1, min(max(self.cores, default=1), sum(self.cores) // count))
-        cores = min(threads, sum(self.cores) / count) or 1
-        return _Size(threads=threads, cores=cores, gpus=int(sum(self.gpus) >= count), memory_bytes=None)
+        gpus = int(sum(node.gpus for node in self.limit) >= workers)
+        cores = [node.cores for node in self.limit if node.gpus or not gpus]
+        threads = max(1, min(max(cores, default=1), sum(cores) // workers))
+        return _Size(threads=threads, cores=min(threads, sum(cores) / workers) or 1, gpus=gpus, memory_bytes=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -442,6 +483,17 @@ def _draining_nodes() -> Mapping[str, int]:
     with suppress(AttributeError, RaySystemError):
         return ray._private.state.state.get_draining_nodes()
     return {}
+
+
+def _autoscaled_nodes() -> Iterator[Mapping[str, float]]:
+    """What each node would offer if the autoscaler had brought all that it may. Ray has no public way to ask; its own
+    libraries do it like this.
+    """
+    with suppress(AttributeError, RaySystemError):
+        config = ray._private.state.state.get_cluster_config()
+        for group in config.node_group_configs if config is not None else ():
+            count = group.max_count if group.max_count >= 0 else MOST_NODES
+            yield from [dict(group.resources)] * min(count, MOST_NODES)
 
 
 def _stages(look: Look) -> object:

@@ -12,6 +12,7 @@ import pytest
 import ray
 from noting import Guest, WorkerFactory, rejected_of, shard
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import ClusterConfig as AutoscalerConfig
 
 from pipeline import cluster as module
 from pipeline.cluster import ClusterConfig, connected, map_shards
@@ -155,3 +156,22 @@ def wait_for(is_so: Callable[[], bool], process: subprocess.Popen | None = None)
         assert time.monotonic() < deadline
         assert process is None or process.poll() is None
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_what_an_autoscaler_may_bring_is_asked_for_as_long_as_there_is_work(tmp_path: Path) -> None:
+    with cluster_of() as (cluster, _):
+        groups = AutoscalerConfig()
+        groups.node_group_configs.add(name="gpu", max_count=3, resources={"CPU": 1, "GPU": 1})
+        ray._raylet.GcsClient(address=cluster.address).report_cluster_config(groups.SerializeToString())
+        cluster.add_node(num_cpus=1, num_gpus=1, **NODE)
+        receipts = map_shards(plans(), WorkerFactory(tmp_path), ClusterConfig(shards_per_worker=1))
+        ended = [next(receipts), next(receipts)]
+
+        waiting = [actor for actor in ray._private.state.actors().values() if actor["State"] == "PENDING_CREATION"]
+        cluster.add_node(num_cpus=1, num_gpus=1, **NODE)
+        ended += receipts
+
+    assert len(waiting) == 1  # as many again as have started: it is what the autoscaler sees
+    assert len(ended) == SHARDS
+    assert len(nodes_of(tmp_path)) == 2
