@@ -120,7 +120,7 @@ def _environment(token: str, given: Mapping[str, str]) -> dict[str, str]:
 def _takes_jobs(address: RayAddress) -> bool:
     request = urllib.request.Request(f"{address.url}/api/jobs/", headers=address.headers)  # noqa: S310  # http, our own
     try:
-        urllib.request.urlopen(request, timeout=5).close()  # noqa: S310
+        urllib.request.urlopen(request, timeout=5).close()  # noqa: S310  # the same
     except (urllib.error.URLError, OSError):
         return False
     return True

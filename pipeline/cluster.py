@@ -433,8 +433,13 @@ class _Cluster:
         return cls(nodes=frozenset(alive), leaving=leaving, staying=staying, limit=limit or staying)
 
     @property
+    def possible(self) -> tuple[_Node, ...]:
+        """Whatever a worker may find itself on."""
+        return (*self.staying, *self.limit)
+
+    @property
     def has_gpus(self) -> bool:
-        return any(node.gpus for node in (*self.staying, *self.limit))
+        return any(node.gpus for node in self.possible)
 
     @property
     def room(self) -> int:
@@ -447,16 +452,17 @@ class _Cluster:
         return max(self.room, self._room(self.limit))
 
     def _room(self, nodes: Iterable[_Node]) -> int:
-        return sum(node.gpus if self.has_gpus else node.room for node in nodes)
+        has_gpus = self.has_gpus  # looks at a thousand nodes, maybe
+        return sum(node.gpus if has_gpus else node.room for node in nodes)
 
     def size_for(self, workers: int | None) -> "_Size":
         """What a worker takes; without a number of them, so that each node holds as many as it has room for."""
         if workers is None and self.has_gpus:
-            share = min(node.cores / node.gpus for node in (*self.staying, *self.limit) if node.gpus)
+            share = min(node.cores / node.gpus for node in self.possible if node.gpus)
             threads = max(1, int(share))
             return _Size(threads=threads, cores=min(threads, share) or 1, gpus=1, memory_bytes=None)
         if workers is None:
-            kinds = [node for node in (*self.staying, *self.limit) if node.room]
+            kinds = [node for node in self.possible if node.room]
             threads = min((node.cores // node.room for node in kinds), default=1)
             memory_bytes = min([WORKER_BYTES, *(node.memory_bytes for node in kinds if node.memory_bytes)])
             return _Size(threads=threads, cores=threads, gpus=0, memory_bytes=memory_bytes)

@@ -67,7 +67,7 @@ def read_job(argument: str) -> dict[str, Any]:  # Any: JSON that is not checked 
     except ValueError as error:
         raise ValueError(f"the job is no JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"the job is {type(values).__name__}: expected one JSON object")  # noqa: TRY004
+        raise ValueError(f"the job is {type(values).__name__}: expected one JSON object")  # noqa: TRY004  # bad input, no bug
     return values
 
 

@@ -21,7 +21,7 @@ def build(kind: type[T], values: object, *, name: str = "") -> T:
         ValueError: a key is unknown or missing, a value has another type, or the dataclass refuses it.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{name or 'the job'} is {values!r}: expected settings by name")  # noqa: TRY004
+        raise ValueError(f"{name or 'the job'} is {values!r}: expected settings by name")  # noqa: TRY004  # bad input, no bug
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # it is a dataclass
     unknown = sorted(str(key) for key in values if key not in fields)
     if unknown:

@@ -19,10 +19,9 @@ from pathlib import Path
 from bare_loop import steady_s
 from contest import report
 from noisy_photos import SIZES_PX, write_noisy
-from worker import without_network
+from worker import encode_again, without_network
 
 from pipeline.denoise import DenoiseConfig
-from pipeline.images import decode, encode, inspect
 from pipeline.jobs import DenoiseJob, denoise_work
 from pipeline.records import Outcome
 from pipeline.run import do_work
@@ -78,9 +77,7 @@ def run_degrain(source: Path, target: Path) -> float:
 def loop(paths: list[Path], barrier: Barrier) -> None:
     photos = [path.read_bytes() for path in paths]
     barrier.wait()
-    for data in photos:
-        header = inspect(data)
-        encode(decode(data, header), data, header)
+    encode_again(photos)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main() -> None:
         contenders: dict[str, Callable[[Path], None]] = {
             "loop": lambda target: run_loop(source, target, denoiser),
             "worker": lambda target: run_worker(source, target, recipe),
-            "codecs": lambda _: run_codecs(held),
+            "codecs": lambda _: encode_again(held),
             "worker, identity": lambda target: run_worker(source, target, identity),
         }
         cpu_s: dict[str, list[float]] = {contender: [] for contender in contenders}
@@ -80,7 +80,8 @@ def run_loop(source: Path, target: Path, denoiser: Denoiser) -> None:
         (target / path.name).write_bytes(encode(Pixels(denoiser(pixels.colour), pixels.alpha), data, header))
 
 
-def run_codecs(photos: list[bytes]) -> None:
+def encode_again(photos: list[bytes]) -> None:
+    """All that the codecs have to do."""
     for data in photos:
         header = inspect(data)
         encode(decode(data, header), data, header)
