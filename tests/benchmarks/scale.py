@@ -86,6 +86,13 @@ def run_degrain(source: Path, target: Path) -> Run:
 
 def peaks_of_family(pid: int) -> Iterator[tuple[str, float]]:
     """What each process of the family is, and its peak resident set in MB."""
+    for _, role, status in family(pid):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+            yield role, int(found[1]) / 1024
+
+
+def family(pid: int) -> Iterator[tuple[int, str, str]]:
+    """Each process of the family, what it is, and its status as the kernel keeps it."""
     waiting = [pid]
     while waiting:
         one = waiting.pop()
@@ -95,8 +102,7 @@ def peaks_of_family(pid: int) -> Iterator[tuple[str, float]]:
             waiting += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
-            yield role_of(command, is_driver=one == pid), int(found[1]) / 1024
+        yield one, role_of(command, is_driver=one == pid), status
 
 
 def role_of(command: str, *, is_driver: bool) -> str:
