@@ -165,22 +165,10 @@ def draw(measured: dict[str, list[dict[str, Any]]], lines: dict[float, list[tupl
     from pipeline.score_plot import COLOURS, GRID, INK, MARKS
 
     with rc_context({"svg.hashsalt": "degrain", "text.color": INK, "axes.labelcolor": INK, "font.size": 10}):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
-        runs, nights = figure.subplots(1, 2)
-        for number, (name, rounds) in enumerate(measured.items()):
-            middle = sorted(rounds, key=lambda each: each["ratio"])[len(rounds) // 2]
-            colour = COLOURS[number]
-            runs.plot(*zip(*middle["predicted_finished_s"], strict=True), color=colour, linewidth=1.4)
-            runs.plot(
-                *zip(*middle["measured_finished_s"], strict=True),
-                linestyle="",
-                marker=MARKS[number],
-                markersize=4.5,
-                color=colour,
-                label=f"{name}: {middle['ratio']:.2f}",
-            )
-        runs.set_xlabel("seconds: lines are predicted, marks are measured")
-        runs.set_ylabel("photos finished")
+        figure = Figure(figsize=(10 if measured else 6, 4.2), layout="constrained")
+        *rest, nights = np.atleast_1d(figure.subplots(1, 2 if measured else 1))
+        for panel in rest:
+            _draw_runs(panel, measured)
         for number, (photos, points) in enumerate(lines.items()):
             gpus, calm, stormy = zip(*points, strict=True)
             colour = COLOURS[number]
@@ -191,15 +179,33 @@ def draw(measured: dict[str, list[dict[str, Any]]], lines: dict[float, list[tupl
         nights.set_xticks(gpus, [str(each) for each in gpus])
         nights.set_xlabel("GPUs; dotted with failures")
         nights.set_ylabel("nights")
-        for panel in (runs, nights):
+        for panel in (*rest, nights):
             panel.patch.set_visible(False)
             panel.grid(color=GRID, linewidth=0.8)
             panel.tick_params(colors=INK, length=0, which="both")
             panel.spines[:].set_visible(False)
-            if panel.get_legend_handles_labels()[0]:
-                panel.legend(frameon=False, fontsize=8)
+            panel.legend(frameon=False, fontsize=8)
         buffer = io.BytesIO()
         figure.patch.set_visible(False)
         metadata = {"Date": None, "Title": "Runs predicted and measured; nights of an archive by GPUs"}
         FigureCanvasSVG(figure).print_svg(buffer, metadata=metadata)
     return buffer.getvalue()
+
+
+def _draw_runs(panel: Any, measured: dict[str, list[dict[str, Any]]]) -> None:  # Any: matplotlib's Axes
+    from pipeline.score_plot import COLOURS, MARKS
+
+    for number, (name, rounds) in enumerate(measured.items()):
+        middle = sorted(rounds, key=lambda each: each["ratio"])[len(rounds) // 2]
+        colour = COLOURS[number]
+        panel.plot(*zip(*middle["predicted_finished_s"], strict=True), color=colour, linewidth=1.4)
+        panel.plot(
+            *zip(*middle["measured_finished_s"], strict=True),
+            linestyle="",
+            marker=MARKS[number],
+            markersize=4.5,
+            color=colour,
+            label=f"{name}: {middle['ratio']:.2f}",
+        )
+    panel.set_xlabel("seconds: lines are predicted, marks are measured")
+    panel.set_ylabel("photos finished")

@@ -738,7 +738,7 @@ def simulate_window(
     )
 
 
-MOST_NIGHTS, ENOUGH_SHARDS, WINDOW_POINTS, FEWEST_S = 20, 100_000, 2001, 3600.0
+MOST_NIGHTS, ENOUGH_SHARDS, WINDOW_POINTS, FEWEST_S = 20, 50_000, 2001, 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
