@@ -274,7 +274,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--run", metavar="NAME", help="folder or URL of the run; it goes on if it is there")
     _settings_option(command, "train")
     command.add_argument(
-        "--preset", choices=["photo", "seed"], default="photo", help="the recipe; what follows changes it [photo]"
+        "--preset",
+        choices=["photo", "tune", "seed"],
+        default="photo",
+        help="the recipe, tune to go on from good weights; what follows changes it [photo]",
     )
     command.add_argument("--network", choices=["photo", "seed"], help="which architecture")
     command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")

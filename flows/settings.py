@@ -28,9 +28,10 @@ class Network(StrEnum):
 
 
 class Preset(StrEnum):
-    """Which recipe training begins with."""
+    """Which recipe training begins with. `tune` goes on from weights that are good already."""
 
     PHOTO = "photo"
+    TUNE = "tune"
     SEED = "seed"
 
 

@@ -60,12 +60,12 @@ class NoiseConfig:
 
     sigma_min: float = 0.0
     sigma_max: float = 55.0
-    clean_share: float = 0.04
-    float_share: float = 0.32
-    file_share: float = 0.20
-    camera_share: float = 0.28
+    clean_share: float = 0.05
+    float_share: float = 0.42
+    file_share: float = 0.18
+    camera_share: float = 0.29
     grain_share: float = 0.06
-    impulse_share: float = 0.10
+    impulse_share: float = 0.00
     impulse_density_min: float = 0.0
     impulse_density_max: float = 0.3
     jpeg_share: float = 0.5

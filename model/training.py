@@ -33,7 +33,7 @@ MOST_CHANNELS_AT_THE_ENDS = 12  # three colours of 2 × 2 pixels
 class Loss(StrEnum):
     """What is made small, between the result and the clean patch, both sRGB in [0, 1]."""
 
-    CHARBONNIER = "charbonnier"
+    RMSE = "rmse"
     MSE = "mse"
 
 
@@ -75,8 +75,8 @@ class TrainConfig:
     patches_at_once: int | None = None
     small_share: float = 0.6
     optimizer: OptimizerName = OptimizerName.MUON
-    loss: Loss = Loss.CHARBONNIER
-    learning_rate: float = 2e-3
+    loss: Loss = Loss.RMSE
+    learning_rate: float = 1e-3
     warmup_steps: int = 300
     cooldown_share: float = 0.35
     gradient_clip: float = 0.5
@@ -145,7 +145,9 @@ SEED_PRESET = TrainConfig(
     weight_decay=0,
     noise=NoiseConfig.only(impulse_share=1, impulse_density_min=0.2, impulse_density_max=0.2, jpeg_share=0),
 )
-PRESETS = {"photo": TrainConfig(), "seed": SEED_PRESET}
+# To go on from weights that are good already: whole patches from the start, and most of the time for the cool-down.
+TUNE_PRESET = TrainConfig(steps=20_000, small_share=0, cooldown_share=0.6)
+PRESETS = {"photo": TrainConfig(), "tune": TUNE_PRESET, "seed": SEED_PRESET}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,12 +325,16 @@ def tell_level(noisy_BCHW: Tensor, clean_BCHW: Tensor, generator: Generator) -> 
     return (level_B2 * (together_B1 + apart_B2).exp() + texture_B2) / PEAK
 
 
-def charbonnier(photo: Tensor, reference: Tensor, *, epsilon: float = 1e-3) -> Tensor:
-    """Mean of sqrt(d² + ε²), a differentiable L1 (Charbonnier et al. 1994)."""
-    return ((photo - reference).square() + epsilon**2).sqrt().mean()
+def rmse(photo_BCHW: Tensor, reference_BCHW: Tensor, *, epsilon: float = 1e-3) -> Tensor:
+    """Mean over the patches of each one's root mean square error, in their unit.
+
+    It follows PSNR, and gives a gradient of one size to every patch, however noisy it was. `epsilon` keeps clean
+    patches from making it infinite.
+    """
+    return ((photo_BCHW - reference_BCHW).square().mean(dim=(1, 2, 3)) + epsilon**2).sqrt().mean()
 
 
-LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {Loss.CHARBONNIER: charbonnier, Loss.MSE: F.mse_loss}
+LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {Loss.RMSE: rmse, Loss.MSE: F.mse_loss}
 
 
 def _optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:

@@ -14,8 +14,8 @@ from model.training import (
     Examples,
     TrainConfig,
     TrainState,
-    charbonnier,
     read_checkpoint_header,
+    rmse,
     tell_level,
     train_steps,
 )
@@ -120,9 +120,11 @@ def test_gradients_are_measured_before_they_are_clipped():
     assert metrics.gradient_norm > 1e-3
 
 
-def test_the_loss_of_equal_photos_is_its_epsilon_and_that_of_distant_ones_their_distance():
-    assert charbonnier(torch.ones(3), torch.ones(3)) == pytest.approx(1e-3)
-    assert charbonnier(torch.ones(3), torch.zeros(3)) == pytest.approx(1, rel=1e-5)
+def test_the_loss_is_the_mean_of_the_patches_own_errors_and_of_equal_ones_its_epsilon():
+    clean = torch.zeros(2, 3, 4, 4)
+    assert rmse(clean, clean) == pytest.approx(1e-3)
+    made = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.3)])
+    assert rmse(made, clean) == pytest.approx(0.2, rel=1e-4)
 
 
 def test_a_batch_is_the_same_in_parts_by_whomever_they_are_made():

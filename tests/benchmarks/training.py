@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from model.denoiser import use_threads
-from model.training import Examples, StepMetrics, TrainConfig, TrainState, charbonnier
+from model.training import Examples, StepMetrics, TrainConfig, TrainState, rmse
 from pipeline.clean_photos import read_clean_photos
 from pipeline.train import run_train
 from pipeline.training_run import TrainJob
@@ -64,7 +64,7 @@ def bare_loop(folder: str, config: TrainConfig) -> float:
         state.network.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bfloat16):
             denoised = state.network(examples.noisy_BCHW.to(memory_format=torch.channels_last), examples.level_B2)
-        charbonnier(denoised.float(), examples.clean_BCHW).backward()
+        rmse(denoised.float(), examples.clean_BCHW).backward()
         torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
         for optimizer in state.optimizers:
             optimizer.step()
