@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
@@ -22,7 +22,6 @@ from unittest.mock import patch
 
 import numpy as np
 import pyarrow.dataset as ds
-import ray
 from numpy.typing import NDArray
 from planning import measure, write_archive
 from scale import family
@@ -31,7 +30,6 @@ from pipeline import run
 from pipeline.bench import Look
 from pipeline.cluster import ClusterConfig, ShardWorker, connected, map_shards
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory, denoise_photo
-from pipeline.errors import RunFailed
 from pipeline.forecast import STAGES
 from pipeline.imageset import ImageSet
 from pipeline.jobs import DenoiseJob, denoise_work, read_weights
@@ -172,24 +170,9 @@ def _wait_as_for_a_gpu(gpu_s: float) -> float:
 
 @contextmanager
 def one_ray() -> Iterator[None]:
-    """One Ray for all runs inside: what its start takes is in none of their seconds.
-
-    On a machine that is busy with other things, it may need more than the half minute that it gives itself.
-    """
-    with ExitStack() as stack:
-        for attempt in range(RAY_STARTS):
-            try:
-                stack.enter_context(connected(ClusterConfig()))
-                break
-            except RunFailed:
-                if attempt == RAY_STARTS - 1:
-                    raise
-                ray.shutdown()
-        stack.enter_context(patch.object(run, "connected", lambda _: nullcontext()))
+    """One Ray for all runs inside: what its start takes is in none of their seconds."""
+    with connected(ClusterConfig()), patch.object(run, "connected", lambda _: nullcontext()):
         yield
-
-
-RAY_STARTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
