@@ -12,6 +12,8 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
+from pipeline.charts import draw_curve
+
 Row = Mapping[str, Any]  # Any: JSON
 
 
@@ -105,7 +107,8 @@ def show_training(stage: str, trained: Row) -> None:
     """The curve of a training run, and the card of its weights."""
     metrics = trained["metrics"]
     if len(metrics) > 1:
-        curve = draw_curve([(row["step"], row["loss"]) for row in metrics], x="step", y="loss")
+        svg = draw_curve([(row["step"], row["loss"]) for row in metrics], x="step", y="loss")
+        curve = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
         create_markdown_artifact(f"![loss by step]({curve})", key=f"{stage}-curve", description="Training loss.")
     show_card(stage, trained["card"], trained["sha256"], trained["weights"])
 
@@ -144,32 +147,6 @@ def show_comparison(stage: str, gains_db: Mapping[str, float], verdict: str) -> 
         key=f"{stage}-comparison",
         description="The weights that were trained, beside those in use.",
     )
-
-
-def draw_curve(points: Sequence[tuple[float, float]], *, x: str, y: str) -> str:
-    """Points as a line, on an SVG in a data URL."""
-    width, height, margin = 640, 280, 48
-    (low_x, high_x), (low_y, high_y) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
-    scale_x, scale_y = (width - 2 * margin) / ((high_x - low_x) or 1), (height - 2 * margin) / ((high_y - low_y) or 1)
-    line = " ".join(
-        f"{margin + (each - low_x) * scale_x:.1f},{height - margin - (value - low_y) * scale_y:.1f}"
-        for each, value in points
-    )
-    texts = [
-        (margin, height - margin + 20, f"{low_x:g}", "start"),
-        (width - margin, height - margin + 20, f"{x} {high_x:g}", "end"),
-        (margin - 6, height - margin, f"{low_y:.4g}", "end"),
-        (margin - 6, margin, f"{high_y:.4g}", "end"),
-        (margin, margin - 14, y, "start"),
-    ]
-    labels = "".join(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>' for x, y, text, anchor in texts)
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
-        f'<path d="M{margin},{margin}V{height - margin}H{width - margin}" fill="none" stroke="#888"/>'
-        f'<polyline points="{line}" fill="none" stroke="#2563eb" stroke-width="2"/>{labels}</svg>'
-    )
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def web_address(url: str) -> str | None:

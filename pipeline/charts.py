@@ -61,6 +61,31 @@ def draw_spark(values: Sequence[float], *, summary: str) -> Markup:
     return _svg("spark-line", SPARK_WIDTH, SPARK_HEIGHT, content, summary, options='preserveAspectRatio="none"')
 
 
+def draw_curve(points: Sequence[tuple[float, float]], *, x: str, y: str) -> str:
+    """Points as a line, on an SVG that brings its own colours, for where there is no style sheet."""
+    width, height, margin = 640, 280, 48
+    (low_x, high_x), (low_y, high_y) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+    scale_x, scale_y = (width - 2 * margin) / ((high_x - low_x) or 1), (height - 2 * margin) / ((high_y - low_y) or 1)
+    line = " ".join(
+        f"{margin + (each - low_x) * scale_x:.1f},{height - margin - (value - low_y) * scale_y:.1f}"
+        for each, value in points
+    )
+    texts = [
+        (margin, height - margin + 20, f"{low_x:g}", "start"),
+        (width - margin, height - margin + 20, f"{x} {high_x:g}", "end"),
+        (margin - 6, height - margin, f"{low_y:.4g}", "end"),
+        (margin - 6, margin, f"{high_y:.4g}", "end"),
+        (margin, margin - 14, y, "start"),
+    ]
+    labels = "".join(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>' for x, y, text, anchor in texts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
+        f'<path d="M{margin},{margin}V{height - margin}H{width - margin}" fill="none" stroke="#888"/>'
+        f'<polyline points="{line}" fill="none" stroke="#2563eb" stroke-width="2"/>{labels}</svg>'
+    )
+
+
 def nice_step(largest: float, bins: int) -> float:
     """The smallest of 1, 2, 2.5 and 5 times a power of ten, of which `bins` hold the largest value."""
     if largest <= 0:

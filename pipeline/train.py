@@ -17,6 +17,7 @@ from model.denoiser import Denoiser, count_gpus
 from model.metrics import gaussian_psnr_db
 from model.training import StepMetrics, TrainConfig
 from model.weights import Card, Provenance, Weights, dump_weights, parse_weights
+from pipeline.charts import draw_curve
 from pipeline.clean_photos import digest_of
 from pipeline.cluster import ClusterConfig, connected
 from pipeline.errors import RunFailed
@@ -27,6 +28,7 @@ from pipeline.subset import Split
 from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker, weights_of
 
 WEIGHTS = "weights.safetensors"
+CURVE = "loss.svg"
 SCORED_SIGMAS = (15, 25, 50)
 SCORED_PHOTOS = 256
 # Which settings of a job decide what it ends in: the others say where, by how many, and how closely it is watched.
@@ -54,6 +56,9 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     if clean := job.validation_photos(limit=SCORED_PHOTOS):
         card = dataclasses.replace(card, scores=score(weights_of(state, card), clean))
     store.write(WEIGHTS, dump_weights(state.average, card))
+    if metrics := read_metrics(store):
+        curve = draw_curve([(float(row["step"] or 0), float(row["loss"] or 0)) for row in metrics], x="step", y="loss")
+        store.write(CURVE, curve.encode())
     store.close()
     return card.scores
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from flows.artifacts import draw_curve
 from flows.events import rejected_fraction
 from flows.nightly import closed_gates
 from flows.settings import DenoiseSettings, Gates, IngestSettings, NightlySettings, RaySettings, TrainSettings
@@ -151,7 +150,3 @@ def test_weights_without_a_common_trial_cannot_be_compared() -> None:
 def test_rejects_are_a_share_of_what_was_processed() -> None:
     assert rejected_fraction({"inputs": 100, "up_to_date": 90, "rejected": 5}) == 0.5
     assert rejected_fraction({"inputs": 100, "up_to_date": 100, "rejected": 0}) == 0.0
-
-
-def test_a_curve_of_equal_values_can_be_drawn() -> None:
-    assert draw_curve([(1, 0.5), (2, 0.5)], x="step", y="loss").startswith("data:image/svg+xml;base64,")
