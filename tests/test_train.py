@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from loop import Loop
@@ -93,7 +93,7 @@ def test_weights_are_scored_on_what_was_held_back(folder: Path) -> None:
     card = load_weights(folder.parent / "run/weights.safetensors").card
     assert card.scores == scores
     assert scores["psnr_db_sigma_15"] > scores["psnr_db_sigma_50"] > 10
-    curve = ElementTree.fromstring((folder.parent / "run/loss.svg").read_text())
+    curve = ET.fromstring((folder.parent / "run/loss.svg").read_text())
     assert "step 2" in {text.text for text in curve.iter("{http://www.w3.org/2000/svg}text")}
 
 
