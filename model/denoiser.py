@@ -24,6 +24,8 @@ from torch import Tensor
 
 from model.estimate import NoiseEstimate, estimate_noise
 from model.grain import keep_luminance
+from model.impulses import REACH_PX, Impulses, fill_impulses
+from model.strength import calls_for_network
 from model.tiling import Rectangle, Tile, padded_px, plan_tiles
 from model.weights import Weights, load_weights
 
@@ -260,7 +262,8 @@ class Denoiser:
         # The permuted view is what torch calls channels_last: no pixel moves.
         noisy_BCHW = noisy_BHWC.permute(0, 3, 1, 2)
         level_B2 = torch.tensor([job.request.level for job in batch], device=self.device) / PEAK
-        clean_BCHW = self._run_network(noisy_BCHW, level_B2, kind.precision)
+        is_filled_alone = all(job.request.strength == 0 for job in batch)
+        clean_BCHW = noisy_BCHW if is_filled_alone else self._run_network(noisy_BCHW, level_B2, kind.precision)
         for job, noisy_CHW, clean_CHW in zip(batch, noisy_BCHW, clean_BCHW, strict=True):
             job.write(noisy_CHW, clean_CHW)
 
@@ -315,7 +318,14 @@ class Kind:
 class Request:
     """A photo, what is wanted of it, and where the result is written to.
 
-    `level` is what the network is told: the sigma of luminance and of chrominance, in 8-bit levels.
+    Attributes:
+        noisy, clean: where the pixels are read from, and written to.
+        strength: share of the network's correction that is applied; 0 where it is not asked at all.
+        level: what the network is told: the sigma of luminance and of chrominance, in 8-bit levels.
+        keeps_grain: see `model.grain`.
+        impulses: salt and pepper, filled before the network sees a tile. That is done whole at any strength but 0, as
+            half an impulse is one, and where grain is kept, too: it is none. Where the photo has no other noise, what
+            was not hit is as good as can be and stays as it is, whatever the strength.
     """
 
     noisy: NDArray[Any] | Windowed
@@ -323,6 +333,7 @@ class Request:
     level: tuple[float, float]
     keeps_grain: bool
     clean: NDArray[Any] | Windowed
+    impulses: Impulses | None = None
 
     @classmethod
     def of(
@@ -335,9 +346,7 @@ class Request:
         keeps_grain: bool = False,
     ) -> "Request":
         _check(noisy, strength, dtypes)
-        noise = noise or estimate_noise(noisy)
-        level = noise.luma_sigma, noise.chroma_sigma
-        request = cls(noisy, strength, level, keeps_grain, np.empty_like(noisy))
+        request = cls._with(noisy, strength, noise or estimate_noise(noisy), keeps_grain, np.empty_like(noisy))
         return dataclasses.replace(request, clean=noisy.copy()) if request.is_unchanged else request
 
     @classmethod
@@ -351,11 +360,42 @@ class Request:
         keeps_grain: bool = False,
     ) -> "Request":
         _check(photo, strength, dtypes)
-        return cls(photo, strength, (noise.luma_sigma, noise.chroma_sigma), keeps_grain, photo)
+        return cls._with(photo, strength, noise, keeps_grain, photo)
+
+    @classmethod
+    def _with(
+        cls,
+        noisy: NDArray[Any] | Windowed,
+        strength: float,
+        noise: NoiseEstimate,
+        keeps_grain: bool,  # noqa: FBT001
+        clean: NDArray[Any] | Windowed,
+    ) -> "Request":
+        impulses = noise.impulses if strength > 0 else None
+        if impulses is not None and not calls_for_network(noise, keeps_grain=keeps_grain, is_gray=noisy.ndim == 2):
+            strength = 0.0
+        return cls(noisy, strength, (noise.luma_sigma, noise.chroma_sigma), keeps_grain, clean, impulses)
 
     @property
     def is_unchanged(self) -> bool:
-        return self.strength == 0 or (self.keeps_grain and self.noisy.ndim == 2)
+        return self.impulses is None and (self.strength == 0 or (self.keeps_grain and self.noisy.ndim == 2))
+
+    def read(self, area: Rectangle) -> NDArray[Any]:
+        """The pixels there, of which impulses are filled. Any: the photo's dtype."""
+        if self.impulses is None:
+            return self.noisy[area.slices]
+        height_px, width_px = self.noisy.shape[:2]
+        around = Rectangle(
+            max(0, area.top - REACH_PX),
+            max(0, area.left - REACH_PX),
+            min(height_px, area.bottom + REACH_PX),
+            min(width_px, area.right + REACH_PX),
+        )
+        seen_HWC = self.noisy[around.slices]
+        seen_BHWC = seen_HWC.reshape(1, around.height_px, around.width_px, -1)
+        filled_BHWC = fill_impulses(seen_BHWC, self.impulses, peak=int(PEAKS[self.noisy.dtype]))
+        filled_HWC: NDArray[Any] = filled_BHWC.reshape(seen_HWC.shape)[area.within(around)]
+        return filled_HWC
 
 
 def _check(noisy: NDArray[Any] | Windowed, strength: float, dtypes: tuple[np.dtype[Any], ...]) -> None:
@@ -385,7 +425,7 @@ class Job:
     def read_into(self, padded_HWC: NDArray[Any]) -> None:
         """Copy what the tile reads, and pad it at the bottom and the right."""
         height_px, width_px = self.tile.read.height_px, self.tile.read.width_px
-        padded_HWC[:height_px, :width_px] = self.request.noisy[self.tile.read.slices]
+        padded_HWC[:height_px, :width_px] = self.request.read(self.tile.read)
         _mirror(padded_HWC, height_px)
         _mirror(padded_HWC.swapaxes(0, 1), width_px)
 

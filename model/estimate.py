@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.impulses import LEAST_SHARE, Impulses, fill_impulses, find_impulses
+
 Floats = NDArray[np.float32]
 
 # What white is in each dtype.
@@ -56,6 +58,8 @@ class NoiseEstimate:
             at all; how much there is, the others say, which err upward: a network told too little leaves noise.
         impulse_density: share of pixels that stand out from all of their neighbours, as salt, pepper and hot pixels
             do: at least so many. The sharpest photos have up to 1.5e-4 of them.
+        impulses: salt and pepper that is to be filled before anything else; all of the above is what a photo has
+            beside it, and then.
     """
 
     sigma: float
@@ -65,6 +69,7 @@ class NoiseEstimate:
     sure_luma_sigma: float = 0.0
     sure_chroma_sigma: float = 0.0
     impulse_density: float = 0.0
+    impulses: Impulses | None = None
 
 
 def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]) -> NoiseEstimate:
@@ -89,6 +94,14 @@ def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.fl
 def _estimate(blocks_NPC: NDArray[Any]) -> NoiseEstimate:
     """By the blocks that are sampled of a photo, as stored."""
     clipped_N = _by_parts(_clipped, blocks_NPC)
+    impulses = None
+    if clipped_N.mean() > 2 * LEAST_SHARE:
+        few_NYXC = _few(blocks_NPC)
+        peak = PEAKS[blocks_NPC.dtype]
+        impulses = find_impulses(few_NYXC, peak=peak)
+        if impulses is not None:
+            blocks_NPC = fill_impulses(few_NYXC, impulses, peak=peak).reshape(len(few_NYXC), *blocks_NPC.shape[1:])
+            clipped_N = _by_parts(_clipped, blocks_NPC)
     flat, following = _flattest(blocks_NPC, clipped_N)
     axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
     fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
@@ -104,6 +117,7 @@ def _estimate(blocks_NPC: NDArray[Any]) -> NoiseEstimate:
         sure_luma_sigma=math.sqrt(sure_luma * gain),
         sure_chroma_sigma=math.sqrt(sure_chroma * gain),
         impulse_density=_impulse_density(blocks_NPC, least_levels=max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma)),
+        impulses=impulses,
     )
 
 
@@ -349,9 +363,7 @@ def _impulse_density(blocks_NPC: NDArray[Any], *, least_levels: float) -> float:
 
     Less twice its standard error, so that a few of them in a small photo prove nothing.
     """
-    step = math.ceil(len(blocks_NPC) * BLOCK_PX**2 / IMPULSE_SAMPLE_PX)
-    some_NYXC = blocks_NPC[::step].reshape(-1, BLOCK_PX, BLOCK_PX, blocks_NPC.shape[2])
-    pixels_YXCN = np.ascontiguousarray(some_NYXC.transpose(1, 2, 3, 0))  # long rows for what follows
+    pixels_YXCN = np.ascontiguousarray(_few(blocks_NPC).transpose(1, 2, 3, 0))  # long rows for what follows
     peak = PEAKS[blocks_NPC.dtype]
     distance = pixels_YXCN.dtype.type(min(peak, least_levels / 255 * peak))
     inner = pixels_YXCN[1:-1, 1:-1]
@@ -361,6 +373,12 @@ def _impulse_density(blocks_NPC: NDArray[Any], *, least_levels: float) -> float:
     pixels = stands_out.any(axis=2)
     count = int(np.count_nonzero(pixels))
     return float(max(0.0, count - 2 * math.sqrt(count)) / pixels.size)
+
+
+def _few(blocks_NPC: NDArray[Any]) -> NDArray[Any]:
+    """As many of the blocks as impulses are counted in: (N, Y, X, C)."""
+    step = math.ceil(len(blocks_NPC) * BLOCK_PX**2 / IMPULSE_SAMPLE_PX)
+    return blocks_NPC[::step].reshape(-1, BLOCK_PX, BLOCK_PX, blocks_NPC.shape[2])
 
 
 def _of_neighbours(pixels_YXCN: NDArray[Any], extreme: np.ufunc) -> NDArray[Any]:

@@ -48,23 +48,33 @@ def choose_dose(noise: NoiseEstimate, strength: Strength, *, keeps_grain: bool) 
 def why_left_alone(noise: NoiseEstimate, strength: Strength, *, keeps_grain: bool, is_gray: bool) -> str | None:
     """Why a photo stays as it is, byte for byte; None where it is to be denoised.
 
-    A number is the user's own judgement: but for 0, no photo is too clean for it.
+    A number is the user's own judgement: but for 0, no photo is too clean for it. Nor is one with salt and pepper,
+    which is no grain either.
     """
     if strength == 0:
         return "the strength is 0"
+    if noise.impulses is not None:
+        return None
     if keeps_grain and is_gray:
         return "gray: it has no colour noise, and its grain is to be kept"
     if strength != "auto":
         return None
-    channels = 1 if is_gray else 3
-    has_impulses = noise.impulse_density > CLEAN_IMPULSE_DENSITY
-    has_colour_noise = noise.sure_chroma_sigma > CLEAN_CHROMA_SIGMA
-    has_grain = noise.sure_luma_sigma / math.sqrt(channels) > CLEAN_GRAIN_SIGMA
-    if has_impulses or has_colour_noise or (has_grain and not keeps_grain):
+    if noise.impulse_density > CLEAN_IMPULSE_DENSITY or calls_for_network(
+        noise, keeps_grain=keeps_grain, is_gray=is_gray
+    ):
         return None
     if keeps_grain:
         return f"clean: {_levels(noise.chroma_sigma)} of colour noise"
     return f"clean: {_levels(noise.sigma)} of noise"
+
+
+def calls_for_network(noise: NoiseEstimate, *, keeps_grain: bool, is_gray: bool) -> bool:
+    """Whether a photo has noise, other than single pixels, that is to be removed."""
+    if keeps_grain and is_gray:
+        return False
+    has_colour_noise = noise.sure_chroma_sigma > CLEAN_CHROMA_SIGMA
+    has_grain = noise.sure_luma_sigma / math.sqrt(1 if is_gray else 3) > CLEAN_GRAIN_SIGMA
+    return has_colour_noise or (has_grain and not keeps_grain)
 
 
 def _levels(sigma: float) -> str:

@@ -1,0 +1,240 @@
+"""Salt and pepper: found by where it stands, and filled from what it did not hit.
+
+An impulse tells nothing of what it hit, so that no denoiser can weigh it against its neighbours: it is found first, and
+then filled from them alone, as in the adaptive median filters (Hwang and Haddad 1995), but not by a median. Impulses
+are samples at either end of their range, black or white, of a photo that has both kinds. Whether it has is decided for
+the photo, by blocks of it (`find_impulses`); which of its samples they are follows from that (`fill_impulses`).
+
+What is left to the network: hot pixels, and all that is salt or pepper alone, which may be stars. Salt and pepper that
+has been through JPEG no longer stands at the ends of the range, and floats have no ends.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+REACH_PX = 48  # what lies further away does not change how a pixel is filled
+PEAK = 255.0  # what is white in computing, whatever it is in the photo
+
+LEAST_SHARE = 0.0015  # of salt, and of pepper
+FEWEST = 12  # of each, in the blocks
+MOST_UNEVEN = 3.0  # how many times as many there may be of one as of the other
+LEAST_GAP = 24 / 255  # how far an impulse stands out from all values around it, as a part of the range
+LEAST_GAP_SPREAD = 0.5  # the same, as a part of the distance between the least and the greatest of them
+FEWEST_KNOWN = 8  # of the 24 around, or nothing can stand out from them
+
+# Where more of the 24 around are as white, or as black, the photo is so. A fifth of the pixels hit: 2.4 are by chance.
+MOST_ALIKE, MOST_ALIKE_SIGMAS = 10, 3
+
+NEAR_SIGMA_PX, FAR_SIGMA_PX = 0.55, 2.0
+LEAST_WEIGHT = 1e-4  # of what is known near by; where there is less, it is looked for further away
+CELL_PX = 2
+WINDOW_SIGMA_CELLS = 1.8
+RIDGE = 0.3  # squared levels
+ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Impulses:
+    """The salt and pepper of a photo.
+
+    Attributes:
+        salt, pepper: which shares of the samples they hit.
+        is_gray: whether the channels of a pixel fail together, or each on its own.
+    """
+
+    salt: float
+    pepper: float
+    is_gray: bool
+
+
+def find_impulses(blocks_NYXC: NDArray[Any], *, peak: int) -> Impulses | None:
+    """The salt and pepper of a photo, by blocks of it in its own levels, of which `peak` is white; None if it has none.
+
+    A place counts where all that is around it and at no end of the range is far from this end: what is at the end
+    there has been put there. Strong noise comes near the ends before it is clipped; clipped skies and shadows, line art
+    and halftone have hardly anything else around them; stars and highlights are salt alone; lines are not scattered.
+    """
+    pixels_YXCN = np.ascontiguousarray(blocks_NYXC.transpose(1, 2, 3, 0))  # long rows for what follows
+    is_salt, is_pepper = pixels_YXCN == peak, pixels_YXCN == 0
+    if min(np.count_nonzero(is_salt), np.count_nonzero(is_pepper)) < FEWEST:
+        return None
+    is_end = is_salt | is_pepper
+    highest = _around(np.where(is_end, 0, pixels_YXCN), np.maximum).astype(np.int32)
+    lowest = _around(np.where(is_end, peak, pixels_YXCN), np.minimum).astype(np.int32)
+    is_judged = _around((~is_end).view(np.uint8), np.add) >= FEWEST_KNOWN
+    least_gap = np.maximum(LEAST_GAP * peak, LEAST_GAP_SPREAD * (highest - lowest))
+    salt = _share(is_salt, is_judged & (peak - highest >= least_gap))
+    pepper = _share(is_pepper, is_judged & (lowest >= least_gap))
+    if min(salt, pepper) < LEAST_SHARE or max(salt, pepper) > MOST_UNEVEN * min(salt, pepper):
+        return None
+    fails_together = is_salt.all(axis=2) | is_pepper.all(axis=2)
+    stands_out = _inner(is_end) & is_judged & ((peak - highest >= least_gap) | (lowest >= least_gap))
+    together = np.count_nonzero(stands_out & _inner(fails_together)[:, :, None])
+    return Impulses(salt, pepper, is_gray=bool(2 * together > np.count_nonzero(stands_out)))
+
+
+def fill_impulses(photos_BHWC: NDArray[Any], impulses: Impulses, *, peak: int) -> NDArray[Any]:
+    """Fill what impulses have hit in photos, or windows of one: (B, H, W, C) of uint8 or uint16; the rest is the same.
+
+    The first guess is the weighted mean of what is known near by: the normalised convolution of Knutsson and Westin
+    (1993) with a narrow Gaussian. It is made better by how it errs on the known samples around: a local regression, as
+    in edge-directed interpolation (Li and Orchard 2001), on the differences between opposite pairs of neighbours and,
+    where channels fail each on its own, on how the same guess errs in the other channels of the pixel.
+    """
+    scale = PEAK / peak
+    seen_BCHW = torch.from_numpy(photos_BHWC.astype(np.float32)).permute(0, 3, 1, 2).contiguous().mul_(scale)
+    is_hit_BCHW = _hit(seen_BCHW, impulses)
+    filled_BCHW, is_hit_BCHW = _first_guess(seen_BCHW, is_hit_BCHW)
+    for _ in range(ROUNDS):
+        filled_BCHW = _better_guess(filled_BCHW, is_hit_BCHW, is_gray=impulses.is_gray)
+    filled_BHWC = (filled_BCHW / scale).round_().permute(0, 2, 3, 1).numpy().astype(photos_BHWC.dtype)
+    return np.where(is_hit_BCHW.permute(0, 2, 3, 1).numpy(), filled_BHWC, photos_BHWC)
+
+
+def _inner(pixels_YXCN: NDArray[Any]) -> NDArray[Any]:
+    """Those that have 24 around."""
+    return pixels_YXCN[2:-2, 2:-2]
+
+
+def _around(pixels_YXCN: NDArray[Any], joined: np.ufunc) -> NDArray[Any]:
+    """What the 5 × 5 samples around each inner one come to."""
+    for axis in (0, 1):
+        count = pixels_YXCN.shape[axis] - 4
+        parts = [pixels_YXCN.take(range(first, first + count), axis) for first in range(5)]
+        pixels_YXCN = functools.reduce(joined, parts)
+    return pixels_YXCN
+
+
+def _share(is_at_end: NDArray[np.bool_], is_judged: NDArray[np.bool_]) -> float:
+    """How many of the places that can be judged are at this end; 0 if they are too few, or not scattered."""
+    found = _inner(is_at_end) & is_judged
+    count = int(np.count_nonzero(found))
+    if count < FEWEST:
+        return 0.0
+    share = count / int(np.count_nonzero(is_judged))
+    alike = float((_around(is_at_end.view(np.uint8), np.add)[found] - 1).mean()) / 24
+    # In lines and letters, of those around far more are at the same end than of all.
+    return share if alike < 2 * share + 0.01 else 0.0
+
+
+def _hit(seen_BCHW: Tensor, impulses: Impulses) -> Tensor:
+    is_hit_BCHW = torch.zeros_like(seen_BCHW, dtype=torch.bool)
+    for end, share in ((PEAK, impulses.salt), (0.0, impulses.pepper)):
+        is_at_end = (seen_BCHW - end).abs() < 1e-3
+        if impulses.is_gray:
+            is_at_end = is_at_end.all(dim=1, keepdim=True)
+        spread = math.sqrt(24 * share * (1 - share))
+        most_alike = max(MOST_ALIKE, 24 * share + MOST_ALIKE_SIGMAS * spread)
+        alike = _convolved(is_at_end.float(), torch.ones(5)) - 1
+        is_hit_BCHW |= is_at_end & (alike <= most_alike)
+    return is_hit_BCHW
+
+
+def _first_guess(seen_BCHW: Tensor, is_hit_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Every sample that was hit by the mean of those that were not; and which are filled: not where none is in sight."""
+    known_BCHW = (~is_hit_BCHW).float()
+    near, far = (_gaussian(sigma) for sigma in (NEAR_SIGMA_PX, FAR_SIGMA_PX))
+    weight = _convolved(known_BCHW, near)
+    guess = _convolved(seen_BCHW * known_BCHW, near) / weight.clamp(min=LEAST_WEIGHT)
+    if bool((weight < LEAST_WEIGHT).any()):
+        wide = _convolved(known_BCHW, far)
+        guess = torch.where(weight < LEAST_WEIGHT, _convolved(seen_BCHW * known_BCHW, far) / wide, guess)
+        is_hit_BCHW = is_hit_BCHW & ((weight >= LEAST_WEIGHT) | (wide > LEAST_WEIGHT))
+    return torch.where(is_hit_BCHW, guess, seen_BCHW), is_hit_BCHW
+
+
+def _better_guess(filled_BCHW: Tensor, is_hit_BCHW: Tensor, *, is_gray: bool) -> Tensor:
+    """One round of the regression: coefficients for every sample that was hit, by the known ones in a window."""
+    photos, channels, height, width = filled_BCHW.shape
+    padded = F.pad(filled_BCHW, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
+    found = F.conv2d(padded, _filters()).unflatten(0, (photos, channels))  # (B, C, 5, H, W)
+    guess_BCHW, error_BCHW, terms = found[:, :, 0], found[:, :, 1], list(found[:, :, 2:].unbind(2))
+    if channels == 3 and not is_gray:
+        terms += [error_BCHW[:, [1, 0, 0]], error_BCHW[:, [2, 2, 1]]]
+    known_BCHW = (~is_hit_BCHW).float()
+    better_BCHW = filled_BCHW.clone()
+    # Channels that fail together have their coefficients in common.
+    for group in [slice(0, channels)] if is_gray else [slice(each, each + 1) for each in range(channels)]:
+        hit_b, hit_y, hit_x = is_hit_BCHW[:, group.start].nonzero(as_tuple=True)
+        known, error = known_BCHW[:, group], error_BCHW[:, group]
+        ours = [term[:, group] for term in terms]
+
+        def moment(first: Tensor, second: Tensor, known: Tensor = known, at: Any = (hit_b, hit_y, hit_x)) -> Tensor:
+            # Any: three index tensors
+            cells = F.avg_pool2d((first * second * known).sum(dim=1, keepdim=True), CELL_PX, ceil_mode=True)
+            b, y, x = at
+            return _convolved(cells, _gaussian(WINDOW_SIGMA_CELLS))[b, 0, y // CELL_PX, x // CELL_PX]
+
+        matrix = [[moment(ours[row], ours[column]) for column in range(row + 1)] for row in range(len(ours))]
+        coefficients = _solved(matrix, [moment(term, error) for term in ours])
+        for channel in range(group.start, group.stop):
+            better = guess_BCHW[hit_b, channel, hit_y, hit_x]
+            for coefficient, term in zip(coefficients, terms, strict=True):
+                better = better + coefficient * term[hit_b, channel, hit_y, hit_x]
+            better_BCHW[hit_b, channel, hit_y, hit_x] = better.clamp_(0, PEAK)
+    return better_BCHW
+
+
+def _solved(matrix: Sequence[Sequence[Tensor]], right: Sequence[Tensor]) -> list[Tensor]:
+    """Many small ridge regressions at once, by the rows of their matrices up to the diagonal (Cholesky)."""
+    size = len(right)
+    low: list[list[Tensor]] = []  # on its diagonal the inverse
+    half: list[Tensor] = []
+    for row in range(size):
+        low.append([])
+        for column in range(row + 1):
+            rest = matrix[row][column]
+            for before in range(column):
+                rest = rest - low[row][before] * low[column][before]
+            low[row].append((rest + RIDGE).rsqrt() if row == column else rest * low[column][column])
+        rest = right[row]
+        for before in range(row):
+            rest = rest - low[row][before] * half[before]
+        half.append(rest * low[row][row])
+    found: list[Tensor] = list(half)
+    for row in reversed(range(size)):
+        for after in range(row + 1, size):
+            found[row] = found[row] - low[after][row] * found[after]
+        found[row] = found[row] * low[row][row]
+    return found
+
+
+def _convolved(photos_BCHW: Tensor, profile: Tensor) -> Tensor:
+    """By the profile in both directions; repeated at the edges."""
+    radius, channels = len(profile) // 2, photos_BCHW.shape[1]
+    padded = F.pad(photos_BCHW, (radius,) * 4, mode="replicate")
+    kernel = profile.expand(channels, 1, 1, -1)
+    return F.conv2d(F.conv2d(padded, kernel, groups=channels), kernel.transpose(2, 3), groups=channels)
+
+
+@functools.cache
+def _gaussian(sigma: float) -> Tensor:
+    radius = math.ceil(2.5 * sigma)
+    profile = torch.exp(-((torch.arange(-radius, radius + 1) / sigma) ** 2) / 2)
+    return profile / profile.sum()
+
+
+@functools.cache
+def _filters() -> Tensor:
+    """The guess by the eight neighbours, how a sample differs from it, and three that any other guess adds: (5, 1, 3, 3).
+
+    They are differences of the means of opposite pairs: along rows and columns, along the diagonals, and of both.
+    """
+    beside = torch.tensor([[0, 0, 0], [1, 0, 1], [0, 0, 0]]) / 2
+    diagonal = torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 1]]) / 2
+    above, other = beside.T, diagonal.flip(0)
+    nearness = math.exp(-1 / (2 * NEAR_SIGMA_PX**2))  # of the diagonals, to that of the sides
+    guess = (beside + above + nearness * (diagonal + other)) / (2 + 2 * nearness)
+    itself = torch.zeros(3, 3)
+    itself[1, 1] = 1
+    terms = [beside - above, diagonal - other, (beside + above - diagonal - other) / 2]
+    return torch.stack([guess, itself - guess, *terms])[:, None]
