@@ -368,7 +368,7 @@ class Request:
         noisy: NDArray[Any] | Windowed,
         strength: float,
         noise: NoiseEstimate,
-        keeps_grain: bool,  # noqa: FBT001
+        keeps_grain: bool,
         clean: NDArray[Any] | Windowed,
     ) -> "Request":
         impulses = noise.impulses if strength > 0 else None

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 REACH_PX = 48  # what lies further away does not change how a pixel is filled
-PEAK = 255.0  # what is white in computing, whatever it is in the photo
 
 LEAST_SHARE = 0.0015  # of salt, and of pepper
 FEWEST = 12  # of each, in the blocks
@@ -38,7 +37,7 @@ NEAR_SIGMA_PX, FAR_SIGMA_PX = 0.55, 2.0
 LEAST_WEIGHT = 1e-4  # of what is known near by; where there is less, it is looked for further away
 CELL_PX = 2
 WINDOW_SIGMA_CELLS = 1.8
-RIDGE = 0.3  # squared levels
+RIDGE = 0.3  # squared 8-bit levels
 ROUNDS = 2
 
 
@@ -90,14 +89,13 @@ def fill_impulses(photos_BHWC: NDArray[Any], impulses: Impulses, *, peak: int) -
     in edge-directed interpolation (Li and Orchard 2001), on the differences between opposite pairs of neighbours and,
     where channels fail each on its own, on how the same guess errs in the other channels of the pixel.
     """
-    scale = PEAK / peak
-    seen_BCHW = torch.from_numpy(photos_BHWC.astype(np.float32)).permute(0, 3, 1, 2).contiguous().mul_(scale)
-    is_hit_BCHW = _hit(seen_BCHW, impulses)
+    seen_BCHW = torch.from_numpy(photos_BHWC.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+    is_hit_BCHW = _hit(seen_BCHW, impulses, peak).expand_as(seen_BCHW)
     filled_BCHW, is_hit_BCHW = _first_guess(seen_BCHW, is_hit_BCHW)
     for _ in range(ROUNDS):
-        filled_BCHW = _better_guess(filled_BCHW, is_hit_BCHW, is_gray=impulses.is_gray)
-    filled_BHWC = (filled_BCHW / scale).round_().permute(0, 2, 3, 1).numpy().astype(photos_BHWC.dtype)
-    return np.where(is_hit_BCHW.permute(0, 2, 3, 1).numpy(), filled_BHWC, photos_BHWC)
+        filled_BCHW = _better_guess(filled_BCHW, is_hit_BCHW, is_gray=impulses.is_gray, peak=peak)
+    filled_BHWC: NDArray[Any] = filled_BCHW.round_().permute(0, 2, 3, 1).numpy().astype(photos_BHWC.dtype)
+    return filled_BHWC
 
 
 def _inner(pixels_YXCN: NDArray[Any]) -> NDArray[Any]:
@@ -126,21 +124,23 @@ def _share(is_at_end: NDArray[np.bool_], is_judged: NDArray[np.bool_]) -> float:
     return share if alike < 2 * share + 0.01 else 0.0
 
 
-def _hit(seen_BCHW: Tensor, impulses: Impulses) -> Tensor:
-    is_hit_BCHW = torch.zeros_like(seen_BCHW, dtype=torch.bool)
-    for end, share in ((PEAK, impulses.salt), (0.0, impulses.pepper)):
-        is_at_end = (seen_BCHW - end).abs() < 1e-3
+def _hit(seen_BCHW: Tensor, impulses: Impulses, peak: int) -> Tensor:
+    """Which samples were hit; of channels that fail together (B, 1, H, W)."""
+    is_hit_BCHW = torch.zeros((), dtype=torch.bool)
+    for end, share in ((peak, impulses.salt), (0, impulses.pepper)):
+        is_at_end = seen_BCHW == end
         if impulses.is_gray:
             is_at_end = is_at_end.all(dim=1, keepdim=True)
         spread = math.sqrt(24 * share * (1 - share))
-        most_alike = max(MOST_ALIKE, 24 * share + MOST_ALIKE_SIGMAS * spread)
-        alike = _convolved(is_at_end.float(), torch.ones(5)) - 1
-        is_hit_BCHW |= is_at_end & (alike <= most_alike)
+        most_alike = max(MOST_ALIKE, int(24 * share + MOST_ALIKE_SIGMAS * spread))
+        at_end = is_at_end.to(torch.uint8)
+        alike = _convolved(at_end, (1, 1, 1, 1, 1), beyond="constant") - at_end  # nothing there is alike
+        is_hit_BCHW = is_hit_BCHW | (is_at_end & (alike <= most_alike))
     return is_hit_BCHW
 
 
 def _first_guess(seen_BCHW: Tensor, is_hit_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Every sample that was hit by the mean of those that were not; and which are filled: not where none is in sight."""
+    """Every hit sample by the mean of those that were not; and which are filled: not where none is in sight."""
     known_BCHW = (~is_hit_BCHW).float()
     near, far = (_gaussian(sigma) for sigma in (NEAR_SIGMA_PX, FAR_SIGMA_PX))
     weight = _convolved(known_BCHW, near)
@@ -152,89 +152,95 @@ def _first_guess(seen_BCHW: Tensor, is_hit_BCHW: Tensor) -> tuple[Tensor, Tensor
     return torch.where(is_hit_BCHW, guess, seen_BCHW), is_hit_BCHW
 
 
-def _better_guess(filled_BCHW: Tensor, is_hit_BCHW: Tensor, *, is_gray: bool) -> Tensor:
+def _better_guess(filled_BCHW: Tensor, is_hit_BCHW: Tensor, *, is_gray: bool, peak: int) -> Tensor:
     """One round of the regression: coefficients for every sample that was hit, by the known ones in a window."""
-    photos, channels, height, width = filled_BCHW.shape
-    padded = F.pad(filled_BCHW, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
-    found = F.conv2d(padded, _filters()).unflatten(0, (photos, channels))  # (B, C, 5, H, W)
-    guess_BCHW, error_BCHW, terms = found[:, :, 0], found[:, :, 1], list(found[:, :, 2:].unbind(2))
+    channels = filled_BCHW.shape[1]
+    guess_BCHW, terms = _guess_and_terms(filled_BCHW)
+    error_BCHW = filled_BCHW - guess_BCHW
     if channels == 3 and not is_gray:
         terms += [error_BCHW[:, [1, 0, 0]], error_BCHW[:, [2, 2, 1]]]
-    known_BCHW = (~is_hit_BCHW).float()
-    better_BCHW = filled_BCHW.clone()
     # Channels that fail together have their coefficients in common.
     for group in [slice(0, channels)] if is_gray else [slice(each, each + 1) for each in range(channels)]:
-        hit_b, hit_y, hit_x = is_hit_BCHW[:, group.start].nonzero(as_tuple=True)
-        known, error = known_BCHW[:, group], error_BCHW[:, group]
-        ours = [term[:, group] for term in terms]
-
-        def moment(first: Tensor, second: Tensor, known: Tensor = known, at: Any = (hit_b, hit_y, hit_x)) -> Tensor:
-            # Any: three index tensors
-            cells = F.avg_pool2d((first * second * known).sum(dim=1, keepdim=True), CELL_PX, ceil_mode=True)
-            b, y, x = at
-            return _convolved(cells, _gaussian(WINDOW_SIGMA_CELLS))[b, 0, y // CELL_PX, x // CELL_PX]
-
-        matrix = [[moment(ours[row], ours[column]) for column in range(row + 1)] for row in range(len(ours))]
-        coefficients = _solved(matrix, [moment(term, error) for term in ours])
+        is_hit_B1HW = is_hit_BCHW[:, group][:, :1]
+        hit_B, hit_Y, hit_X = is_hit_B1HW[:, 0].nonzero(as_tuple=True)
+        ours, known_B1HW = [term[:, group] for term in terms], (~is_hit_B1HW).float()
+        weighted = [term * known_B1HW for term in ours]
+        ours.append(error_BCHW[:, group])
+        pairs = [(first, second) for first in range(len(terms)) for second in range(first, len(ours))]
+        cells = torch.cat([_in_cells(weighted[first] * ours[second]) for first, second in pairs], dim=1)
+        around = _convolved(cells, _gaussian(WINDOW_SIGMA_CELLS))[hit_B, :, hit_Y // CELL_PX, hit_X // CELL_PX]
+        coefficients = _solved(dict(zip(pairs, around.T.contiguous(), strict=True)), RIDGE * (peak / 255) ** 2)
         for channel in range(group.start, group.stop):
-            better = guess_BCHW[hit_b, channel, hit_y, hit_x]
+            better = guess_BCHW[hit_B, channel, hit_Y, hit_X]
             for coefficient, term in zip(coefficients, terms, strict=True):
-                better = better + coefficient * term[hit_b, channel, hit_y, hit_x]
-            better_BCHW[hit_b, channel, hit_y, hit_x] = better.clamp_(0, PEAK)
-    return better_BCHW
+                better.addcmul_(coefficient, term[hit_B, channel, hit_Y, hit_X])
+            filled_BCHW[hit_B, channel, hit_Y, hit_X] = better.clamp_(0, peak)
+    return filled_BCHW
 
 
-def _solved(matrix: Sequence[Sequence[Tensor]], right: Sequence[Tensor]) -> list[Tensor]:
-    """Many small ridge regressions at once, by the rows of their matrices up to the diagonal (Cholesky)."""
-    size = len(right)
-    low: list[list[Tensor]] = []  # on its diagonal the inverse
-    half: list[Tensor] = []
-    for row in range(size):
-        low.append([])
-        for column in range(row + 1):
-            rest = matrix[row][column]
-            for before in range(column):
-                rest = rest - low[row][before] * low[column][before]
-            low[row].append((rest + RIDGE).rsqrt() if row == column else rest * low[column][column])
-        rest = right[row]
-        for before in range(row):
-            rest = rest - low[row][before] * half[before]
-        half.append(rest * low[row][row])
-    found: list[Tensor] = list(half)
-    for row in reversed(range(size)):
-        for after in range(row + 1, size):
-            found[row] = found[row] - low[after][row] * found[after]
-        found[row] = found[row] * low[row][row]
-    return found
+def _guess_and_terms(filled_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What the eight neighbours say of each sample, and three terms that any other guess adds to it.
 
-
-def _convolved(photos_BCHW: Tensor, profile: Tensor) -> Tensor:
-    """By the profile in both directions; repeated at the edges."""
-    radius, channels = len(profile) // 2, photos_BCHW.shape[1]
-    padded = F.pad(photos_BCHW, (radius,) * 4, mode="replicate")
-    kernel = profile.expand(channels, 1, 1, -1)
-    return F.conv2d(F.conv2d(padded, kernel, groups=channels), kernel.transpose(2, 3), groups=channels)
-
-
-@functools.cache
-def _gaussian(sigma: float) -> Tensor:
-    radius = math.ceil(2.5 * sigma)
-    profile = torch.exp(-((torch.arange(-radius, radius + 1) / sigma) ** 2) / 2)
-    return profile / profile.sum()
-
-
-@functools.cache
-def _filters() -> Tensor:
-    """The guess by the eight neighbours, how a sample differs from it, and three that any other guess adds: (5, 1, 3, 3).
-
-    They are differences of the means of opposite pairs: along rows and columns, along the diagonals, and of both.
+    The terms are differences between the means of opposite pairs: along rows and along columns, along the diagonals,
+    and of those two to these two.
     """
-    beside = torch.tensor([[0, 0, 0], [1, 0, 1], [0, 0, 0]]) / 2
-    diagonal = torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 1]]) / 2
-    above, other = beside.T, diagonal.flip(0)
-    nearness = math.exp(-1 / (2 * NEAR_SIGMA_PX**2))  # of the diagonals, to that of the sides
-    guess = (beside + above + nearness * (diagonal + other)) / (2 + 2 * nearness)
-    itself = torch.zeros(3, 3)
-    itself[1, 1] = 1
-    terms = [beside - above, diagonal - other, (beside + above - diagonal - other) / 2]
-    return torch.stack([guess, itself - guess, *terms])[:, None]
+    padded = F.pad(filled_BCHW, (1, 1, 1, 1), mode="replicate")
+    above, below, row = padded[..., :-2, :], padded[..., 2:, :], padded[..., 1:-1, :]
+    beside, upright = row[..., :-2] + row[..., 2:], above[..., 1:-1] + below[..., 1:-1]
+    falling, rising = above[..., :-2] + below[..., 2:], above[..., 2:] + below[..., :-2]
+    sides, corners = beside + upright, falling + rising
+    nearness = math.exp(-1 / (2 * NEAR_SIGMA_PX**2))  # of a corner, to that of a side
+    guess_BCHW = sides.add(corners, alpha=nearness).div_(4 + 4 * nearness)
+    return guess_BCHW, [beside.sub_(upright), falling.sub_(rising), sides.sub_(corners)]
+
+
+def _in_cells(values_BCHW: Tensor) -> Tensor:
+    """Their means over the cells, and sum over the channels: (B, 1, Y, X)."""
+    if values_BCHW.shape[1] > 1:
+        values_BCHW = values_BCHW.sum(dim=1, keepdim=True)
+    return F.avg_pool2d(values_BCHW, CELL_PX, ceil_mode=True)
+
+
+def _solved(moments: dict[tuple[int, int], Tensor], ridge: float) -> list[Tensor]:
+    """The coefficients of many ridge regressions at once, by Cholesky's decomposition.
+
+    Args:
+        moments: of the terms (rows and columns of a symmetric matrix), and in the last column of what they are to meet.
+        ridge: is added on the diagonal.
+    """
+    size = max(column for _, column in moments)
+    upper: dict[tuple[int, int], Tensor] = {}  # on its diagonal the inverse
+    for (row, column), rest in moments.items():
+        for before in range(row):
+            rest = rest - upper[before, row] * upper[before, column]  # noqa: PLW2901  # the moment less what is met
+        upper[row, column] = (rest + ridge).rsqrt_() if row == column else rest * upper[row, row]
+    found: dict[int, Tensor] = {}
+    for row in reversed(range(size)):
+        rest = upper[row, size]
+        for after in range(row + 1, size):
+            rest = rest - upper[row, after] * found[after]
+        found[row] = rest * upper[row, row]
+    return [found[row] for row in range(size)]
+
+
+def _convolved(photos_BCHW: Tensor, profile: Sequence[float], *, beyond: str = "replicate") -> Tensor:
+    """By the profile in both directions; beyond the edges lies what `F.pad` calls so.
+
+    By shifted sums: torch's own convolutions of single channels take three times as long.
+    """
+    radius = len(profile) // 2
+    for axis, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+        extent = photos_BCHW.shape[axis]
+        padded = F.pad(photos_BCHW, padding, mode=beyond)
+        photos_BCHW = padded.narrow(axis, radius, extent) * profile[radius]
+        for shift in range(radius):
+            pair = padded.narrow(axis, shift, extent) + padded.narrow(axis, 2 * radius - shift, extent)
+            photos_BCHW.add_(pair, alpha=profile[shift])
+    return photos_BCHW
+
+
+@functools.cache
+def _gaussian(sigma: float) -> tuple[float, ...]:
+    radius = math.ceil(2.5 * sigma)
+    profile = np.exp(-((np.arange(-radius, radius + 1) / sigma) ** 2) / 2)
+    return tuple((profile / profile.sum()).tolist())

@@ -99,8 +99,8 @@ def test_auto_is_all_that_the_network_finds_and_a_number_is_a_share_of_it() -> N
     assert choose_dose(estimate, 0.3, keeps_grain=True).strength == 0.3
 
 
-@pytest.mark.parametrize("density", [0.005, 0.02])
-def test_salt_and_pepper_is_counted(density: float) -> None:
+@pytest.mark.parametrize("density", [0.001, 0.002])
+def test_hot_and_dead_pixels_are_counted(density: float) -> None:
     assert 0.3 * density < estimate_noise(impulses(density)).impulse_density <= density
 
 
