@@ -23,7 +23,7 @@ from torch import Tensor
 
 REACH_PX = 48  # what lies further away does not change how a pixel is filled
 
-LEAST_SHARE = 0.0015  # of salt, and of pepper
+LEAST_SHARE = 0.003  # of salt, and of pepper; what noise of 50 levels leaves in a haze comes to 0.002
 FEWEST = 12  # of each, in the blocks
 MOST_UNEVEN = 3.0  # how many times as many there may be of one as of the other
 LEAST_GAP = 24 / 255  # how far an impulse stands out from all values around it, as a part of the range
