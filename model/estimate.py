@@ -88,14 +88,14 @@ def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.fl
             f"cannot estimate the noise of an array of shape {photo.shape} and dtype {photo.dtype}: expected (H, W, 3) "
             "or (H, W) of uint8, uint16 or float32, at least one pixel"
         )
-    return _estimate(_sample_blocks(photo))
+    return _estimate(_sample_blocks(photo), is_repeated=min(photo.shape[:2]) < BLOCK_PX)
 
 
-def _estimate(blocks_NPC: NDArray[Any]) -> NoiseEstimate:
-    """By the blocks that are sampled of a photo, as stored."""
+def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEstimate:
+    """By the blocks that are sampled of a photo, as stored; in those that repeat it nothing is scattered by chance."""
     clipped_N = _by_parts(_clipped, blocks_NPC)
     impulses = None
-    if clipped_N.mean() > 2 * LEAST_SHARE:
+    if not is_repeated and clipped_N.mean() > 2 * LEAST_SHARE:
         few_NYXC = _few(blocks_NPC)
         peak = PEAKS[blocks_NPC.dtype]
         impulses = find_impulses(few_NYXC, peak=peak)

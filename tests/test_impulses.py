@@ -85,6 +85,7 @@ NOT_HIT = {
     "static": np.random.default_rng(0).integers(0, 256, (SIDE_PX, SIDE_PX), np.uint8),
     "a few hot and dead pixels": hit(scene(), 0.003),
     "one pixel": np.zeros((1, 1), np.uint8),
+    "too few to be scattered": np.array([[0, 64, 255]], np.uint8),
 }
 
 
