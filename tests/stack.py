@@ -16,6 +16,7 @@ from urllib.error import HTTPError
 
 import tenacity
 
+from flows.local_prefect import is_healthy
 from flows.local_ray import RayAddress
 from flows.ray_jobs import RayJobs
 
@@ -55,6 +56,9 @@ class Server:
             error.close()  # it is an answer, too, with a socket
             raise
         return json.loads(data) if data else None
+
+    def is_reachable(self) -> bool:
+        return is_healthy(int(self.ui.rpartition(":")[2]))
 
     def begin(self, flow: str, parameters: dict[str, Any], **values: object) -> str:
         """Ask for a run of a deployment, as the UI does; returns its id."""

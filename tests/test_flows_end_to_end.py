@@ -94,6 +94,7 @@ def test_a_run_that_is_cancelled_stops_its_job_and_the_next_does_the_rest(up: St
     assert len(index_of(many["target"])) == MANY
 
 
+@pytest.mark.slow
 def test_a_flow_whose_process_is_killed_goes_on_with_its_job(up: Stack, many: dict) -> None:
     run_id = up.begin("denoise", {"settings": many}, state={"type": "PENDING"})  # nobody else takes it up
     first = up.execute(run_id)
@@ -155,6 +156,7 @@ def test_jobs_whose_flow_run_is_gone_are_stopped_by_the_janitor(up: Stack, many:
     up.ray.stop(not_ours)
 
 
+@pytest.mark.slow
 def test_a_night_tries_photos_denoises_them_and_stops_when_nothing_is_new(up: Stack, tmp_path: Path) -> None:
     write_archive(tmp_path / "source")
     denoise = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}

@@ -1,34 +1,42 @@
-"""What a Prefect server does by itself, on loopback and without Ray: the automations that look after runs."""
+"""A Prefect server on loopback, without Ray: the automations that look after runs, and how it may be restarted."""
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from letterbox import Letterbox
 from stack import Server, wait_until
 
-from flows.child import free_ports
+from flows.child import Child, free_ports
 from flows.events import Ending
 from flows.local_prefect import local_server, prefect_environment, wait_for_server
 
-pytestmark = [pytest.mark.flows, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parent
 LOST_AFTER_S = 10
 FOR_SECONDS = "import os; from flows.automations import apply; apply(os.environ['WEBHOOK'], lost_after_s={})"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Child]]:
     folder = tmp_path_factory.mktemp("server")
     [port] = free_ports(1)
     environment = prefect_environment(folder, port)
     with local_server(folder, port, environment) as running:
         wait_for_server(running, port)
-        yield Server(environment)
+        yield Server(environment), running
+
+
+@pytest.fixture
+def server(started: tuple[Server, Child]) -> Server:
+    return started[0]
 
 
 def begin(server: Server, *tags: str) -> str:
@@ -77,3 +85,26 @@ def test_a_run_without_heartbeats_is_lost_and_told_of_and_one_that_has_ended_is_
     assert (server.run(ended)["state_type"], server.run(foreign)["state_type"]) == ("COMPLETED", "RUNNING")
     wait_until(lambda: {lost, last} <= acted_on(server), 60)  # the server writes events down some seconds later
     assert acted_on(server) == {lost, last}
+
+
+def test_a_stage_goes_on_while_the_server_is_killed_and_started_again(
+    started: tuple[Server, Child], tmp_path: Path
+) -> None:
+    server, process = started
+    command = [sys.executable, ROOT / "patient_flow.py", tmp_path / "end"]
+    flow = subprocess.Popen(command, env={**os.environ, **server.environment})
+    asked = {"flows": {"name": {"any_": ["patient"]}}}
+    wait_until(lambda: "RUNNING" in [run["state_type"] for run in server.api("POST", "/flow_runs/filter", asked)], 120)
+    [run] = server.api("POST", "/flow_runs/filter", asked)
+    wait_until(lambda: "denoise-progress" in server.artifacts(run["id"]), 60)
+
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: not server.is_reachable(), 10)
+    (tmp_path / "end").touch()  # the job ends meanwhile
+    process.restart()
+    wait_until(server.is_reachable, 120)
+
+    assert flow.wait(120) == 0
+    assert server.run(run["id"])["state_type"] == "COMPLETED"
+    assert "denoise-summary" in server.artifacts(run["id"])
+    assert server.artifacts(run["id"])["denoise-progress"]["data"] == 100
