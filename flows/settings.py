@@ -3,6 +3,7 @@
 They are the fields of the jobs in `pipeline`, laid out for people; `job` is what `python -m pipeline.jobs` takes.
 """
 
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -106,11 +107,17 @@ class DenoiseSettings(RunSettings):
         "auto", description="Follow the noise and leave clean photos as they are, or remove that share of it from all."
     )
     keeps_grain: bool = Field(False, description="Denoise the colour, and keep the luminance.")
+    max_megapixels: float = Field(
+        400.0, gt=0, description="Reject larger photos, before they are decoded; a TIFF may be larger than memory."
+    )
     layout: Layout = Field(Layout.FILES, description="The same names under images/, or Parquet shards.")
 
     @property
     def job(self) -> dict[str, object]:
-        denoise = {"strength": self.strength, "keeps_grain": self.keeps_grain}
+        from pipeline.images import Limits
+
+        limits = asdict(Limits.of_megapixels(self.max_megapixels))
+        denoise = {"strength": self.strength, "keeps_grain": self.keeps_grain, "limits": limits}
         return {"weights": self.weights, "layout": self.layout, "denoise": denoise, **self.run}
 
 
