@@ -5,14 +5,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
+from prefect import artifacts
 
+from flows.patience import patiently
 from pipeline.charts import draw_curve
+
+create_image_artifact = patiently(artifacts.create_image_artifact)
+create_link_artifact = patiently(artifacts.create_link_artifact)
+create_markdown_artifact = patiently(artifacts.create_markdown_artifact)
+create_table_artifact = patiently(artifacts.create_table_artifact)
 
 Row = Mapping[str, Any]  # Any: JSON
 

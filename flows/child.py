@@ -24,16 +24,22 @@ class Child:
         self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str], *, cwd: Path | None = None
     ) -> None:
         self.name = name
+        self._command = [sys.executable, "-m", "flows.child", *command]
         self._log = log
+        self._environment = {**os.environ, **environment, "DEGRAIN_PARENT": str(os.getpid())}
+        self._cwd = cwd
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(  # noqa: S603  # our own commands
-                [sys.executable, "-m", "flows.child", *command],
-                cwd=cwd,
+        self._process = self._begin()
+
+    def _begin(self) -> "subprocess.Popen[bytes]":
+        with self._log.open("ab") as file:
+            return subprocess.Popen(  # noqa: S603  # our own commands
+                self._command,
+                cwd=self._cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env={**os.environ, **environment, "DEGRAIN_PARENT": str(os.getpid())},
+                env=self._environment,
                 start_new_session=True,  # Ctrl-C in a terminal is for us; we stop our children in their order
             )
 
@@ -58,6 +64,13 @@ class Child:
             if time.monotonic() > deadline:
                 raise RunFailed(f"{self.name} was not ready after {timeout_s:.0f} s: see {self._log}")
             time.sleep(POLL_S)
+
+    def restart(self) -> None:
+        """Begin it again; what is left of the last time is ended first."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = self._begin()
 
     def stop(self, *, grace_s: float = 20.0) -> None:
         """Ask it to end; end it if it does not."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.child import Child
+from flows.patience import CLIENT_RETRIES
 
 READY_S = 120.0
 
@@ -25,6 +26,7 @@ def prefect_environment(folder: Path, port: int) -> dict[str, str]:
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         # By default a server that is killed forgets who holds a limit, and nobody ever gets it again.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_CLIENT_MAX_RETRIES": str(CLIENT_RETRIES),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "1.0",
     }

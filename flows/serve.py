@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -55,12 +55,17 @@ def up(config: UpConfig, say: Callable[[str], None]) -> None:
     Raises:
         RunFailed: something does not start, or ended by itself.
     """
+    config = replace(config, port=config.port or free_ports(1)[0])
     with _interrupted_once():
         try:
-            with _everything(config, say) as (runner, links):
+            with _everything(config, say) as (server, runner, links):
                 for line in links:
                     say(line)
                 while runner.is_running:
+                    if not server.is_running:
+                        say("the Prefect server has ended: starting it again …")  # what runs waits for it
+                        server.restart()
+                        wait_for_server(server, config.port)
                     time.sleep(CHECK_S)
                 raise RunFailed(f"{runner.name} has ended: see {config.folder / 'runner.log'}")
         except KeyboardInterrupt:  # how it is meant to end
@@ -68,16 +73,18 @@ def up(config: UpConfig, say: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[Child, list[str]]]:
-    """All services, each with what it needs of the others; they stop in the opposite order."""
+def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[Child, Child, list[str]]]:
+    """All services, each with what it needs of the others; they stop in the opposite order.
+
+    Gives the Prefect server, what runs the flows, and the links.
+    """
     folder = config.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    port = config.port or free_ports(1)[0]
-    environment = prefect_environment(folder / "prefect", port)
-    links = [f"Prefect   http://127.0.0.1:{port}/deployments"]
+    environment = prefect_environment(folder / "prefect", config.port)
+    links = [f"Prefect   http://127.0.0.1:{config.port}/deployments"]
     with ExitStack() as stack:
         say("starting a Prefect server …")
-        server = stack.enter_context(local_server(folder / "prefect", port, environment))
+        server = stack.enter_context(local_server(folder / "prefect", config.port, environment))
         parameters: dict[str, object] = {}
         if config.has_s3:
             say("starting an S3 server, with sample photos …")
@@ -90,15 +97,15 @@ def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[
         ray = stack.enter_context(local_ray(folder, port=config.ray_port or None, environment=environment))
         links += [f"Ray       {ray.url}", f"Metrics   {ray.metrics_url}"]
         environment |= _ray_environment(ray)
-        wait_for_server(server, port)
+        wait_for_server(server, config.port)
         command = [sys.executable, "-m", "flows.deployments"]
         environment["DEGRAIN_PARAMETERS"] = json.dumps(parameters)
         runner = Child("what runs the flows", command, folder / "runner.log", environment)
         stack.callback(runner.stop)
-        runner.wait_until(lambda: is_deployed(port), timeout_s=READY_S)
+        runner.wait_until(lambda: is_deployed(config.port), timeout_s=READY_S)
         _write_environment(folder / "environment.sh", environment)
         links.append(f"Shell     source {folder / 'environment.sh'}")
-        yield runner, links
+        yield server, runner, links
 
 
 def _sample_parameters() -> dict[str, object]:

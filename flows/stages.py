@@ -22,6 +22,7 @@ from prefect.tasks import Task
 
 from flows.artifacts import show_pictures, show_rejected
 from flows.local_ray import local_ray
+from flows.patience import passes, patiently
 from flows.ray_jobs import ClusterLost, JobName, RayJobs, address_of
 from flows.settings import RaySettings, Values, Verb
 from pipeline.errors import RunFailed
@@ -56,8 +57,9 @@ def _deserves_retry(_task: "Task[..., Any]", _run: TaskRun, state: State) -> boo
 def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
     """Have a Ray job do a job, and return its summary.
 
-    A stage that was begun before by this flow run goes on where it is: its job is found by its name. Whatever ends the
-    stage other than the job's own end (a cancellation, a signal, a time limit) stops the job.
+    A stage that was begun before by this flow run goes on where it is: its job is found by its name. A cancellation, a
+    signal and the time limit stop the job. Other errors do not, such as of a Prefect server that is away for long: a
+    retry goes on with the job, and if there is none, the flow stops what is left as it fails.
 
     Args:
         stage: names it among those of a flow.
@@ -80,18 +82,15 @@ def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
         log_of_run.info("%s the Ray job %s", "going on with" if was_there else "began", job_id)
         try:
             return _follow(jobs, job_id, stage, ray)
-        except (RunFailed, ValueError, ClusterLost) as error:
-            if isinstance(error, StageTimedOut):
+        except BaseException as error:
+            if isinstance(error, StageTimedOut) or not isinstance(error, Exception):  # cancelled, or told to end
+                log_of_run.warning("stopping the Ray job %s", job_id)
                 jobs.stop(job_id)
-            raise
-        except BaseException:  # cancelled, or told to end
-            log_of_run.warning("stopping the Ray job %s", job_id)
-            jobs.stop(job_id)
             raise
 
 
 def stop_stages(flow: "Flow[..., Any]", flow_run: FlowRun, state: State) -> None:  # Any: of whatever flow
-    """Hook of a flow for its cancellation and its crash: no Ray job of it goes on. Runs where the flow did."""
+    """Hook of a flow that did not complete: no Ray job of it goes on. Runs where the flow did."""
     logger = flow_run_logger(flow_run, flow)
     logger.info("%s: stopping its Ray jobs", str(state.name).lower())
     for url in {*_addresses(flow_run.parameters), None}:
@@ -106,7 +105,9 @@ def stop_stages(flow: "Flow[..., Any]", flow_run: FlowRun, state: State) -> None
             logger.info("stopped %s", ", ".join(stopped) or "none: all had ended")
 
 
-HOOKS: dict[str, Any] = {"on_cancellation": [stop_stages], "on_crashed": [stop_stages]}  # Any: options of `flow`
+HOOKS: dict[str, Any] = {  # Any: options of `flow`
+    name: [stop_stages] for name in ("on_cancellation", "on_crashed", "on_failure")
+}
 
 
 def is_wanted(flow_run_id: str) -> bool:
@@ -159,11 +160,12 @@ def _follow(jobs: RayJobs, job_id: str, stage: str, ray: RaySettings) -> Values:
     """Show a job's log until it has ended; its summary."""
     logger = get_run_logger()
     progress = _Progress(stage)
-    deadline = time.monotonic() + ray.timeout_hours * 3600
+    limit_s = ray.timeout_hours * 3600
+    deadline_s = time.monotonic() + limit_s
     ending: Values | None = None
     for line in jobs.follow(job_id, lost_s=ray.lost_after_s):
-        if time.monotonic() > deadline:
-            raise StageTimedOut(f"{stage} took longer than {ray.timeout_hours:g} hours; what is finished stays")
+        if time.monotonic() > deadline_s:
+            raise StageTimedOut(f"{stage} took longer than {duration(limit_s)} and was stopped; what is finished stays")
         if line is None:
             continue
         event = parse_event(line)
@@ -207,17 +209,22 @@ class _Progress:
         if now_s < self._next_s and share < 1:
             return
         self._next_s = now_s + PROGRESS_INTERVAL_S
-        if self._artifact is None:
-            self._artifact = cast(
-                UUID, create_progress_artifact(100 * share, key=self._key, description=_described(event))
-            )
-        else:
-            update_progress_artifact(self._artifact, 100 * share, description=_described(event))
+        try:
+            if self._artifact is None:
+                self._artifact = cast(
+                    UUID, create_progress_artifact(100 * share, key=self._key, description=_described(event))
+                )
+            else:
+                update_progress_artifact(self._artifact, 100 * share, description=_described(event))
+        except Exception as error:
+            if not passes(error):
+                raise
+            get_run_logger().info("the progress cannot be shown: %s", error)  # it is shown again in a moment
 
     def end(self) -> None:
         """All is done, whatever was shown last."""
         if self._artifact is not None:
-            update_progress_artifact(self._artifact, 100.0)
+            patiently(update_progress_artifact)(self._artifact, 100.0)
 
 
 def _described(event: Values) -> str:
@@ -230,6 +237,14 @@ def _described(event: Values) -> str:
     if done and done < planned:
         parts.append(f"about {(planned - done) * seconds / done / 60:,.0f} min left")
     return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it: 30 seconds, 90 minutes, 24 hours."""
+    for unit_s, unit in ((3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:g} {unit}"
+    return f"{seconds:g} seconds"
 
 
 def _level_of(line: str) -> int:

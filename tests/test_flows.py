@@ -1,16 +1,21 @@
 """What the flows decide and show, without a server: settings, gates, events, and the text of artifacts."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from httpx import ConnectError, HTTPStatusError, ReadError, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from flows.events import rejected_fraction
 from flows.nightly import closed_gates
+from flows.patience import patiently
 from flows.settings import DenoiseSettings, Gates, IngestSettings, NightlySettings, RaySettings, TrainSettings
 from model.training import PRESETS
 from pipeline.comparison import compare
+from pipeline.denoise import DenoiseConfig
+from pipeline.images import Limits
 from pipeline.ingest import IngestJob
 from pipeline.job_file import train_job
 from pipeline.jobs import DenoiseJob
@@ -33,7 +38,8 @@ def test_settings_by_default_are_those_of_the_jobs() -> None:
     settings = DenoiseSettings(**PLACES)
     job = build(DenoiseJob, settings.job)
 
-    assert dataclasses.replace(job, cluster=DenoiseJob(**PLACES).cluster) == DenoiseJob(**PLACES)
+    by_default = DenoiseJob(**PLACES, denoise=DenoiseConfig(limits=Limits.of_megapixels(Limits().max_megapixels)))
+    assert dataclasses.replace(job, cluster=by_default.cluster) == by_default
     assert (job.cluster.address, job.cluster.workers) == ("auto", None)
     assert build(IngestJob, IngestSettings(**PLACES).job).ingest == IngestJob(**PLACES).ingest
     assert train_job(TrainSettings(source="a", run="b").job) == TrainJob(source="a", run="b")
@@ -55,6 +61,7 @@ def test_every_setting_reaches_its_job() -> None:
     denoise = {
         "weights": "w.safetensors",
         "strength": 0.5,
+        "max_megapixels": 1000,
         "layout": "packed",
         "key_table": "k.csv",
         "where": "iso < 9",
@@ -64,6 +71,7 @@ def test_every_setting_reaches_its_job() -> None:
     job = build(DenoiseJob, DenoiseSettings.model_validate({**PLACES, **denoise, **run}).job)
 
     assert (job.weights, job.denoise.strength, job.layout, job.keys) == ("w.safetensors", 0.5, "packed", "k.csv")
+    assert job.denoise.limits == Limits.of_megapixels(1000)
     assert (job.where, job.limit, job.sample, job.retry_failed) == ("iso < 9", 3, 0.5, True)
     assert (job.max_rejected_fraction, job.cluster.workers) == (0.1, 4)
 
@@ -74,6 +82,7 @@ def test_every_setting_reaches_its_job() -> None:
         (DenoiseSettings, {**PLACES, "strenght": 1}, "Extra inputs are not permitted"),
         (DenoiseSettings, {**PLACES, "strength": 1.5}, "less than or equal to 1"),
         (DenoiseSettings, {**PLACES, "ray": {"worker": 1}}, "Extra inputs are not permitted"),
+        (DenoiseSettings, {**PLACES, "max_megapixels": 0}, "greater than 0"),
         (DenoiseSettings, {"source": "a", "target": "a/"}, "never writes to its source"),
         (DenoiseSettings, {"source": "a"}, "Field required"),
         (IngestSettings, {**PLACES, "resize": 0}, "greater than or equal to 1"),
@@ -150,3 +159,34 @@ def test_weights_without_a_common_trial_cannot_be_compared() -> None:
 def test_rejects_are_a_share_of_what_was_processed() -> None:
     assert rejected_fraction({"inputs": 100, "up_to_date": 90, "rejected": 5}) == 0.5
     assert rejected_fraction({"inputs": 100, "up_to_date": 100, "rejected": 0}) == 0.0
+
+
+def answering(*errors: Exception) -> Callable[[], int]:
+    """A call that fails with these errors, one after the other, and then answers 7."""
+    waiting = list(errors)
+
+    def call() -> int:
+        if waiting:
+            raise waiting.pop(0)
+        return 7
+
+    return call
+
+
+def status(code: int) -> HTTPStatusError:
+    request = Request("POST", "http://127.0.0.1/api/artifacts")
+    return HTTPStatusError(str(code), request=request, response=Response(code, request=request))
+
+
+def test_a_prefect_server_that_is_away_for_a_while_is_asked_again() -> None:
+    call = answering(ConnectError("refused"), ReadError("reset"), status(503))
+
+    assert patiently(call, interval_s=0)() == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "patience_s"), [(ConnectError("refused"), -1.0), (status(422), 60.0), (KeyError("no answer"), 60.0)]
+)
+def test_patience_ends_and_is_not_for_what_stays_wrong(error: Exception, patience_s: float) -> None:
+    with pytest.raises(type(error)):
+        patiently(answering(error), patience_s=patience_s, interval_s=0)()

@@ -1,0 +1,116 @@
+"""What becomes of the Ray job of a stage when something else goes wrong; the job is told of as Ray would tell."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from httpx import ConnectError
+from prefect.logging import disable_run_logger
+
+from flows import stages
+from flows.ray_jobs import ClusterLost
+from flows.settings import RaySettings, Values
+from flows.stages import StageTimedOut, duration
+from pipeline.events import Event, event_line
+
+PROGRESS = event_line(Event.PROGRESS, done=1, planned=2, seconds=1.0)
+SUMMARY = event_line(Event.SUMMARY, findings=0)
+
+
+class Jobs:
+    """One job, as `RayJobs` has it, with what was asked of it."""
+
+    def __init__(self, lines: Callable[[], Iterator[str | None]]) -> None:
+        self._lines = lines
+        self.asked: list[str] = []
+
+    def begin(self, _name: object, _job: object) -> tuple[str, bool]:
+        self.asked.append("begin")
+        return "job", False
+
+    def follow(self, _job_id: str, *, lost_s: float) -> Iterator[str | None]:
+        yield from self._lines()
+
+    def wait(self, _job_id: str) -> SimpleNamespace:
+        return SimpleNamespace(status="SUCCEEDED")
+
+    def stop(self, _job_id: str) -> None:
+        self.asked.append("stop")
+
+
+def run_stage(jobs: Jobs, monkeypatch: pytest.MonkeyPatch, **ray: float) -> Values:
+    @contextmanager
+    def ray_jobs(_ray: RaySettings) -> Iterator[Jobs]:
+        yield jobs
+
+    monkeypatch.setattr(stages, "_ray_jobs", ray_jobs)
+    with disable_run_logger():
+        return stages.run_stage.fn("verify", "verify", {}, RaySettings(**ray))
+
+
+def endless() -> Iterator[None]:
+    while True:
+        yield None
+
+
+def failing(error: BaseException) -> Callable[[], Iterator[None]]:
+    def lines() -> Iterator[None]:
+        yield None
+        raise error
+
+    return lines
+
+
+def test_a_stage_that_takes_too_long_is_named_and_its_job_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(endless)
+
+    with pytest.raises(StageTimedOut, match=r"verify took longer than 0\.5 seconds and was stopped"):
+        run_stage(jobs, monkeypatch, timeout_hours=0.5 / 3600)
+
+    assert jobs.asked == ["begin", "stop"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
+def test_the_job_of_a_stage_that_is_told_to_end_is_stopped(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(failing(error))
+
+    with pytest.raises(type(error)):
+        run_stage(jobs, monkeypatch)
+
+    assert jobs.asked == ["begin", "stop"]
+
+
+@pytest.mark.parametrize("error", [ConnectError("refused"), ClusterLost("away"), RuntimeError("a bug")])
+def test_an_error_that_is_not_the_jobs_own_leaves_it_for_the_retry(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(failing(error))
+
+    with pytest.raises(type(error)):
+        run_stage(jobs, monkeypatch)
+
+    assert jobs.asked == ["begin"]
+
+
+def test_progress_that_nobody_can_be_shown_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, shown = Jobs(lambda: iter([PROGRESS, SUMMARY])), []
+
+    def refuse(*_: object, **__: object) -> None:
+        shown.append("refused")
+        raise ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(stages, "create_progress_artifact", refuse)
+
+    assert run_stage(jobs, monkeypatch) == {"findings": 0}
+    assert (shown, jobs.asked) == (["refused"], ["begin"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.5, "0.5 seconds"), (90, "90 seconds"), (600, "10 minutes"), (7200, "2 hours"), (86400, "24 hours")],
+)
+def test_a_length_of_time_is_told_in_its_own_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
