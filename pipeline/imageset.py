@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
+from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing, RunFailed
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.index import Part, count_outcomes, merge
 from pipeline.lease import Lease, is_lease, leased
@@ -76,7 +76,13 @@ class ImageSet:
         try:
             with leased(self.store, command) as self._lease:
                 self.store.clean()  # what killed writers have left behind
-                yield
+                try:
+                    yield
+                except BaseException:
+                    with suppress(RunFailed, OSError):  # what matters is why the run stopped
+                        self.check_lease()
+                        self.store.clean()  # its workers are gone, in the middle of a write perhaps
+                    raise
                 self.check_lease()
                 self.store.clean()
         finally:

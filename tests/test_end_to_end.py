@@ -97,7 +97,14 @@ def test_rejected_photos_are_tried_again_only_when_asked(tmp_path: Path) -> None
     assert index_of(tmp_path / "target")["empty.jpg"]["attempts"] == 2
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGKILL]], ids=["INT", "TERM", "KILL"])
+@pytest.mark.parametrize(
+    "signals",
+    [
+        pytest.param([signal.SIGINT], id="INT", marks=pytest.mark.slow),
+        pytest.param([signal.SIGTERM], id="TERM"),
+        pytest.param([signal.SIGKILL], id="KILL"),
+    ],
+)
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, signals: list[signal.Signals]) -> None:
     write_many(tmp_path / "source", MANY, side_px=512)  # seconds of work are left when the signal comes
     process = start_degrain("denoise", tmp_path / "source", tmp_path / "target", "--workers", 2)
