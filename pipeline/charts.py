@@ -63,7 +63,7 @@ def draw_spark(values: Sequence[float], *, summary: str) -> Markup:
 
 def draw_curve(points: Sequence[tuple[float, float]], *, x: str, y: str) -> str:
     """Points as a line, on an SVG that brings its own colours, for where there is no style sheet."""
-    width, height, margin = 640, 280, 48
+    width, height, margin = 640, 280, 64
     (low_x, high_x), (low_y, high_y) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
     scale_x, scale_y = (width - 2 * margin) / ((high_x - low_x) or 1), (height - 2 * margin) / ((high_y - low_y) or 1)
     line = " ".join(
