@@ -8,7 +8,7 @@ from typing import Any
 from prefect import artifacts
 
 from flows.patience import patiently
-from pipeline.charts import draw_curve
+from pipeline.charts import draw_loss
 
 create_image_artifact = patiently(artifacts.create_image_artifact)
 create_link_artifact = patiently(artifacts.create_link_artifact)
@@ -108,8 +108,7 @@ def show_training(stage: str, trained: Row) -> None:
     """The curve of a training run, and the card of its weights."""
     metrics = trained["metrics"]
     if len(metrics) > 1:
-        svg = draw_curve([(row["step"], row["loss"]) for row in metrics], x="step", y="loss")
-        curve = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+        curve = f"data:image/svg+xml;base64,{base64.b64encode(draw_loss(metrics).encode()).decode()}"
         create_markdown_artifact(f"![loss by step]({curve})", key=f"{stage}-curve", description="Training loss.")
     show_card(stage, trained["card"], trained["sha256"], trained["weights"])
 

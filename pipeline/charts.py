@@ -1,7 +1,7 @@
 """Charts as SVG for a page, coloured by its style sheet; every number has its place in a text, too."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -61,8 +61,9 @@ def draw_spark(values: Sequence[float], *, summary: str) -> Markup:
     return _svg("spark-line", SPARK_WIDTH, SPARK_HEIGHT, content, summary, options='preserveAspectRatio="none"')
 
 
-def draw_curve(points: Sequence[tuple[float, float]], *, x: str, y: str) -> str:
-    """Points as a line, on an SVG that brings its own colours, for where there is no style sheet."""
+def draw_loss(rows: Sequence[Mapping[str, float | None]]) -> str:
+    """The loss of a training run by its step, of its metrics; an SVG that brings its own colours, for anywhere."""
+    points = [(row["step"] or 0.0, row["loss"] or 0.0) for row in rows]
     width, height, margin = 640, 280, 64
     (low_x, high_x), (low_y, high_y) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
     scale_x, scale_y = (width - 2 * margin) / ((high_x - low_x) or 1), (height - 2 * margin) / ((high_y - low_y) or 1)
@@ -72,10 +73,10 @@ def draw_curve(points: Sequence[tuple[float, float]], *, x: str, y: str) -> str:
     )
     texts = [
         (margin, height - margin + 20, f"{low_x:g}", "start"),
-        (width - margin, height - margin + 20, f"{x} {high_x:g}", "end"),
+        (width - margin, height - margin + 20, f"step {high_x:g}", "end"),
         (margin - 6, height - margin, f"{low_y:.4g}", "end"),
         (margin - 6, margin, f"{high_y:.4g}", "end"),
-        (margin, margin - 14, y, "start"),
+        (margin, margin - 14, "loss", "start"),
     ]
     labels = "".join(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>' for x, y, text, anchor in texts)
     return (

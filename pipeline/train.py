@@ -17,7 +17,7 @@ from model.denoiser import Denoiser, count_gpus
 from model.metrics import gaussian_psnr_db
 from model.training import StepMetrics, TrainConfig
 from model.weights import Card, Provenance, Weights, dump_weights, parse_weights
-from pipeline.charts import draw_curve
+from pipeline.charts import draw_loss
 from pipeline.clean_photos import digest_of
 from pipeline.cluster import ClusterConfig, connected
 from pipeline.errors import RunFailed
@@ -57,8 +57,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
         card = dataclasses.replace(card, scores=score(weights_of(state, card), clean))
     store.write(WEIGHTS, dump_weights(state.average, card))
     if metrics := read_metrics(store):
-        curve = draw_curve([(float(row["step"] or 0), float(row["loss"] or 0)) for row in metrics], x="step", y="loss")
-        store.write(CURVE, curve.encode())
+        store.write(CURVE, draw_loss(metrics).encode())
     store.close()
     return card.scores
 

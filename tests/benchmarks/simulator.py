@@ -47,7 +47,6 @@ COPIES = 3  # of a decoded photo in memory, as in `pipeline.denoise`
 SHARDS_PER_WORKER = 2
 LIST_PAGE = 1000  # objects of a listing that a store sends at once
 PARALLEL_READS = 16  # of commits, as in `pipeline.imageset`
-CASES = ("cores", "threads", "killed", "gpu", "gpus", "gpu-killed")
 NETWORK_MACS = 69e3  # a pixel, of the weights that ship
 TILE_PX, HALO_PX, MULTIPLE_PX = 1024, 64, 8  # how `Denoiser` cuts photos for them
 
@@ -930,15 +929,17 @@ def driver_costs(options: argparse.Namespace, costs: dict[str, float]) -> Driver
 def measure(options: argparse.Namespace) -> None:
     from simulated_runs import measure_runs
 
-    measure_runs(options.photos, [*options.cases], rounds=options.rounds, count=options.count, save=options.save)
+    measure_runs(options.photos, options.cases, rounds=options.rounds, count=options.count, save=options.save)
 
 
 def main() -> None:
+    from simulated_runs import CASES
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     measuring = commands.add_parser("measure", help="predict runs, and make them")
     measuring.add_argument("photos", type=Path, help="a folder of clean photos")
-    measuring.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="see `simulated_runs.py`")
+    measuring.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES], help="see `simulated_runs.py`")
     measuring.add_argument("--count", type=int, default=160, help="photos of a run")
     measuring.add_argument("--rounds", type=int, default=3)
     measuring.add_argument("--save", type=Path, help="a file for the points of the plot")
