@@ -196,7 +196,7 @@ class _Folder:
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(self._rows, schema=TRAINING_SCHEMA), buffer)
             self._store.write(METRICS, buffer.getvalue())
-            self._board.upload()
+            self._board.upload(is_last=is_last)
             self._store.write(CHECKPOINT, state.dump(self._config))
 
     def _log(self, metrics: StepMetrics, psnr: float | None) -> None:
@@ -253,8 +253,12 @@ class _Board:
         self._writer.close()
         self._folder.cleanup()
 
-    def upload(self) -> None:
-        self._writer.flush()
+    def upload(self, *, is_last: bool) -> None:
+        """Copy what is written by now; after the last step all of it, for which the writer's thread has to end."""
+        if is_last:
+            self._writer.close()
+        else:
+            self._writer.flush()
         for path in sorted(Path(self._folder.name).iterdir()):
             self._store.write(f"{TENSORBOARD}/{path.name}", path.read_bytes())
 
