@@ -64,6 +64,22 @@ def test_a_run_that_is_scheduled_denoises_a_bucket_and_shows_what_it_did(up: Sta
     assert any("photos," in line for _, line in up.log(run_id))
 
 
+def test_a_schedule_that_is_turned_on_begins_one_run_after_the_other_by_itself(up: Stack) -> None:
+    deployment = up.api("GET", "/deployments/name/janitor/degrain")["id"]
+    done = {"state": {"type": {"any_": ["COMPLETED"]}}, "tags": {"all_": ["auto-scheduled"]}}
+    completed = {"flow_runs": {"deployment_id": {"any_": [deployment]}, **done}, "sort": "START_TIME_ASC"}
+    every_5_s = [{"schedule": {"interval": 5}, "active": True}]
+    [schedule] = up.api("POST", f"/deployments/{deployment}/schedules", every_5_s)
+    wait_until(lambda: len(up.api("POST", "/flow_runs/filter", completed)) >= 2, 120)
+    up.api("DELETE", f"/deployments/{deployment}/schedules/{schedule['id']}")
+
+    first, second, *_ = up.api("POST", "/flow_runs/filter", completed)
+    assert (first["auto_scheduled"], second["auto_scheduled"]) == (True, True)
+    assert first["created_by"]["type"] == second["created_by"]["type"] == "SCHEDULE"
+    assert first["expected_start_time"] < second["expected_start_time"]
+    assert first["expected_start_time"] <= first["start_time"]
+
+
 def test_the_settings_of_a_run_are_checked_before_it_starts(up: Stack) -> None:
     with pytest.raises(OSError, match="409"):
         up.begin("denoise", {"settings": {"source": "a", "target": "b", "strenght": 1}})
