@@ -29,6 +29,7 @@ def prefect_environment(folder: Path, port: int) -> dict[str, str]:
         "PREFECT_CLIENT_MAX_RETRIES": str(CLIENT_RETRIES),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "1.0",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "2",  # seconds until somebody who has submitted a form sees it begin
     }
 
 
