@@ -308,6 +308,8 @@ class _Pool:
         if self._deaths_in_a_row > 2 * DEATHS_BEFORE_FAILURE + len(self._workers):
             raise RunFailed(f"workers keep dying before they do anything: {_one_line(error)}") from error
         suspects = frozenset(photo.key for photo in worker.look.photos)
+        if is_lost:
+            log.warning("node %s is lost: %d shards that it had are done again", worker.node, len(worker.calls))
         ending = Ending(End.NODE_LOST) if is_lost else Ending(End.DIED, suspects)
         return [(task, ending) for task in self._remove(worker)]
 

@@ -1,6 +1,7 @@
 """Train a network on a collection of photos: alone, or by Ray Train with workers that share each batch."""
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,6 +27,8 @@ from pipeline.sources import photos_of
 from pipeline.storage import open_store
 from pipeline.subset import Split
 from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker, weights_of
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 CURVE = "loss.svg"
@@ -114,12 +117,17 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
     """Ray Train starts the workers, joins them in a process group, and starts them again when one is lost."""
     with connected(ClusterConfig(address=job.address)), tempfile.TemporaryDirectory(prefix="degrain-") as folder:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
         from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from pipeline.process_group import ProcessGroupConfig
 
         threads, has_gpus = _share_of(job)
         workers: Any = (1, job.workers)  # Any: Ray's types do not know that a pair means "as many as there are"
-        news = Queue(actor_options={"num_cpus": 0})
+        # Here: with another node it would be lost, and the run with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         reader = Thread(target=_pass_on, args=(news, report), daemon=True)
         reader.start()
         trainer = TorchTrainer(
@@ -132,7 +140,7 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
             run_config=RunConfig(
                 name="run", storage_path=folder, failure_config=FailureConfig(max_failures=job.max_failures)
             ),
-            torch_config=TorchConfig(backend="nccl" if has_gpus else "gloo"),
+            torch_config=ProcessGroupConfig(),
         )
         try:
             trainer.fit()
@@ -159,18 +167,23 @@ def _share_of(job: TrainJob) -> tuple[int, bool]:
 def _train_as_ray_worker(job: TrainJob, threads: int, news: Any) -> None:  # Any: Ray's queue is untyped
     """What each of Ray Train's workers runs."""
     from ray.train import get_context
-    from ray.train.torch import get_device
+
+    from pipeline.process_group import device_of_worker
 
     context = get_context()
     worker = Worker(
-        number=context.get_world_rank(), count=context.get_world_size(), threads=threads, device=str(get_device())
+        number=context.get_world_rank(), count=context.get_world_size(), threads=threads, device=device_of_worker()
     )
     train_worker(job, worker, news.put_nowait)
 
 
 def _pass_on(news: Any, report: Callable[[StepMetrics], None]) -> None:  # Any: Ray's queue is untyped
     """Report what the first worker tells, until it is told that there is no more."""
+    step = 0
     while (metrics := news.get()) is not None:
+        if metrics.step <= step:
+            log.warning("a worker was lost, or one more has come: all go on at step %d", metrics.step - 1)
+        step = metrics.step
         report(metrics)
 
 

@@ -14,7 +14,7 @@ MODULES = sorted(
     path.relative_to(ROOT).as_posix() for room in ("model", "pipeline", "flows") for path in (ROOT / room).rglob("*.py")
 )
 CODECS = [f"pipeline/{name}.py" for name in ("images", "container", "ifd", "jpeg", "png", "tiff", "webp")]
-RAY = ["pipeline/cluster.py", "pipeline/meters.py", "pipeline/train.py", "flows/ray_jobs.py"]
+RAY = [*(f"pipeline/{name}.py" for name in ("cluster", "meters", "process_group", "train")), "flows/ray_jobs.py"]
 
 # Where each of these may be imported; what is not named may be imported anywhere.
 ALLOWED = {
