@@ -116,7 +116,7 @@ class Containers:
 
     def inside(self, name: str, command: Sequence[str]) -> list[str]:
         """What runs a command in the container that is up, as its user and in its environment."""
-        enter = ["nsenter", f"--target={self.process_id(name)}", "--mount", "--pid", "--net", "--root", "--wd=/"]
+        enter = ["nsenter", f"--target={self.process_id(name)}", "--mount", "--pid", "--net", "--root"]
         return [*enter, *self._as_service(name, command)]
 
     def process_id(self, name: str) -> int:
@@ -164,7 +164,7 @@ class Containers:
         own = self._image if service["image"].startswith("degrain:") else {}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**own, **service.get("environment", {}), "PATH": path}
-        words = ["env", "-i", *(f"{key}={value}" for key, value in environment.items()), *command]
+        words = ["env", "-i", "--chdir=/", *(f"{key}={value}" for key, value in environment.items()), *command]
         return ["setpriv", *rights, "--no-new-privs", *words]
 
     def _contained(self, name: str, command: Sequence[str]) -> list[str]:
