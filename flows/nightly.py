@@ -1,5 +1,7 @@
 """The flow `nightly`: plan, a trial, perhaps a person's approval, denoise, verify, report."""
 
+import os
+
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -12,6 +14,7 @@ from flows.stages import HOOKS, run_stage
 from pipeline.errors import RunFailed
 
 APPROVAL_POLL_S = 5
+LINK_ENDPOINT = "DEGRAIN_LINK_ENDPOINT"
 
 
 class GatesClosed(RunFailed):
@@ -57,8 +60,13 @@ def _look_after(settings: NightlySettings) -> None:
     target, ray = settings.denoise.target, settings.denoise.ray
     verdict = run_stage("verify", "verify", {"target": target, "cluster": ray.cluster}, ray)
     show_verdict("verify", verdict)
-    link_s = round(settings.report_link_days * 24 * 3600) or None
-    page = run_stage("report", "report", {"target": target, "output": settings.report_place, "link_s": link_s}, ray)
+    asked = {
+        "target": target,
+        "output": settings.report_place,
+        "link_s": round(settings.report_link_days * 24 * 3600) or None,
+        "link_endpoint": settings.report_link_endpoint or os.environ.get(LINK_ENDPOINT) or None,
+    }
+    page = run_stage("report", "report", asked, ray)
     show_report("report", page, link_days=settings.report_link_days)
     if verdict["findings"]:
         raise Unsound(f"{verdict['findings']:,} things in {target} are not as its index says: see the artifacts")

@@ -53,7 +53,7 @@ class RaySettings(Settings):
     workers: Positive | None = Field(
         None, description="Worker processes. Empty: one a GPU, or one a core; to train, one."
     )
-    timeout_hours: float = Field(24.0, gt=0, description="After so long a stage is stopped, and fails.")
+    timeout_hours: float = Field(24.0, gt=0, description="After so long a job is stopped, and its stage fails.")
     lost_after_s: float = Field(
         60.0, gt=0, description="Seconds for which the cluster may be out of reach before the stage fails."
     )
@@ -197,6 +197,13 @@ class NightlySettings(Settings):
         le=7,
         description="How long the link to a page in a bucket of S3 works, for whoever has it. Of the credentials it "
         "tells the key's id alone, and it ends with temporary ones. 0: no link.",
+    )
+
+    report_link_endpoint: str | None = Field(
+        None,
+        description="Where browsers reach the bucket's server, http://host:port, if that is elsewhere than where the "
+        "work is done. Empty: what DEGRAIN_LINK_ENDPOINT says where the flow runs, or no difference.",
+        pattern=r"^https?://[^\s/?#@]+/?$",
     )
 
     @property

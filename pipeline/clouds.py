@@ -5,6 +5,7 @@ Each library would repeat failed requests by itself, uncounted, and multiplied b
 
 import functools
 import io
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,9 @@ class Cloud:
         del path
         return None
 
-    async def link(self, path: str, expires_s: int, content_type: str) -> str | None:
+    async def link(self, path: str, expires_s: int, content_type: str, endpoint: str | None) -> str | None:
         """An address that gives the object, as that type, to whoever has it; None where none can be signed."""
-        del path, expires_s, content_type
+        del path, expires_s, content_type, endpoint
         return None
 
     async def remove(self, path: str) -> None:
@@ -186,12 +187,18 @@ class S3(Cloud):
         found = await self.filesystem._call_s3("head_object", Bucket=bucket, Key=key)
         return _text(found["Metadata"].get(WRITER))
 
-    async def link(self, path: str, expires_s: int, content_type: str) -> str | None:
-        bucket, _, _ = self.filesystem.split_path(path)
+    async def link(self, path: str, expires_s: int, content_type: str, endpoint: str | None) -> str | None:
+        bucket, key, _ = self.filesystem.split_path(path)
         await self.filesystem.set_session()
         client = await self.filesystem.get_s3(bucket)  # the one that wrote it, and so knows the region of the bucket
-        client.meta.events.register("choose-signer.s3.GetObject", _signed_by_version_4, unique_id="degrain-links")
-        link = str(await self.filesystem._url(path, expires=expires_s, ResponseContentType=content_type))
+        asked = {"Bucket": bucket, "Key": key, "ResponseContentType": content_type}
+        async with AsyncExitStack() as stack:
+            if endpoint is not None:  # what is signed has the name of the server in it
+                options = {"region_name": client.meta.region_name, "config": client.meta.config}
+                other = self.filesystem.session.create_client("s3", endpoint_url=endpoint, **options)
+                client = await stack.enter_async_context(other)
+            client.meta.events.register("choose-signer.s3.GetObject", _signed_by_version_4, unique_id="degrain-links")
+            link = str(await client.generate_presigned_url("get_object", Params=asked, ExpiresIn=expires_s))
         return link if "X-Amz-Signature=" in link else None  # without credentials there is nothing to sign with
 
     async def page(self, folder: str, token: Any) -> Page:  # Any: see `Page`

@@ -118,8 +118,8 @@ class ObjectStore:
     def create(self, key: str, data: bytes) -> None:
         self._run(self._create, key, data)
 
-    def link(self, key: str, *, expires_s: int, content_type: str) -> str | None:
-        return self._run(self._sign, key, expires_s, content_type)
+    def link(self, key: str, *, expires_s: int, content_type: str, endpoint: str | None = None) -> str | None:
+        return self._run(self._sign, key, expires_s, content_type, endpoint)
 
     def exists(self, key: str) -> bool:
         try:
@@ -195,10 +195,10 @@ class ObjectStore:
         if await self._request(what, lambda: self._cloud.writer(path)) != writer:
             raise ObjectExists(f"{key} is already in {self.url}")
 
-    async def _sign(self, key: str, expires_s: int, content_type: str) -> str | None:
+    async def _sign(self, key: str, expires_s: int, content_type: str, endpoint: str | None) -> str | None:
         path = self._path(key)
         return await self._request(
-            f"sign a link to {key} in {self.url}", lambda: self._cloud.link(path, expires_s, content_type)
+            f"sign a link to {key} in {self.url}", lambda: self._cloud.link(path, expires_s, content_type, endpoint)
         )
 
     async def _remove(self, key: str) -> None:

@@ -6,6 +6,7 @@ did not write, and nothing be loaded.
 """
 
 import base64
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,7 +29,7 @@ from pipeline.highlights import find_places
 from pipeline.imageset import ImageSet, Manifest
 from pipeline.pictures import Pair, Picture, draw_pair, draw_whole, open_photo
 from pipeline.records import Layout, Outcome, PlannedPhoto
-from pipeline.redaction import printable
+from pipeline.redaction import printable, redacted
 from pipeline.sources import Source, photos_of, read_photos
 from pipeline.storage import open_store, split_url
 
@@ -40,6 +41,7 @@ REASONS = 20  # that are counted one by one
 REJECTED = 24  # photos that are told one by one
 CONTENT_TYPE = "text/html; charset=utf-8"
 MAX_LINK_S = 7 * 24 * 3600  # longer ones no store signs
+ENDPOINT = r"https?://[^\s/?#@]+/?"
 STAGES = ("read", "decode", "denoise", "encode", "write")
 COLUMNS = (
     "key", "source_size_bytes", "source_etag", "source_sha256", "outcome", "reason", "output_key", "output_size_bytes",
@@ -59,12 +61,14 @@ class ReportJob:
         photos: in each group that is shown.
         link_s: for how many seconds a link to the page works for whoever has it, if its store can sign one; None for
             no link.
+        link_endpoint: where browsers reach the store, http://host:port, if that is elsewhere than where we do.
     """
 
     target: str
     output: str
     photos: int = 4
     link_s: int | None = None
+    link_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         if not self.output.lower().endswith((".html", ".htm")):
@@ -73,6 +77,10 @@ class ReportJob:
             raise ValueError(f"photos is {self.photos}: expected 0 to 50, or no browser could open the page")
         if self.link_s is not None and not 1 <= self.link_s <= MAX_LINK_S:
             raise ValueError(f"link_s is {self.link_s}: expected 1 to {MAX_LINK_S:,} seconds, a week")
+        if self.link_endpoint is not None and not re.fullmatch(ENDPOINT, self.link_endpoint):
+            raise ValueError(
+                f"link_endpoint is {redacted(self.link_endpoint)}: expected http://host:port or https://host"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,7 +109,9 @@ def run_report(job: ReportJob) -> dict[str, Any]:  # Any: JSON
     root, key = split_url(job.output)
     store = open_store(root)
     store.write(key, page, content_type=CONTENT_TYPE)
-    link = None if job.link_s is None else store.link(key, expires_s=job.link_s, content_type=CONTENT_TYPE)
+    link = None
+    if job.link_s is not None:
+        link = store.link(key, expires_s=job.link_s, content_type=CONTENT_TYPE, endpoint=job.link_endpoint)
     store.close()
     return {"report": job.output, "bytes": len(page), **({} if link is None else {"link": link})}
 

@@ -123,8 +123,10 @@ class Store(Protocol):
             ObjectExists: someone else was first; their object stays.
         """
 
-    def link(self, key: str, *, expires_s: int, content_type: str) -> str | None:
+    def link(self, key: str, *, expires_s: int, content_type: str, endpoint: str | None = None) -> str | None:
         """An address at which anybody's browser gets the object for so long; None where the store can sign none.
+
+        With an endpoint, the address is there: the store may have another one for browsers than for us.
 
         Of the credentials it tells the key's id, and of temporary ones the session's token, with which it ends: they
         are of no use without the secret key, which it does not tell.
@@ -263,8 +265,8 @@ class LocalStore:
             except FileExistsError as error:
                 raise ObjectExists(f"{key} is already in {self.url}") from error
 
-    def link(self, key: str, *, expires_s: int, content_type: str) -> str | None:
-        del key, expires_s, content_type
+    def link(self, key: str, *, expires_s: int, content_type: str, endpoint: str | None = None) -> str | None:
+        del key, expires_s, content_type, endpoint
         return None
 
     def exists(self, key: str) -> bool:

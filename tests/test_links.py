@@ -62,6 +62,17 @@ def test_an_object_has_the_type_that_it_was_written_with(server: str, request: p
     assert (found.get("ContentType") or found.get("contentType") or settings.get("content_type")) == HTML
 
 
+def test_a_link_leads_to_where_browsers_reach_the_server(seaweed_url: str, seaweed_server: Seaweed) -> None:
+    store = open_store(seaweed_url)
+    store.write("a page.html", b"<p>")
+    endpoint = f"http://localhost:{seaweed_server.port}"  # we know it as 127.0.0.1
+
+    link = store.link("a page.html", expires_s=60, content_type=HTML, endpoint=endpoint)
+
+    assert link.startswith(f"{endpoint}/")
+    assert get(link) == (HTML, b"<p>")
+
+
 def test_after_its_time_a_link_is_refused(seaweed_url: str) -> None:
     store = open_store(seaweed_url)
     store.write("page.html", b"<p>")
@@ -98,6 +109,12 @@ def test_nobody_signs_without_credentials(seaweed_url: str, monkeypatch: pytest.
 @pytest.mark.parametrize("root", ["memory://links", "/nowhere"])
 def test_other_stores_give_no_link(root: str) -> None:
     assert open_store(root).link("page.html", expires_s=60, content_type=HTML) is None
+
+
+@pytest.mark.parametrize("endpoint", ["photos.example", "ftp://photos.example", "https://a:b@photos.example", ""])
+def test_where_browsers_reach_a_server_is_a_web_address_without_credentials(endpoint: str) -> None:
+    with pytest.raises(ValueError, match=r"link_endpoint is .*: expected http://host:port"):
+        ReportJob(target="a", output="a.html", link_s=60, link_endpoint=endpoint)
 
 
 @pytest.mark.parametrize("link_s", [0, -1, 604_801])
