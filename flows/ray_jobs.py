@@ -128,6 +128,18 @@ class RayJobs:
         except _UNREACHABLE as error:
             raise ClusterLost(f"{self._address.url} does not answer: {_line(error)}") from error
 
+    def worked_s(self, job_id: str) -> float:
+        """For how many seconds a job has been at work by now, by the clocks of its cluster and of this machine; 0 if it
+        has ended, or is not known there.
+
+        Raises:
+            ClusterLost: the cluster does not answer.
+        """
+        details = self.find(job_id)
+        if details is None or details.start_time is None or details.status.is_terminal():
+            return 0.0
+        return max(0.0, time.time() - details.start_time / 1000)
+
     def follow(self, job_id: str, *, lost_s: float) -> Iterator[str | None]:
         """The lines of a job's log from its start on, as they come, and None at least twice a second; ends with it.
 
@@ -198,7 +210,7 @@ class RayJobs:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while True:
             details = self.find(job_id)
-            if details is None or (details.status.is_terminal() and not self._has_actors(details)):
+            if details is None or (details.status.is_terminal() and not self.has_actors(details)):
                 return
             if time.monotonic() > deadline:
                 raise RunFailed(f"the Ray job {job_id} still works {STOP_TIMEOUT_S:.0f} s after it was stopped")
@@ -227,7 +239,8 @@ class RayJobs:
         except (*_UNREACHABLE, RuntimeError) as error:
             raise ClusterLost(f"{self._address.url} does not answer: {_line(error)}") from error
 
-    def _has_actors(self, details: JobDetails) -> bool:
+    def has_actors(self, details: JobDetails) -> bool:
+        """Whether an actor of a job is alive, though the job may have ended."""
         return details.job_id is not None and self._client.count_actors(details.job_id) > 0
 
 

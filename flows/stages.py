@@ -81,7 +81,7 @@ def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
         log_of_run = get_run_logger()
         log_of_run.info("%s the Ray job %s", "going on with" if was_there else "began", job_id)
         try:
-            return _follow(jobs, job_id, stage, ray)
+            return _follow(jobs, job_id, stage, ray, worked_s=jobs.worked_s(job_id) if was_there else 0.0)
         except BaseException as error:
             if isinstance(error, StageTimedOut) or not isinstance(error, Exception):  # cancelled, or told to end
                 log_of_run.warning("stopping the Ray job %s", job_id)
@@ -142,7 +142,7 @@ def _ray_jobs(ray: RaySettings) -> Iterator[RayJobs]:
         yield RayJobs(address)
         return
     get_run_logger().info("starting Ray on this machine")
-    with local_ray() as local:
+    with local_ray() as (local, _):
         yield RayJobs(local)
 
 
@@ -156,12 +156,12 @@ def _alone_on(target: str) -> Iterator[None]:
         yield
 
 
-def _follow(jobs: RayJobs, job_id: str, stage: str, ray: RaySettings) -> Values:
-    """Show a job's log until it has ended; its summary."""
+def _follow(jobs: RayJobs, job_id: str, stage: str, ray: RaySettings, *, worked_s: float) -> Values:
+    """Show a job's log until it has ended; its summary. Of its time, what it has worked already is gone."""
     logger = get_run_logger()
     progress = _Progress(stage)
     limit_s = ray.timeout_hours * 3600
-    deadline_s = time.monotonic() + limit_s
+    deadline_s = time.monotonic() + limit_s - worked_s
     ending: Values | None = None
     for line in jobs.follow(job_id, lost_s=ray.lost_after_s):
         if time.monotonic() > deadline_s:

@@ -1,7 +1,7 @@
 """What becomes of the Ray job of a stage when something else goes wrong; the job is told of as Ray would tell."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -21,13 +21,17 @@ SUMMARY = event_line(Event.SUMMARY, findings=0)
 class Jobs:
     """One job, as `RayJobs` has it, with what was asked of it."""
 
-    def __init__(self, lines: Callable[[], Iterator[str | None]]) -> None:
+    def __init__(self, lines: Callable[[], Iterator[str | None]], *, was_there: bool = False) -> None:
         self._lines = lines
+        self._was_there = was_there
         self.asked: list[str] = []
 
     def begin(self, _name: object, _job: object) -> tuple[str, bool]:
         self.asked.append("begin")
-        return "job", False
+        return "job", self._was_there
+
+    def worked_s(self, _job_id: str) -> float:
+        return 3600.0
 
     def follow(self, _job_id: str, *, lost_s: float) -> Iterator[str | None]:
         yield from self._lines()
@@ -69,6 +73,18 @@ def test_a_stage_that_takes_too_long_is_named_and_its_job_is_stopped(monkeypatch
         run_stage(jobs, monkeypatch, timeout_hours=0.5 / 3600)
 
     assert jobs.asked == ["begin", "stop"]
+
+
+@pytest.mark.parametrize(("limit_h", "asked"), [(1.0, ["begin", "stop"]), (1.1, ["begin"])])
+def test_a_stage_that_finds_its_job_again_has_what_is_left_of_its_time(
+    limit_h: float, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(lambda: iter([None, SUMMARY]), was_there=True)
+
+    with pytest.raises(StageTimedOut) if "stop" in asked else nullcontext():
+        run_stage(jobs, monkeypatch, timeout_hours=limit_h)
+
+    assert jobs.asked == asked
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
