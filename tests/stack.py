@@ -137,6 +137,17 @@ class Stack(Server):
         """The Ray jobs of a run that are at work."""
         return [str(job.submission_id) for job in self.ray.unfinished() if run_id in str(job.submission_id)]
 
+    def actors_of(self, job_id: str) -> list[str]:
+        """The classes of the actors that a job has or had, one each."""
+        number = self.ray.find(job_id).job_id
+        query = f"filter_keys=job_id&filter_predicates=%3D&filter_values={number}&detail=1&limit=1000"
+        request = urllib.request.Request(
+            f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/v0/actors?{query}",
+            headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return [actor["class_name"] for actor in json.load(answer)["data"]["result"]["result"]]
+
     def execute(self, run_id: str, **environment: str) -> subprocess.Popen[bytes]:
         """A process of its own that does a run, as a worker's would."""
         return subprocess.Popen(
@@ -153,6 +164,13 @@ class Stack(Server):
         ports = [self.environment[name].rpartition(":")[2] for name in ("RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL")]
         marks = [str(self.folder), *ports, self.environment["PREFECT_API_URL"].split(":")[2].split("/")[0]]
         return [line for line in listed.splitlines() if any(mark in line for mark in marks) and "pytest" not in line]
+
+    def service(self, command: str) -> int:
+        """Process of that child of `degrain up` that has this in its command."""
+        asked = ["ps", "--ppid", str(self.process.pid), "-o", "pid=,args=", "-ww"]
+        listed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        [line] = [line for line in listed.splitlines() if command in line]
+        return int(line.split()[0])
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -3,18 +3,22 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 import urllib.request
+import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
+import numpy as np
 import pytest
 from commands import write_many
 from loop import index_of
-from photos import write_archive
+from photos import saved, scene, write_archive
+from PIL import Image
 from stack import Stack, wait_until
 
 from flows.ray_jobs import JobName
@@ -111,6 +115,50 @@ def test_a_run_that_is_cancelled_stops_its_job_and_the_next_does_the_rest(up: St
 
 
 @pytest.mark.slow
+def test_a_stage_that_takes_too_long_is_stopped_and_named_and_the_next_run_does_the_rest(
+    up: Stack, tmp_path: Path
+) -> None:
+    write_many(tmp_path / "source", 3)
+    vast = Image.fromarray(np.tile(scene(side_px=512), (20, 20, 1)))
+    (tmp_path / "source/vast.jpg").write_bytes(saved(vast, "JPEG"))  # a minute's work, and more
+    settings = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
+    late = {**settings, "ray": {"workers": 1, "timeout_hours": 30 / 3600}}
+
+    run_id = up.begin("denoise", {"settings": late})
+    run = up.wait(run_id)
+
+    assert run["state_type"] == "FAILED"
+    assert "denoise took longer than 30 seconds and was stopped; what is finished stays" in run["state"]["message"]
+    name = JobName(owner=run_id, stage="denoise", origin="")
+    job = up.ray.find(name.attempt(1))
+    assert (job.status.value, up.ray.has_actors(job)) == ("STOPPED", False)
+    assert up.ray.find(name.attempt(2)) is None  # what takes too long will again: that is not tried
+    assert committed(settings) == 3
+    rest_id = up.begin("denoise", {"settings": {**settings, "max_megapixels": 100}})
+    assert up.wait(rest_id)["state_type"] == "COMPLETED"
+    summary = summary_of(up.artifacts(rest_id), "denoise-summary")
+    assert (summary["up to date"], summary["rejected"]) == ("3", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["prefect server start", "weed mini", "ray.scripts.scripts start"])
+def test_a_server_that_is_killed_is_started_again_and_the_run_ends_well(up: Stack, many: dict, command: str) -> None:
+    settings = {**many, "target": f"s3://photos/{uuid.uuid4().hex}"}
+    run_id = up.begin("denoise", {"settings": settings})
+    wait_until(lambda: "denoise-progress" in up.artifacts(run_id), 90)
+
+    os.kill(up.service(command), signal.SIGKILL)
+
+    wait_until(up.is_reachable, 60)
+    assert up.wait(run_id, 200)["state_type"] == "COMPLETED"
+    summary = summary_of(up.artifacts(run_id), "denoise-summary")
+    assert int(summary["denoised"]) + int(summary["up to date"]) == MANY
+    name = JobName(owner=run_id, stage="denoise", origin="")
+    found = [up.ray.find(name.attempt(number)) for number in (1, 2)]
+    assert [job.status.value for job in found if job is not None] == ["SUCCEEDED"]  # a new Ray begins anew
+
+
+@pytest.mark.slow
 def test_a_flow_whose_process_is_killed_goes_on_with_its_job(up: Stack, many: dict) -> None:
     run_id = up.begin("denoise", {"settings": many}, state={"type": "PENDING"})  # nobody else takes it up
     first = up.execute(run_id)
@@ -118,6 +166,7 @@ def test_a_flow_whose_process_is_killed_goes_on_with_its_job(up: Stack, many: di
     kill(run_id, "")  # nothing that could run a hook is left
     first.wait()
     [job] = up.jobs_of(run_id)
+    assert 0 < up.ray.worked_s(job) < 120
 
     second = up.execute(run_id)
     second.wait(120)
@@ -126,6 +175,7 @@ def test_a_flow_whose_process_is_killed_goes_on_with_its_job(up: Stack, many: di
     assert summary_of(up.artifacts(run_id), "denoise-summary")["denoised"] == str(MANY)
     assert f"going on with the Ray job {job}" in [line for _, line in up.log(run_id)]
     assert up.ray.find(job.removesuffix("-1") + "-2") is None
+    assert up.ray.worked_s(job) == 0
 
 
 @pytest.mark.slow
@@ -177,6 +227,7 @@ def test_a_night_tries_photos_denoises_them_and_stops_when_nothing_is_new(up: St
     write_archive(tmp_path / "source")
     denoise = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
     gates = {"photos": 13, "max_rejected_fraction": 0.1}
+    report = f"s3://photos/{uuid.uuid4().hex}.html"
 
     closed = up.wait(up.begin("nightly", {"settings": {"denoise": denoise, "gates": gates}}))
     assert closed["state_type"] == "FAILED"
@@ -184,7 +235,9 @@ def test_a_night_tries_photos_denoises_them_and_stops_when_nothing_is_new(up: St
     assert not (tmp_path / "target").exists()
 
     gates = {**gates, "max_rejected_fraction": 0.5, "min_change_psnr_db": 10}
-    waiting = up.begin("nightly", {"settings": {"denoise": denoise, "gates": gates, "approval": True}})
+    waiting = up.begin(
+        "nightly", {"settings": {"denoise": denoise, "gates": gates, "report": report, "approval": True}}
+    )
     wait_until(lambda: up.run(waiting)["state_type"] == "PAUSED", 90)
     assert "data:image/jpeg" in up.artifacts(waiting)["canary-before-after"]["data"]
     assert not (tmp_path / "target").exists()
@@ -192,10 +245,34 @@ def test_a_night_tries_photos_denoises_them_and_stops_when_nothing_is_new(up: St
     assert up.wait(waiting)["state_type"] == "COMPLETED"
     shown = {"plan-table", "canary-gates", "denoise-summary", "denoise-rejected", "verify-findings", "report-page"}
     assert shown <= set(up.artifacts(waiting))
-    assert (tmp_path / "target-report.html").exists()
+    link = re.search(r"\((http.+)\)", up.artifacts(waiting)["report-page"]["data"])
+    with urllib.request.urlopen(link[1], timeout=30) as page:
+        assert (page.headers["Content-Type"], page.read(15)) == ("text/html; charset=utf-8", b"<!doctype html>")
 
     idle = up.wait(up.begin("nightly", {"settings": {"denoise": denoise, "gates": gates}}))
     assert (idle["state_type"], idle["state"]["name"]) == ("COMPLETED", "NothingNew")
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_batches_of_a_training_run(up: Stack, tmp_path: Path) -> None:
+    write_many(tmp_path / "clean", 4, side_px=64)
+    settings = {
+        "source": str(tmp_path / "clean"),
+        "run": str(tmp_path / "run"),
+        "steps": 3,
+        "batch_size": 8,
+        "patch_px": 32,
+        "log_every": 1,
+        "ray": {"workers": 2},
+    }
+    run_id = up.begin("train", {"settings": settings})
+
+    assert up.wait(run_id, 200)["state_type"] == "COMPLETED"
+
+    job = JobName(owner=run_id, stage="train", origin="").attempt(1)
+    assert up.actors_of(job).count("RayTrainWorker") == 2
+    assert {"train-curve", "train-card", "train-progress"} <= set(up.artifacts(run_id))
+    assert (tmp_path / "run/weights.safetensors").exists()
 
 
 @pytest.mark.slow
