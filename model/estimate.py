@@ -94,14 +94,16 @@ def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.fl
 def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEstimate:
     """By the blocks that are sampled of a photo, as stored; in those that repeat it nothing is scattered by chance."""
     clipped_N = _by_parts(_clipped, blocks_NPC)
+    few_NYXC, peak = _few(blocks_NPC), PEAKS[blocks_NPC.dtype]
+    few_YXCN = _blocks_last(few_NYXC)
     impulses = None
     if not is_repeated and clipped_N.mean() > 2 * LEAST_SHARE:
-        few_NYXC = _few(blocks_NPC)
-        peak = PEAKS[blocks_NPC.dtype]
-        impulses = find_impulses(few_NYXC, peak=peak)
-        if impulses is not None:
-            blocks_NPC = fill_impulses(few_NYXC, impulses, peak=peak).reshape(len(few_NYXC), *blocks_NPC.shape[1:])
-            clipped_N = _by_parts(_clipped, blocks_NPC)
+        impulses = find_impulses(few_YXCN, peak=peak)
+    if impulses is not None:
+        few_NYXC = fill_impulses(few_NYXC, impulses, peak=peak)
+        few_YXCN = _blocks_last(few_NYXC)
+        blocks_NPC = few_NYXC.reshape(len(few_NYXC), *blocks_NPC.shape[1:])
+        clipped_N = _by_parts(_clipped, blocks_NPC)
     flat, following = _flattest(blocks_NPC, clipped_N)
     axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
     fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
@@ -116,7 +118,7 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
         found,
         sure_luma_sigma=math.sqrt(sure_luma * gain),
         sure_chroma_sigma=math.sqrt(sure_chroma * gain),
-        impulse_density=_impulse_density(blocks_NPC, least_levels=max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma)),
+        impulse_density=_impulse_density(few_YXCN, max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma) / 255 * peak),
         impulses=impulses,
     )
 
@@ -358,14 +360,12 @@ def _left_by_clipping(share: float) -> float:
     return 1 - 1.7 * share + 0.8 * share**2
 
 
-def _impulse_density(blocks_NPC: NDArray[Any], *, least_levels: float) -> float:
-    """The share of pixels that are brighter, or darker, than all of their neighbours by so many 8-bit levels.
+def _impulse_density(pixels_YXCN: NDArray[Any], least_levels: float) -> float:
+    """The share of pixels that are brighter, or darker, than all of their neighbours by so many of their levels.
 
     Less twice its standard error, so that a few of them in a small photo prove nothing.
     """
-    pixels_YXCN = np.ascontiguousarray(_few(blocks_NPC).transpose(1, 2, 3, 0))  # long rows for what follows
-    peak = PEAKS[blocks_NPC.dtype]
-    distance = pixels_YXCN.dtype.type(min(peak, least_levels / 255 * peak))
+    distance = pixels_YXCN.dtype.type(min(PEAKS[pixels_YXCN.dtype], least_levels))
     inner = pixels_YXCN[1:-1, 1:-1]
     highest, lowest = _of_neighbours(pixels_YXCN, np.maximum), _of_neighbours(pixels_YXCN, np.minimum)
     # Unsigned: differences count only where they are positive.
@@ -379,6 +379,11 @@ def _few(blocks_NPC: NDArray[Any]) -> NDArray[Any]:
     """As many of the blocks as impulses are counted in: (N, Y, X, C)."""
     step = math.ceil(len(blocks_NPC) * BLOCK_PX**2 / IMPULSE_SAMPLE_PX)
     return blocks_NPC[::step].reshape(-1, BLOCK_PX, BLOCK_PX, blocks_NPC.shape[2])
+
+
+def _blocks_last(blocks_NYXC: NDArray[Any]) -> NDArray[Any]:
+    """(Y, X, C, N), whose rows are long."""
+    return np.ascontiguousarray(blocks_NYXC.transpose(1, 2, 3, 0))
 
 
 def _of_neighbours(pixels_YXCN: NDArray[Any], extreme: np.ufunc) -> NDArray[Any]:

@@ -26,8 +26,8 @@ REACH_PX = 48  # what lies further away does not change how a pixel is filled
 LEAST_SHARE = 0.003  # of salt, and of pepper; what noise of 50 levels leaves in a haze comes to 0.002
 FEWEST = 12  # of each, in the blocks
 MOST_UNEVEN = 3.0  # how many times as many there may be of one as of the other
-LEAST_GAP = 24 / 255  # how far an impulse stands out from all values around it, as a part of the range
-LEAST_GAP_SPREAD = 0.5  # the same, as a part of the distance between the least and the greatest of them
+# How far an impulse stands out from all values around it, as a part of the range; and by half of theirs at least.
+LEAST_GAP = 24 / 255
 FEWEST_KNOWN = 8  # of the 24 around, or nothing can stand out from them
 
 # Where more of the 24 around are as white, or as black, the photo is so. A fifth of the pixels hit: 2.4 are by chance.
@@ -55,28 +55,37 @@ class Impulses:
     is_gray: bool
 
 
-def find_impulses(blocks_NYXC: NDArray[Any], *, peak: int) -> Impulses | None:
+def find_impulses(pixels_YXCN: NDArray[Any], *, peak: int) -> Impulses | None:
     """The salt and pepper of a photo, by blocks of it in its own levels, of which `peak` is white; None if it has none.
+
+    The blocks (N) come last, so that rows are long for what follows.
 
     A place counts where all that is around it and at no end of the range is far from this end: what is at the end
     there has been put there. Strong noise comes near the ends before it is clipped; clipped skies and shadows, line art
     and halftone have hardly anything else around them; stars and highlights are salt alone; lines are not scattered.
     """
-    pixels_YXCN = np.ascontiguousarray(blocks_NYXC.transpose(1, 2, 3, 0))  # long rows for what follows
     is_salt, is_pepper = pixels_YXCN == peak, pixels_YXCN == 0
     if min(np.count_nonzero(is_salt), np.count_nonzero(is_pepper)) < FEWEST:
         return None
     is_end = is_salt | is_pepper
-    highest = _around(np.where(is_end, 0, pixels_YXCN), np.maximum).astype(np.int32)
-    lowest = _around(np.where(is_end, peak, pixels_YXCN), np.minimum).astype(np.int32)
+    least_gap = math.ceil(LEAST_GAP * peak)
+    # Unsigned all through, which is several times as fast: what is at one end wraps around to the other, and is out.
+    highest = _around(pixels_YXCN + 1, np.maximum) - 1
+    below_peak = peak - highest
     is_judged = _around((~is_end).view(np.uint8), np.add) >= FEWEST_KNOWN
-    least_gap = np.maximum(LEAST_GAP * peak, LEAST_GAP_SPREAD * (highest - lowest))
-    salt = _share(is_salt, is_judged & (peak - highest >= least_gap))
-    pepper = _share(is_pepper, is_judged & (lowest >= least_gap))
+    could_be_salt = is_judged & (below_peak >= least_gap)
+    if np.count_nonzero(_inner(is_salt) & could_be_salt) < FEWEST:
+        return None
+    lowest = _around(pixels_YXCN - 1, np.minimum) + 1
+    spread = highest - lowest
+    spread -= spread >> 1
+    could_be_salt &= below_peak >= spread
+    could_be_pepper = is_judged & (lowest >= np.maximum(spread, least_gap))
+    salt, pepper = _share(is_salt, could_be_salt), _share(is_pepper, could_be_pepper)
     if min(salt, pepper) < LEAST_SHARE or max(salt, pepper) > MOST_UNEVEN * min(salt, pepper):
         return None
     fails_together = is_salt.all(axis=2) | is_pepper.all(axis=2)
-    stands_out = _inner(is_end) & is_judged & ((peak - highest >= least_gap) | (lowest >= least_gap))
+    stands_out = _inner(is_end) & (could_be_salt | could_be_pepper)
     together = np.count_nonzero(stands_out & _inner(fails_together)[:, :, None])
     return Impulses(salt, pepper, is_gray=bool(2 * together > np.count_nonzero(stands_out)))
 
@@ -105,10 +114,9 @@ def _inner(pixels_YXCN: NDArray[Any]) -> NDArray[Any]:
 
 def _around(pixels_YXCN: NDArray[Any], joined: np.ufunc) -> NDArray[Any]:
     """What the 5 × 5 samples around each inner one come to."""
-    for axis in (0, 1):
-        count = pixels_YXCN.shape[axis] - 4
-        parts = [pixels_YXCN.take(range(first, first + count), axis) for first in range(5)]
-        pixels_YXCN = functools.reduce(joined, parts)
+    for _ in range(2):
+        pairs = joined(pixels_YXCN[:-1], pixels_YXCN[1:])
+        pixels_YXCN = joined(joined(pairs[:-3], pairs[2:-1]), pixels_YXCN[4:]).swapaxes(0, 1)
     return pixels_YXCN
 
 
