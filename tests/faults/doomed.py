@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,20 +16,39 @@ from pipeline import lease, run
 from pipeline.cluster import ClusterConfig, ShardWorker
 from pipeline.fault_points import VARIABLE
 from pipeline.imageset import MANIFEST
+from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
 from pipeline.records import COLUMNS_OF_THE_WORK, Layout, Receipt, ShardPlan
 from pipeline.storage import LocalStore, Store
+
+WORKERS = 2  # that a job asks for: ingest makes its shards so small that all have some
 
 # Processes start with everything imported, from one that has no threads yet.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["pipeline.jobs", "pipeline.object_store"])
 
 
-def run_until(
-    fault: str, source: Path, target: str, layout: Layout, *, workers: int = 1, limit: int | None = None
-) -> bool:
-    """Denoise, without Ray, in a process with a fault; whether it was killed there. Otherwise it ended well."""
-    job = DenoiseJob(source=str(source), target=target, layout=layout, limit=limit)
+class Work(StrEnum):
+    """What is run: `denoise` in either layout, or `ingest`."""
+
+    FILES = "files"
+    PACKED = "packed"
+    INGEST = "ingest"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Of its command line, without source and target."""
+        return ("ingest",) if self == Work.INGEST else ("denoise", "--layout", self)
+
+
+def run_until(fault: str, source: Path, target: str, work: Work, *, workers: int = 1, limit: int | None = None) -> bool:
+    """Do it, without Ray, in a process with a fault; whether it was killed there. Otherwise it ended well."""
+    cluster = ClusterConfig(workers=WORKERS)
+    job = (
+        IngestJob(source=str(source), target=target, limit=limit, cluster=cluster)
+        if work == Work.INGEST
+        else DenoiseJob(source=str(source), target=target, limit=limit, cluster=cluster, layout=Layout(work))
+    )
     process = _processes.Process(target=_run, args=(fault, job, workers, dict(os.environ)))
     process.start()
     process.join()
@@ -36,12 +56,15 @@ def run_until(
     return process.exitcode != 0
 
 
-def _run(fault: str, job: DenoiseJob, workers: int, environment: Mapping[str, str]) -> None:
+def _run(fault: str, job: DenoiseJob | IngestJob, workers: int, environment: Mapping[str, str]) -> None:
     os.environ.update({**environment, VARIABLE: fault})
     lease.RENEWAL_S = 0.01
     run.connected = lambda _: nullcontext()
     run.map_shards = lambda *arguments, **_: _map_shards(*arguments, workers=workers)
-    run_denoise(job, lambda progress: None)
+    if isinstance(job, IngestJob):
+        run_ingest(job, lambda progress: None)
+    else:
+        run_denoise(job, lambda progress: None)
 
 
 def _map_shards(

@@ -1,7 +1,7 @@
-"""Runs that are killed by SIGKILL at every step of the commit protocol, in both layouts, in a folder and in a bucket.
+"""Runs of denoise in both layouts, and of ingest, that are killed by SIGKILL at every step of the commit protocol.
 
-Whatever was killed, and however often: the next run ends in what an undisturbed one ends in. See `doomed.contents` for
-what is compared, and for the little that is not.
+In a folder, or in a bucket; whatever was killed, and however often: the next run ends in what an undisturbed one ends
+in. See `doomed.contents` for what is compared, and for the little that is not.
 """
 
 import random
@@ -11,12 +11,11 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from faults.doomed import contents, run_until
+from faults.doomed import Work, contents, run_until
 from photos import saved, scene
 from seaweed import BUCKET
 
 from pipeline.fault_points import FaultPoint
-from pipeline.records import Layout
 from pipeline.storage import open_store
 
 pytestmark = pytest.mark.faults
@@ -25,21 +24,22 @@ PHOTOS = 6
 BEGUN = 3  # of them are done by a run before, where a target is begun
 POINTS = [point for point in FaultPoint if point != FaultPoint.WEIGHTS_COPIED]  # that one is of another command
 
-Case = tuple[FaultPoint, Layout, str, bool]
+Case = tuple[FaultPoint, Work, str, bool]
 
 
 def is_passed(case: Case) -> bool:
     """Whether a run comes to the point at all: a step that it has not is no step to be killed at."""
-    point, layout, place, is_begun = case
+    point, work, place, is_begun = case
     return {
         FaultPoint.OBJECT_HALF_WRITTEN: place == "folder",
-        FaultPoint.PHOTO_WRITTEN: layout == Layout.FILES,
+        FaultPoint.PHOTO_WRITTEN: work == Work.FILES,
         FaultPoint.OLD_PART_REMOVED: is_begun,
     }.get(point, True)
 
 
-CASES = [case for case in product(POINTS, Layout, ["folder", "bucket"], [False, True]) if is_passed(case)]
-IN_CI = [case for case in CASES if case[1:] in [(Layout.FILES, "folder", True), (Layout.PACKED, "bucket", False)]][::6]
+CASES = [case for case in product(POINTS, Work, ["folder", "bucket"], [False, True]) if is_passed(case)]
+SOME = [(Work.FILES, "folder", True), (Work.PACKED, "bucket", False), (Work.INGEST, "folder", True)]
+IN_CI = [case for case in CASES if case[1:] in SOME][2::8]
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +52,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout, bool], dict]:
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Work, bool], dict]:
     """What a target holds in the end."""
-    found: dict[tuple[Layout, bool], dict] = {}
+    found: dict[tuple[Work, bool], dict] = {}
 
-    def of(layout: Layout, is_begun: bool) -> dict:
-        if (layout, is_begun) not in found:
+    def of(work: Work, is_begun: bool) -> dict:
+        if (work, is_begun) not in found:
             target = str(tmp_path_factory.mktemp("undisturbed") / "target")
             for limit in [BEGUN, None] if is_begun else [None]:
-                assert not run_until("", source, target, layout, limit=limit)
-            found[layout, is_begun] = contents(open_store(target))
-        return found[layout, is_begun]
+                assert not run_until("", source, target, work, limit=limit)
+            found[work, is_begun] = contents(open_store(target))
+        return found[work, is_begun]
 
     return of
 
@@ -82,17 +82,17 @@ def new_target(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str]
 
 
 def kill_and_run_again(
-    case: Case, nth: int, source: Path, new_target: Callable[[str], str], undisturbed: Callable[[Layout, bool], dict]
+    case: Case, nth: int, source: Path, new_target: Callable[[str], str], undisturbed: Callable[[Work, bool], dict]
 ) -> bool:
     """Whether the run was killed; in any case, what is there in the end is what should be."""
-    point, layout, place, is_begun = case
+    point, work, place, is_begun = case
     target = new_target(place)
     if is_begun:
-        assert not run_until("", source, target, layout, limit=BEGUN)
-    was_killed = run_until(f"{point}:{nth}", source, target, layout)
+        assert not run_until("", source, target, work, limit=BEGUN)
+    was_killed = run_until(f"{point}:{nth}", source, target, work)
     if was_killed:
-        assert not run_until("", source, target, layout, workers=3)
-    assert contents(open_store(target)) == undisturbed(layout, is_begun)
+        assert not run_until("", source, target, work, workers=3)
+    assert contents(open_store(target)) == undisturbed(work, is_begun)
     return was_killed
 
 
@@ -116,11 +116,11 @@ def test_a_run_that_was_killed_at_any_step_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("work", Work)
 def test_a_run_may_be_killed_at_any_of_its_writes(
-    layout: Layout, source: Path, new_target: Callable, undisturbed: Callable, survived: Callable[[int], None]
+    work: Work, source: Path, new_target: Callable, undisturbed: Callable, survived: Callable[[int], None]
 ) -> None:
-    case, nth = (FaultPoint.OBJECT_HALF_WRITTEN, layout, "folder", False), 1
+    case, nth = (FaultPoint.OBJECT_HALF_WRITTEN, work, "folder", False), 1
     while kill_and_run_again(case, nth, source, new_target, undisturbed):
         nth += 1
     survived(nth - 1)
@@ -133,14 +133,14 @@ def test_runs_that_are_killed_again_and_again_end_as_an_undisturbed_one(
     seed: int, source: Path, new_target: Callable, undisturbed: Callable, survived: Callable[[int], None]
 ) -> None:
     chance = random.Random(seed)
-    layout, place = chance.choice(list(Layout)), chance.choice(["folder", "bucket"])
+    work, place = chance.choice(list(Work)), chance.choice(["folder", "bucket"])
     target = new_target(place)
 
     kills = 0
     for _ in range(8):
         fault = f"{chance.choice(POINTS)}:{chance.randint(1, 4)}"
-        kills += run_until(fault, source, target, layout, workers=chance.randint(1, 4))
-    run_until("", source, target, layout)
+        kills += run_until(fault, source, target, work, workers=chance.randint(1, 4))
+    run_until("", source, target, work)
 
-    assert contents(open_store(target)) == undisturbed(layout, False)
+    assert contents(open_store(target)) == undisturbed(work, False)
     survived(kills)
