@@ -28,7 +28,7 @@ _KILLS, _NETWORK_FAULTS = pytest.StashKey[int](), pytest.StashKey[int]()
 
 @pytest.fixture
 def survived(request: pytest.FixtureRequest) -> Callable[[int], None]:
-    """Counts processes that were killed, and what should come of it came of it nevertheless."""
+    """Counts processes that were killed or hosts cut off, and what should come of it came of it nevertheless."""
     stash = request.config.stash
 
     def count(kills: int) -> None:
@@ -40,7 +40,9 @@ def survived(request: pytest.FixtureRequest) -> Callable[[int], None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     kills, network = config.stash.get(_KILLS, 0), config.stash.get(_NETWORK_FAULTS, 0)
     if kills or network:
-        terminalreporter.write_line(f"faults survived: {kills:,} killed processes, {network:,} of the network")
+        terminalreporter.write_line(
+            f"faults survived: {kills:,} processes killed or hosts cut off, {network:,} of the network"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -116,6 +116,7 @@ def test_a_run_that_was_killed_at_any_step_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # some fifty runs, one after another
 @pytest.mark.parametrize("work", Work)
 def test_a_run_may_be_killed_at_any_of_its_writes(
     work: Work, source: Path, new_target: Callable, undisturbed: Callable, survived: Callable[[int], None]
