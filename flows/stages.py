@@ -152,6 +152,8 @@ def _alone_on(target: str) -> Iterator[None]:
     limit = f"{TARGET_LIMIT}{sha256(target.rstrip('/').encode()).hexdigest()[:12]}"
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(limit, 1)
+        if client.read_global_concurrency_limit_by_name(limit).active_slots:
+            get_run_logger().info("waiting for a run that writes to %s already", target)
     with concurrency(limit, occupy=1, lease_duration=60):
         yield
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -112,6 +113,20 @@ def test_a_run_that_is_cancelled_stops_its_job_and_the_next_does_the_rest(up: St
     assert int(summary["denoised"]) + int(summary["up to date"]) == MANY
     assert 3 <= done <= int(summary["up to date"]) < MANY
     assert len(index_of(many["target"])) == MANY
+
+
+@pytest.mark.slow
+def test_of_two_runs_on_one_target_the_second_waits_and_says_so_and_finds_all_done(up: Stack, many: dict) -> None:
+    first = up.begin("denoise", {"settings": many})
+    wait_until(lambda: committed(many) >= 1, 90)
+    second = up.begin("denoise", {"settings": many})
+    waiting = (logging.INFO, f"waiting for a run that writes to {many['target']} already")
+    wait_until(lambda: waiting in up.log(second), 30)
+
+    assert up.run(first)["state_type"] == "RUNNING"
+    assert up.jobs_of(second) == []
+    assert [up.wait(run_id)["state_type"] for run_id in (first, second)] == ["COMPLETED", "COMPLETED"]
+    assert summary_of(up.artifacts(second), "denoise-summary")["up to date"] == str(MANY)
 
 
 @pytest.mark.slow
