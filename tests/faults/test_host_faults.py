@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not can_be_run(), reason="needs root, iproute2, util-linux, and a Python that others may read"),
 ]
-PHOTOS = {f"{number % 7}/{number:03}.png": saved(scene(seed=number, side_px=256), "PNG") for number in range(240)}
+PHOTOS = {f"{number % 7}/{number:03}.png": saved(scene(seed=number, side_px=256), "PNG") for number in range(480)}
 CLUSTER = "ray-head:6379"
 
 
@@ -51,6 +51,7 @@ def test_a_host_that_is_cut_off_from_denoise_costs_nothing_of_what_comes_out(
             is_back = True
 
     assert is_back
+    assert three_hosts.workers_said(SPARE, ":actor_name:_Actor")
     verified = three_hosts.on_laptop("degrain", "verify", "s3://photos/target", "--workers", "1", "--json")
     assert json.loads(verified.splitlines()[-1])["findings"] == 0
     target = three_hosts.copy("photos/target")
