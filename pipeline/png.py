@@ -174,9 +174,12 @@ def _untouched_reason(layout: Layout) -> str | None:
 def _filtered(samples: Samples) -> bytes | bytearray:
     """The rows, Paeth-filtered, each behind its filter byte: libpng filters, and at level 0 stores the result."""
     samples = samples.ravel().reshape(samples.shape)  # C order, and no odd strides on axes of length 1
-    png = bytes(imagecodecs.png_encode(samples, level=0, filter=imagecodecs.PNG.FILTER.PAETH))
+    size_bytes = samples.nbytes + len(samples)
+    # imagecodecs' own guess of what libpng writes has no room for the filter bytes of many narrow rows.
+    room = size_bytes + size_bytes // 128 + 1024
+    png = bytes(imagecodecs.png_encode(samples, level=0, filter=imagecodecs.PNG.FILTER.PAETH, out=room))
     stored = b"".join(png[c.start + 8 : c.end - 4] for c in _chunks(png) if c.kind == b"IDAT")
-    return imagecodecs.deflate_decode(stored, out=samples.nbytes + len(samples))
+    return imagecodecs.deflate_decode(stored, out=size_bytes)
 
 
 def _chunk(kind: bytes, payload: memoryview) -> bytes:

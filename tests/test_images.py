@@ -379,6 +379,14 @@ def test_an_interlaced_png_too_small_for_some_passes_is_written_exactly(size):
     assert_same(read(inverted(source)), Pixels(np.invert(photo(3, 16)[: size[0], : size[1]])))
 
 
+@pytest.mark.parametrize("width", [1, 2, 6])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("write", [png, interlaced_png])
+def test_a_narrow_and_tall_png_is_written_exactly(write, channels, width):
+    samples = photo(channels, 8, 3000, width)
+    assert_same(read(inverted(write(samples))), Pixels(np.invert(samples)))
+
+
 def test_an_index_into_the_old_image_data_is_dropped():
     assert b"iDOT" not in inverted(png_with(png_chunk(b"iDOT", bytes(28))))
 
