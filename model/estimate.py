@@ -39,6 +39,11 @@ LEAST_WHITE_SIGMA = 0.8  # rounding makes 0.3
 IMPULSE_LEVELS, IMPULSE_SIGMAS = 64, 5  # how far an impulse stands out from all of its eight neighbours, at least
 IMPULSE_SAMPLE_PX = 2**17
 
+# Measured on photos with noise of 3–75 levels, JPEG of quality 10 and more, and on pages, screens, charts and halftone.
+MOST_CROWDED = 6.0  # times as many samples at one level as noise leaves there; with 75 levels in JPEG 10 up to 5.3
+MOST_SOLID = 5.0  # share of cells of one colour, times the noise; up to 3.2 where JPEG of quality 10 was at work
+LEAST_BETWEEN = 0.1  # of the samples are neither black nor white; in noisy photos two thirds
+
 LUMA_CHROMA = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]], np.float32) / np.sqrt([[3], [2], [6]], dtype=np.float32)
 
 
@@ -60,6 +65,7 @@ class NoiseEstimate:
             do: at least so many. The sharpest photos have up to 1.5e-4 of them.
         impulses: salt and pepper that is to be filled before anything else; all of the above is what a photo has
             beside it, and then.
+        is_drawn: what looks like noise is letters, lines, dots or the pixels of a drawing, which no noise has touched.
     """
 
     sigma: float
@@ -70,6 +76,7 @@ class NoiseEstimate:
     sure_chroma_sigma: float = 0.0
     impulse_density: float = 0.0
     impulses: Impulses | None = None
+    is_drawn: bool = False
 
 
 def estimate_noise(photo: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]) -> NoiseEstimate:
@@ -114,12 +121,15 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
         sure_chroma = fine.chroma.power
     gain = 1 / _left_by_clipping(float(clipped_N[flat].mean()))
     found = _from_powers(luma * gain, chroma * gain, channels=blocks_NPC.shape[2])
+    density = _impulse_density(few_YXCN, max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma) / 255 * peak)
+    looks_noisy = not is_repeated and (density > 0 or max(sure_luma, sure_chroma) * gain > 1)
     return dataclasses.replace(
         found,
         sure_luma_sigma=math.sqrt(sure_luma * gain),
         sure_chroma_sigma=math.sqrt(sure_chroma * gain),
-        impulse_density=_impulse_density(few_YXCN, max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma) / 255 * peak),
+        impulse_density=density,
         impulses=impulses,
+        is_drawn=looks_noisy and _is_drawn(blocks_NPC[flat], found.sigma),
     )
 
 
@@ -352,6 +362,24 @@ def _from_powers(luma_power: float, chroma_power: float, *, channels: int) -> No
         chroma_sigma=math.sqrt(chroma_power),
         chroma_share=2 * chroma_power / power if power else 0.0,
     )
+
+
+def _is_drawn(blocks_NPC: NDArray[Any], sigma: float) -> bool:
+    """Whether these blocks have levels, or cells, that noise of `sigma` would have spread.
+
+    Whatever the scene, noise leaves no more than 1 / (sigma √(2π)) of the samples at any level between black and white,
+    and hardly ever four equal pixels in a square: a page, a screen or a chart is full of both.
+    """
+    levels_NPC = np.rint(blocks_NPC * (255 / PEAKS[blocks_NPC.dtype])).clip(0, 255).astype(np.uint8)
+    channels = levels_NPC.reshape(-1, levels_NPC.shape[2]).T
+    between = [np.bincount(levels_P, minlength=256)[1:255] for levels_P in channels]
+    count = sum(int(histogram.sum()) for histogram in between)
+    if count < LEAST_BETWEEN * levels_NPC.size:
+        return True
+    crowded = sum(int(histogram.max()) for histogram in between) / count
+    cells = blocks_NPC.reshape(-1, BLOCK_PX // 2, 2, BLOCK_PX // 2, 2, blocks_NPC.shape[2])
+    solid = float((cells == cells[:, :, :1, :, :1]).all(axis=(2, 4, 5)).mean())
+    return crowded * sigma * math.sqrt(2 * math.pi) > MOST_CROWDED or solid * sigma > MOST_SOLID
 
 
 def _left_by_clipping(share: float) -> float:

@@ -59,6 +59,8 @@ def why_left_alone(noise: NoiseEstimate, strength: Strength, *, keeps_grain: boo
         return "gray: it has no colour noise, and its grain is to be kept"
     if strength != "auto":
         return None
+    if noise.is_drawn:
+        return "clean: drawn, of letters, lines or dots without noise"
     if noise.impulse_density > CLEAN_IMPULSE_DENSITY or calls_for_network(
         noise, keeps_grain=keeps_grain, is_gray=is_gray
     ):
@@ -70,7 +72,7 @@ def why_left_alone(noise: NoiseEstimate, strength: Strength, *, keeps_grain: boo
 
 def calls_for_network(noise: NoiseEstimate, *, keeps_grain: bool, is_gray: bool) -> bool:
     """Whether a photo has noise, other than single pixels, that is to be removed."""
-    if keeps_grain and is_gray:
+    if noise.is_drawn or (keeps_grain and is_gray):
         return False
     has_colour_noise = noise.sure_chroma_sigma > CLEAN_CHROMA_SIGMA
     has_grain = noise.sure_luma_sigma / math.sqrt(1 if is_gray else 3) > CLEAN_GRAIN_SIGMA

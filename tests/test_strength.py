@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from model.estimate import estimate_noise
 from model.strength import Strength, choose_dose, why_left_alone
@@ -46,6 +46,39 @@ def impulses(density: float) -> np.ndarray:
 def reason(photo: np.ndarray, strength: Strength = "auto", *, keeps_grain: bool = False) -> str | None:
     return why_left_alone(estimate_noise(photo), strength, keeps_grain=keeps_grain, is_gray=photo.ndim == 2)
 
+
+def page(paper: tuple[int, int, int], ink: tuple[int, int, int], size_px: int) -> np.ndarray:
+    """A page, or a screen, full of letters and without a margin."""
+    draw, sheet = np.random.default_rng(4), Image.new("RGB", (SIDE_PX, SIDE_PX), paper)
+    for top in range(1, SIDE_PX, size_px + 2):
+        line = "".join(map(chr, draw.integers(33, 127, 80)))
+        ImageDraw.Draw(sheet).text((2, top), line, fill=ink, font=ImageFont.load_default(size_px))
+    return np.asarray(sheet)
+
+
+def pixels_of(colours: int, size_px: int) -> np.ndarray:
+    draw = np.random.default_rng(6)
+    picture = draw.integers(0, 256, (colours, 3))[draw.integers(0, colours, (SIDE_PX // size_px, SIDE_PX // size_px))]
+    return np.kron(picture, np.ones((size_px, size_px, 1))).astype(np.uint8)
+
+
+PAPER, INK = (255, 255, 255), (20, 20, 20)
+
+DRAWN = {
+    "a page": page(PAPER, INK, 11),
+    "a page in gray": page(PAPER, INK, 11)[..., 0],
+    "a page in 16 bits": page(PAPER, INK, 11).astype(np.uint16) * 257,
+    "a page as a JPEG": as_jpeg(page(PAPER, INK, 11), 80),
+    "a terminal": page((12, 12, 12), (90, 220, 110), 11),
+    "pixel art": pixels_of(16, 1),
+    "enlarged pixel art": pixels_of(16, 2),
+    "a code of squares": np.where(pixels_of(2, 2)[..., 0] == pixels_of(2, 2)[0, 0, 0], 255, 0).astype(np.uint8),
+    "hatching": np.where(np.add(*np.indices((SIDE_PX, SIDE_PX))) % 5, 255, 0).astype(np.uint8),
+    "a halftone": np.asarray(Image.fromarray(as_file(scene())).convert("1").convert("L")),
+    "few colours, dithered": np.asarray(
+        Image.fromarray(as_file(scene())).convert("P", palette=Image.Palette.WEB).convert("RGB")
+    ),
+}
 
 CLEAN = {
     "a plain scene": as_file(scene()),
@@ -107,3 +140,23 @@ def test_hot_and_dead_pixels_are_counted(density: float) -> None:
 @pytest.mark.parametrize("photo", [CLEAN["texture all over"], NOISY["white noise"], as_file(scene() + noise(50))])
 def test_neither_texture_nor_strong_noise_counts_as_impulses(photo: np.ndarray) -> None:
     assert estimate_noise(photo).impulse_density < 6e-4
+
+
+@pytest.mark.parametrize("photo", DRAWN.values(), ids=DRAWN)
+def test_what_is_drawn_is_no_noise(photo: np.ndarray) -> None:
+    assert reason(photo) == "clean: drawn, of letters, lines or dots without noise"
+    assert reason(photo, 1.0) is None
+
+
+@pytest.mark.parametrize("quality", [10, 30, 60, 90])
+@pytest.mark.parametrize("sigma", [20, 50, 75])
+def test_noise_is_not_taken_for_drawn_whatever_jpeg_has_left_of_it(sigma: float, quality: int) -> None:
+    assert not estimate_noise(as_jpeg(scene() + noise(sigma), quality)).is_drawn
+
+
+def test_a_photo_of_one_colour_is_clean_and_not_drawn() -> None:
+    assert reason(np.zeros((64, 64, 3), np.uint8)) == "clean: less than 1 level of noise"
+
+
+def test_noise_on_a_page_is_noise() -> None:
+    assert reason(as_file(page((200, 200, 190), (40, 40, 40), 11) + noise(8))) is None
