@@ -49,7 +49,7 @@ def main() -> None:
         seconds = compete(__file__, options.only, source, rounds=options.rounds, expected=options.count)
     width_px, height_px = SIZES_PX[options.kind]
     print(f"{options.count} {options.kind} of {width_px} x {height_px}, model: {options.model}")
-    report(seconds, "degrain", options.count, options.count * width_px * height_px / 1e6)
+    report(seconds, options.count, options.count * width_px * height_px / 1e6, ours=["degrain"])
 
 
 def is_identity() -> bool:
