@@ -22,8 +22,8 @@ from model.denoiser import use_threads
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory, denoise_photo
 from pipeline.images import Pixels, decode, encode, inspect
 from pipeline.imageset import ImageSet
-from pipeline.jobs import read_weights
 from pipeline.records import Layout, PlannedPhoto, ShardPlan
+from pipeline.registry import read_weights
 from pipeline.run import Work
 from pipeline.shard import PhotoResult, Recipe, Worker
 from pipeline.storage import LocalStore
