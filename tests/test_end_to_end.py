@@ -84,6 +84,7 @@ def test_a_second_run_does_nothing_and_a_changed_photo_is_done_again(tmp_path: P
     assert {key for key in differing if key.startswith("images/")} == {"images/002.png"}
 
 
+@pytest.mark.slow
 def test_rejected_photos_are_tried_again_only_when_asked(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source/empty.jpg").write_bytes(b"")
@@ -101,7 +102,7 @@ def test_rejected_photos_are_tried_again_only_when_asked(tmp_path: Path) -> None
     "signals",
     [
         pytest.param([signal.SIGINT], id="INT", marks=pytest.mark.slow),
-        pytest.param([signal.SIGTERM], id="TERM"),
+        pytest.param([signal.SIGTERM], id="TERM", marks=pytest.mark.slow),
         pytest.param([signal.SIGKILL], id="KILL"),
     ],
 )
@@ -135,6 +136,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, signals: li
     assert len(list((tmp_path / "target/plans").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_under_other_settings_is_closed_and_its_results_are_redone(tmp_path: Path) -> None:
     write_many(tmp_path / "source", MANY, side_px=512)
     process = start_degrain("denoise", tmp_path / "source", tmp_path / "target")
@@ -177,6 +179,7 @@ def test_from_and_to_s3(s3_bucket: str, tmp_path: Path) -> None:
     assert written == {key for key, outcome in expected.items() if outcome != "rejected"}
 
 
+@pytest.mark.slow
 def test_limit_leaves_the_rest_for_the_next_run(tmp_path: Path) -> None:
     write_many(tmp_path / "source", 6)
 

@@ -69,6 +69,7 @@ def test_a_run_that_is_scheduled_denoises_a_bucket_and_shows_what_it_did(up: Sta
     assert any("photos," in line for _, line in up.log(run_id))
 
 
+@pytest.mark.slow
 def test_a_schedule_that_is_turned_on_begins_one_run_after_the_other_by_itself(up: Stack) -> None:
     deployment = up.api("GET", "/deployments/name/janitor/degrain")["id"]
     done = {"state": {"type": {"any_": ["COMPLETED"]}}, "tags": {"all_": ["auto-scheduled"]}}

@@ -444,10 +444,9 @@ def test_a_shard_that_runs_twice_writes_the_same_bytes(job: IngestJob) -> None:
 # The command, with real workers
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [pytest.param(signal.SIGTERM, id="TERM", marks=pytest.mark.slow), pytest.param(signal.SIGKILL, id="KILL")],
-)
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, sent: signal.Signals) -> None:
     write_many(tmp_path / "source", 120, side_px=256)  # so that the run is not over before it is interrupted
     arguments = ("--workers", 2, "--resize", 192)

@@ -169,6 +169,8 @@ def test_photos_that_cannot_be_used_are_made_up_for_by_others(folder: Path) -> N
     assert (folder.parent / "run/weights.safetensors").exists()
 
 
+@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_workers_that_share_a_batch_survive_the_death_of_one_and_end_as_one_worker_does(folder: Path) -> None:
     """A real cluster: a worker is killed when the first checkpoint is there."""
