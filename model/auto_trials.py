@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from model.denoiser import Denoiser
 from model.estimate import estimate_noise
 from model.metrics import PEAK, psnr_of
-from model.strength import why_left_alone
+from model.strength import is_doubtful, why_left_alone
+from model.texture import Removed
 
 Photo = NDArray[np.uint8]
 
@@ -116,7 +117,12 @@ def _try_strengths(denoiser: Denoiser, clean: Photo, noisy: Photo) -> _Tried:
     is_left_alone = why_left_alone(noise, "auto", keeps_grain=False, is_gray=False) is not None
     if is_left_alone and np.array_equal(clean, noisy):  # no strength above 0 could be better
         return _Tried([math.inf] + [-math.inf] * (len(FIXED_STRENGTHS) - 1), math.inf, is_left_alone)
-    change = denoiser(noisy, noise=noise).astype(np.float32) - noisy
+    denoised = denoiser(noisy, noise=noise)
+    if not is_left_alone and is_doubtful(noise, "auto", keeps_grain=False, is_gray=False):
+        removed = Removed()
+        removed.add(noisy, denoised)
+        is_left_alone = removed.is_texture
+    change = denoised.astype(np.float32) - noisy
     fixed_db = [_psnr_db(np.rint(noisy + strength * change), clean) for strength in FIXED_STRENGTHS]
     return _Tried(fixed_db, fixed_db[0 if is_left_alone else -1], is_left_alone)
 

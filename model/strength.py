@@ -14,6 +14,8 @@ CLEAN_GRAIN_SIGMA = 1.4
 CLEAN_CHROMA_SIGMA = 1.5
 CLEAN_IMPULSE_DENSITY = 6e-4
 
+TEXTURE = "clean: what looked like noise is texture"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dose:
@@ -68,6 +70,14 @@ def why_left_alone(noise: NoiseEstimate, strength: Strength, *, keeps_grain: boo
     if keeps_grain:
         return f"clean: {_levels(noise.chroma_sigma)} of colour noise"
     return f"clean: {_levels(noise.sigma)} of noise"
+
+
+def is_doubtful(noise: NoiseEstimate, strength: Strength, *, keeps_grain: bool, is_gray: bool) -> bool:
+    """Whether what the network removes may turn out to be texture (`model.texture`): then the photo stays as it is.
+
+    Not where the user decides; nor in gray, or of colour alone, where texture cannot be told from noise.
+    """
+    return strength == "auto" and noise.impulses is None and not keeps_grain and not is_gray
 
 
 def calls_for_network(noise: NoiseEstimate, *, keeps_grain: bool, is_gray: bool) -> bool:

@@ -18,7 +18,8 @@ from model.denoiser import Denoiser, Windowed
 from model.estimate import BLOCK_PX, NoiseEstimate, NoiseSampler, estimate_noise
 from model.metrics import psnr_of, squared_error
 from model.sharing import SharedDenoiser
-from model.strength import Dose, Strength, check_strength, choose_dose, why_left_alone
+from model.strength import TEXTURE, Dose, Strength, check_strength, choose_dose, is_doubtful, why_left_alone
+from model.texture import Removed
 from model.weights import parse_weights
 from pipeline.bands import Bands
 from pipeline.errors import PhotoKept
@@ -63,6 +64,12 @@ class DenoiseConfig:
     def why_left_alone(self, noise: NoiseEstimate, *, is_gray: bool) -> str | None:
         """See `model.strength`."""
         return why_left_alone(noise, self.strength, keeps_grain=self.keeps_grain, is_gray=is_gray)
+
+    def change(self, noise: NoiseEstimate, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "Change":
+        """Of a photo of this shape and dtype (uint8 or uint16), with what is to be known of it."""
+        is_gray = len(shape) == 2
+        doubtful = is_doubtful(noise, self.strength, keeps_grain=self.keeps_grain, is_gray=is_gray)
+        return Change(dtype, Removed() if doubtful else None)
 
     def dose(self, noise: NoiseEstimate) -> Dose:
         """See `model.strength`."""
@@ -116,8 +123,9 @@ def denoise_photo(
                 reason = config.why_left_alone(noise, is_gray=noisy.colour.ndim == 2)
                 clean = noisy.colour if reason else denoise(noisy.colour, config.dose(noise))
             with timed(result, "measure"):
-                change = Change(noisy.colour.dtype)
+                change = config.change(noise, noisy.colour.shape, noisy.colour.dtype)
                 change.add_sample(noisy.colour, clean)
+                reason = reason or change.reason
                 change.tell(result, noise, noise if reason else estimate_noise(clean))
             if reason is not None:
                 result.data = data
@@ -235,13 +243,20 @@ def denoise_by_bands(
                 if reason is not None:
                     result.noise_sigma_before, result.chroma_share = noise.sigma, noise.chroma_share
                     return _untouched(result, reason)
-                _denoise_bands(result, bands, denoise, config.dose(noise))
+                change = config.change(noise, bands.shape, bands.dtype)
+                _denoise_bands(result, bands, denoise, config.dose(noise), change)
+                if change.reason is not None:
+                    file.seek(0)
+                    out.seek(0)
+                    shutil.copyfileobj(file, out, COPIED_BYTES)
+                    out.truncate()
+                    return _untouched(result, change.reason)
         result.outcome, result.strength = Outcome.DENOISED, config.dose(noise).strength
     return result
 
 
-def _denoise_bands(result: PhotoResult, bands: Bands, denoise: DenoiseByWindows, dose: Dose) -> None:
-    change, after = Change(bands.dtype), NoiseSampler(bands.shape, bands.dtype)
+def _denoise_bands(result: PhotoResult, bands: Bands, denoise: DenoiseByWindows, dose: Dose, change: "Change") -> None:
+    after = NoiseSampler(bands.shape, bands.dtype)
 
     def look_at(top: int, noisy: NDArray[Any], clean: NDArray[Any]) -> None:
         change.add(noisy, clean)
@@ -271,9 +286,10 @@ def _untouched(result: PhotoResult, reason: str) -> PhotoResult:
 
 
 class Change:
-    """How much of a photo was changed, by the rows of it that come by."""
+    """How much of a photo was changed, and whether it should have been, by the rows of it that come by."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], removed: Removed | None = None) -> None:
+        self._removed = removed
         self._peak = np.iinfo(dtype).max
         self._squares = 0.0
         self._clipped = self._samples = 0
@@ -282,6 +298,8 @@ class Change:
         """The same rows of both. Any: uint8 or uint16."""
         self._squares += squared_error(clean, noisy)
         self._samples += noisy.size
+        if self._removed is not None:
+            self._removed.add(noisy, clean)
         for first in range(0, len(noisy), MEASURED_ROWS):
             rows = noisy[first : first + MEASURED_ROWS]
             self._clipped += int(np.count_nonzero((rows == 0) | (rows == self._peak)))
@@ -291,6 +309,11 @@ class Change:
         step = MEASURED_ROWS * max(1, noisy.shape[0] * noisy.shape[1] // MEASURED_PX)
         for top in range(0, len(noisy), step):
             self.add(noisy[top : top + MEASURED_ROWS], clean[top : top + MEASURED_ROWS])
+
+    @property
+    def reason(self) -> str | None:
+        """Why the photo should stay as it is after all."""
+        return TEXTURE if self._removed is not None and self._removed.is_texture else None
 
     def tell(self, result: PhotoResult, before: NoiseEstimate, after: NoiseEstimate) -> None:
         result.noise_sigma_before, result.chroma_share = before.sigma, before.chroma_share
