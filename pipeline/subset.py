@@ -118,6 +118,7 @@ def _parsed(database: duckdb.DuckDBPyConnection, where: str) -> Iterator[dict[st
         (text,) = database.execute("SELECT json_serialize_sql($sql)", {"sql": _query(condition)}).fetchall()[0]
         answer: dict[str, Any] = json.loads(text)
         if answer["error"]:
+            database.extract_statements(f"SELECT * FROM photos WHERE {condition}")  # tells of it without our brackets
             raise ValueError(answer["error_message"])
         return answer
 

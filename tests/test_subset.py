@@ -53,8 +53,11 @@ def test_what_an_archive_is_asked_for_is_a_filter(where: str) -> None:
     [
         ("isoo < 3", 'column "isoo" not found.*Candidate bindings: "iso"'),
         ("iso = 'many'", "Could not convert string 'many' to INT32"),
-        ("iso >", "syntax error"),
-        ("iso /*", "unterminated"),
+        ("iso >", "syntax error at end of input$"),
+        ("iso > (", "syntax error at end of input$"),
+        ("iso > 3)", r'syntax error at or near "\)"$'),
+        ("iso /*", r'unterminated /\* comment at or near "/\*"$'),
+        ("camera = 'x", """unterminated quoted string at or near "'x"$"""),
         ("iso", "expected one condition, and it is INTEGER"),
         ("camera", "expected one condition, and it is VARCHAR"),
         ("COLUMNS(*) IS NOT NULL", "expected one condition"),
