@@ -45,7 +45,7 @@ class Patience:
         total_s: no further attempt after this long; but always three, for those of large objects take their time.
     """
 
-    attempts: int = 10
+    attempts: int = 20  # a server that refuses connections may be away for half a minute: it starts again
     first_wait_s: float = 0.1
     longest_wait_s: float = 5.0
     total_s: float = 60.0
