@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flows.console import ProgressBar, add_cluster_options, bar_interval_s
 from flows.settings_file import complete
+from flows.standard_streams import output_written, prepare_process
 from flows.upkeep_commands import add_upkeep
 from flows.weights_commands import add_evaluate, add_registry_option, add_weights, evaluate, weights_of
 
@@ -29,19 +29,21 @@ EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; errors are one line on standard error."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    _start_log(options)
-    signal.signal(signal.SIGTERM, _interrupt)
+    if arguments is None:
+        prepare_process()
     try:
-        if hasattr(options, "settings"):
-            options = complete(parser, arguments, options)
-        return int(options.command(options))
+        with output_written():
+            parser = _parser()
+            options = parser.parse_args(arguments)
+            _start_log(options)
+            signal.signal(signal.SIGTERM, _interrupt)
+            if hasattr(options, "settings"):
+                options = complete(parser, arguments, options)
+            return int(options.command(options))
     except KeyboardInterrupt:
         _say("interrupted: what is finished stays, and the same command does the rest")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read has seen enough
         return EXIT_FAILED
     except Exception as error:  # the edge: every failure is one line here
         logging.getLogger(__name__).info("traceback", exc_info=error)

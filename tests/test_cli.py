@@ -1,6 +1,7 @@
 """The command line without a cluster: single photos, weights, and every wrong call as one line and an exit code."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -85,6 +86,9 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
     [
         (["denoise", "nowhere", "{tmp}/t"], 2, "there are no photos in .*nowhere"),
         (["denoise", "{tmp}/empty", "{tmp}/t"], 2, "there are no photos in "),
+        (["denoise", "", "{tmp}/t"], 2, "a path or URL is empty"),
+        (["denoise", "{tmp}", ""], 2, "a path or URL is empty"),
+        (["verify", ""], 2, "a path or URL is empty"),
         (["denoise", "{tmp}", "{tmp}"], 2, "source and target are both "),
         (["denoise", "{tmp}/empty", "{tmp}"], 2, "lies in the target"),
         (["denoise", "{tmp}", "{tmp}/t", "--weights", "best"], 2, "unknown weights 'best': expected photo"),
@@ -189,3 +193,46 @@ def test_help_names_every_command() -> None:
     ).stdout
 
     assert all(name in out for name in ("denoise", "plan", "ingest", "demo", "train", "evaluate", "weights"))
+
+
+def in_a_shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`degrain` is the command under test, and what it prints waits in a buffer, as it does for users."""
+    script = f'degrain() {{ "{sys.executable}" -m flows.cli "$@"; }}; {command}'
+    return subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": "", **environment},
+    )
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    ended = in_a_shell("degrain --help | true; exit ${PIPESTATUS[0]}")
+
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_output_that_cannot_be_written_is_one_clear_line() -> None:
+    ended = in_a_shell("degrain weights list > /dev/full")
+
+    assert ended.returncode == 1
+    assert re.fullmatch("degrain: .*No space left on device\n", ended.stderr)
+
+
+def test_no_file_gets_the_number_of_a_stream_that_is_closed() -> None:
+    opened = (
+        "from flows.standard_streams import prepare_process as p; p(); import os; os._exit(os.open('/dev/null', 0))"
+    )
+
+    ended = in_a_shell(f'"{sys.executable}" -c "{opened}" <&- >&- 2>&-')
+
+    assert ended.returncode == 3
+
+
+def test_names_are_utf_8_in_any_locale(photo: Path) -> None:
+    ended = in_a_shell(f"cd {photo.parent} && degrain denoise photo.png é-📷.png", LC_ALL="C", PYTHONUTF8="0")
+
+    assert ended.returncode == 0, ended.stderr
+    assert photo.with_name("é-📷.png").is_file()
+    assert ended.stdout.endswith(": é-📷.png\n")

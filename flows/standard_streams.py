@@ -1,0 +1,44 @@
+"""What a process needs before it runs a command, whoever started it: standard streams, and names in UTF-8."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def prepare_process() -> None:
+    """Make the process one that has standard streams and takes names for UTF-8; it may begin anew for that."""
+    _open_streams()
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # keys are UTF-8 whatever the locale is, in this process and its workers
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the same program
+
+
+@contextmanager
+def output_written() -> Iterator[None]:
+    """What was printed inside is written at the end, or that fails here: Python itself would tell of it in its own way.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail again at the exit
+            raise
+
+
+def _open_streams() -> None:
+    """Open those that are closed: the next file opened, a photo perhaps, would get what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  # for as long as the process lives
