@@ -25,6 +25,7 @@ from pipeline.records import LISTING_SCHEMA, PLAN_SCHEMA, PlannedPhoto, ShardPla
 from pipeline.subset import SAMPLE_HASH, sample_condition
 
 PLAN_HEADER = "degrain_plan"
+PLAN_COMMAND = "degrain_command"
 LISTING_BATCH = 50_000  # rows held while a listing streams to its file
 PLAN_BATCH = 100_000  # rows held while a plan streams to its file
 READ_BATCH = 10_000  # rows held while a plan streams from it
@@ -68,9 +69,11 @@ class PlanOptions:
         retry_failed: process inputs that were rejected before, too.
         sample: process that share of them, drawn by the hash of the key, and at least one; None for all.
         limit: process at most so many, in the order of their keys.
+        command: who plans, for the plan's own record.
     """
 
     header: PlanHeader
+    command: str = ""
     retry_failed: bool = False
     sample: float | None = None
     limit: int | None = None
@@ -214,6 +217,11 @@ def read_header(plan: Path) -> PlanHeader:
     return PlanHeader(**json.loads(pq.read_schema(plan).metadata[PLAN_HEADER.encode()]))
 
 
+def read_command(plan: Path) -> str:
+    """Who made a plan; empty where that was an older degrain."""
+    return str(pq.read_schema(plan).metadata.get(PLAN_COMMAND.encode(), b"").decode())
+
+
 def read_shards(plan: Path, run: str) -> Iterator[ShardPlan]:
     """The shards of a plan, in the order of their keys, read a batch of rows at a time."""
     columns = ["shard", "key", "size_bytes", "etag", "attempt", "place"]
@@ -332,7 +340,8 @@ def _write_shards(todo: Iterator[pa.Table], photos: int, plan: Path, options: Pl
     """Cut sorted rows into shards, and write them as they come. Returns how much they are, and the number of shards."""
     size = options.shard_size
     max_photos = max(1, min(size.max_photos, photos // size.min_shards))
-    schema = PLAN_SCHEMA.with_metadata({PLAN_HEADER: json.dumps(dataclasses.asdict(options.header))})
+    header = json.dumps(dataclasses.asdict(options.header))
+    schema = PLAN_SCHEMA.with_metadata({PLAN_HEADER: header, PLAN_COMMAND: options.command})
     planned, shards = Amount(), 0
     open_shard: list[pa.Table] = []  # the last photos so far, which more may join
     with _plan_writer(plan, schema) as writer:

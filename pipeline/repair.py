@@ -24,6 +24,7 @@ from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, ingest_work
 from pipeline.jobs import DenoiseJob, denoise_work
 from pipeline.packed import PackedReader
+from pipeline.planning import read_command, read_shard_names
 from pipeline.records import DUPLICATE_OF, Fault, Layout, index_rows
 from pipeline.registry import FOLDER, read_weights, split_reference
 from pipeline.run import Progress, Work, do_work
@@ -91,15 +92,16 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
     cluster = job.verify.cluster
     with examined(image_set, cluster, report) as found:
         before = found.verdict
-        if not before.findings:
+        if not before.findings and not _killed_repairs(image_set):
             return Repaired(before=before, after=before, processed=0, moved=0)
         with image_set.leased(COMMAND):
             moved = _repair_commits(found)
-            is_rebuilt = _repair_index(found)
+            has_new_rows = _repair_index(found)
             moved += _set_aside(image_set, _keys(found, OF_RUNS))
-        if not is_rebuilt:
+            has_new_rows |= _close_killed_repairs(image_set)
+        if not has_new_rows:
             processed, more = _repair_photos(job, found, report_run)
-    if is_rebuilt:  # rows came back whose photos nobody has looked at
+    if has_new_rows:  # nobody has looked at their photos
         with examined(image_set, cluster, report) as found:
             processed, more = _repair_photos(job, found, report_run)
     with image_set.leased(COMMAND):
@@ -164,6 +166,29 @@ def _repair_index(found: Examined) -> bool:
     elif any(kind in found.verdict.kinds for kind in others):
         image_set.publish(found.manifest.run, [])
     return is_rebuilt
+
+
+def _killed_repairs(image_set: ImageSet) -> dict[str, list[str]]:
+    """The runs of repairs that never ended, with the names of their shards."""
+    found: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+        plan = Path(name) / "plan.parquet"
+        for run in image_set.unfinished_runs():
+            with suppress(ImageSetError):
+                plan.write_bytes(image_set.read_plan(run))
+                if read_command(plan) == COMMAND:
+                    found[run] = read_shard_names(plan)
+    return found
+
+
+def _close_killed_repairs(image_set: ImageSet) -> bool:
+    """End their runs, with what they have committed: what they left to do is found again. Whether there were any."""
+    killed = _killed_repairs(image_set)
+    committed = image_set.committed_shards() if killed else set()
+    for run, shards in killed.items():
+        image_set.publish(run, [shard for shard in shards if shard in committed])
+        image_set.end_run(run, {"ended": "killed, and done again by another repair"})
+    return bool(killed)
 
 
 def _repair_photos(job: RepairJob, found: Examined, report: Callable[[Progress], None]) -> tuple[int, int]:

@@ -332,6 +332,7 @@ def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
     limit = None if work.limit is None else max(0, work.limit - sum(run.left for run in interrupted.resumed))
     options = PlanOptions(
         header=work.header,
+        command=work.command,
         retry_failed=work.retry_failed,
         sample=work.sample,
         limit=limit,

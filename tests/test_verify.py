@@ -341,6 +341,29 @@ def test_what_an_interrupted_run_wrote_is_no_fault_and_is_left_to_it(loop: Loop,
     assert repair(job.target).after.kinds == {}
 
 
+@pytest.mark.parametrize(("kind", "dies_before_commit"), [("files", True), ("packed", False)])
+def test_a_repair_is_killed_at_each_of_its_shards_and_ends_whole(
+    loop: Loop, tmp_path: Path, kind: str, dies_before_commit: bool
+) -> None:
+    target = make_set(kind, tmp_path, str(tmp_path / "target"))
+    before = photos_of(target)
+    lose_much(open_store(target))
+    loop.dies_before_commit = dies_before_commit
+    kills = 0
+
+    while kills < 99:
+        loop.dies_after = loop.shards + kills
+        try:
+            verdict = repair(target).after
+            break
+        except Killed:
+            kills += 1
+
+    assert (verdict.first, verdict.interrupted) == ((), 0)
+    assert photos_of(target) == before
+    assert kills >= 3
+
+
 @pytest.mark.parametrize("damage", [truncate_commit, delete_one], ids=lambda each: each.__name__)
 def test_a_run_that_damage_stopped_goes_on_after_a_repair(
     loop: Loop, tmp_path: Path, damage: Callable[[Store], None]
