@@ -216,11 +216,10 @@ class LocalStore:
                             yield found
             except FileNotFoundError:
                 continue
-            except PermissionError as error:
-                if folder == self.root:
-                    raise StorageError(f"cannot list {self.url}: {explain(error)}") from error
-                yield SourceObject(self._key(folder), 0, "unreadable")
             except OSError as error:
+                if error.errno in _FOLDER_ERRORS and folder != self.root:
+                    yield SourceObject(self._key(folder), 0, "unreadable")
+                    continue
                 raise StorageError(f"cannot list {folder}: {explain(error)}") from error
 
     def read(self, key: str) -> bytes:
@@ -363,6 +362,8 @@ class LocalStore:
                 temporary.unlink()
 
 
+# One folder cannot be listed: nobody may read it, or it lies so deep that it has no path.
+_FOLDER_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 # The disk or the network mount is ill, not the one file: the run must stop rather than reject photo after photo.
 _MEDIUM_ERRORS = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # The file system cannot hold an object of this name beside those that it holds.

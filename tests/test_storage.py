@@ -647,6 +647,23 @@ def test_a_link_to_a_folder_is_listed_once_and_refused(local: LocalStore) -> Non
         local.read("all")
 
 
+def test_a_folder_too_deep_for_a_path_is_listed_and_refused_and_the_others_are_read(local: LocalStore) -> None:
+    local.write("a.jpg", b"a")
+    inner = os.open(local.root, os.O_RDONLY)
+    for _ in range(17):
+        os.mkdir("d" * 250, dir_fd=inner)
+        outer, inner = inner, os.open("d" * 250, os.O_RDONLY, dir_fd=inner)
+        os.close(outer)
+    os.close(os.open("b.jpg", os.O_CREAT, dir_fd=inner))
+    os.close(inner)
+
+    deep, shallow = sorted((listed.key for listed in local.list()), key=len, reverse=True)
+
+    assert (shallow, local.read(shallow)) == ("a.jpg", b"a")
+    with pytest.raises(ObjectRefused, match="file name too long"):
+        local.read(deep)
+
+
 def test_a_pipe_is_not_listed_and_a_link_to_it_is_refused(local: LocalStore) -> None:
     os.mkfifo(local.root / "pipe")
     (local.root / "link.jpg").symlink_to("pipe")
