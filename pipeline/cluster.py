@@ -249,6 +249,7 @@ class _Pool:
         Raises:
             RunFailed: nothing moves.
         """
+        _check_own_cluster()
         for worker in self._workers:
             if worker.looking is None and time.monotonic() > worker.looked_s + LOOK_S:
                 worker.looking = worker.actor.look.remote()
@@ -426,6 +427,7 @@ class _Cluster:
 
     @classmethod
     def now(cls, *, use_gpus: bool) -> "_Cluster":
+        _check_own_cluster()
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         leaving = frozenset(_draining_nodes())
         staying = tuple(
@@ -482,6 +484,24 @@ class _Size:
     cores: float
     gpus: int
     memory_bytes: float | None
+
+
+def _check_own_cluster() -> None:
+    """Whether a cluster that was started here still runs. Ray has no public way to ask.
+
+    Without its GCS, whatever asks it anything waits for a minute; then Ray ends this process without any clean-up, and
+    so it does some seconds after the raylet has died.
+
+    Raises:
+        RunFailed: a process of it has died.
+    """
+    node = ray._private.worker._global_node
+    found: list[tuple[str, Any]] = node.dead_processes() if node is not None else []  # Any: a Popen
+    if dead := {kind for kind, _ in found} & {"gcs_server", "raylet"}:
+        raise RunFailed(
+            f"Ray has died on this machine ({' and '.join(sorted(dead))}): what is committed stays, and the same "
+            "command does the rest"
+        )
 
 
 def _draining_nodes() -> Mapping[str, int]:

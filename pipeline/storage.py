@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import stat
 import unicodedata
 import uuid
@@ -149,12 +150,14 @@ def open_store(url: str) -> Store:
     """The store at a path or an fsspec URL (`s3://bucket/folder`, `memory://…`); nothing is created.
 
     Raises:
-        ValueError: there is no URL, or its scheme is unknown, or the library for it is not installed, or it holds
-            credentials: URLs go into messages and manifests.
+        ValueError: there is no URL or nothing behind its scheme, or that is unknown, or the library for it is not
+            installed, or it holds credentials: URLs go into messages and manifests.
         StorageError: the library for it finds no credentials that it can use.
     """
     if not url:  # to the system, that is the folder one happens to be in
         raise ValueError("a path or URL is empty: name a place")
+    if re.fullmatch(r"\w+://+", url):
+        raise ValueError(f"{url} names no bucket: expected {url.partition(':')[0]}://bucket/folder")
     if (shown := without_password(url)) != url:
         raise ValueError(f"{shown} holds a password: leave it out, and put it where the library for it finds it")
     if "://" in url and "?" in url and (shown := redacted(url)) != url:

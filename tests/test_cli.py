@@ -89,6 +89,7 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["denoise", "", "{tmp}/t"], 2, "a path or URL is empty"),
         (["denoise", "{tmp}", ""], 2, "a path or URL is empty"),
         (["verify", ""], 2, "a path or URL is empty"),
+        (["verify", "s3://"], 2, "s3:// names no bucket: expected s3://bucket/folder"),
         (["denoise", "{tmp}", "{tmp}"], 2, "source and target are both "),
         (["denoise", "{tmp}/empty", "{tmp}"], 2, "lies in the target"),
         (["denoise", "{tmp}", "{tmp}/t", "--weights", "best"], 2, "unknown weights 'best': expected photo"),

@@ -175,3 +175,21 @@ def test_what_an_autoscaler_may_bring_is_asked_for_as_long_as_there_is_work(tmp_
     assert len(waiting) == 1  # as many again as have started: it is what the autoscaler sees
     assert len(ended) == SHARDS
     assert len(nodes_of(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("process", ["gcs_server", "raylet"])
+def test_a_ray_of_its_own_that_dies_ends_a_run_soon_and_in_one_line(
+    tmp_path: Path, process: str, survived: Callable[[int], None]
+) -> None:
+    with connected(ClusterConfig()):
+        receipts = map_shards(plans(), WorkerFactory(tmp_path), ClusterConfig(workers=1))
+        next(receipts)
+        [dying] = ray._private.worker._global_node.all_processes[process]
+        dying.process.kill()
+        killed_s = time.monotonic()
+
+        with pytest.raises(RunFailed, match=rf"^Ray has died on this machine \({process}\)"):
+            list(receipts)
+
+        assert time.monotonic() - killed_s < 20
+    survived(1)
