@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import errno
 import json
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser = _parser()
             options = parser.parse_args(arguments)
             _start_log(options)
-            signal.signal(signal.SIGTERM, _interrupt)
+            _interrupt_on_signals()
             if hasattr(options, "settings"):
                 options = complete(parser, arguments, options)
             return int(options.command(options))
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except Exception as error:  # the edge: every failure is one line here
         logging.getLogger(__name__).info("traceback", exc_info=error)
-        _say(" ".join(str(error).split()) or type(error).__name__)
+        _say(_told(error))
         return EXIT_CALL if isinstance(error, ValueError) else EXIT_FAILED
 
 
@@ -416,9 +418,21 @@ def _strength(text: str) -> "Strength":
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number from 0 to 1") from error
 
 
+def _interrupt_on_signals() -> None:
+    """A SIGTERM is an interrupt, and so is a terminal that closes: what was started is stopped on the way out."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # `nohup` has it ignored
+        signal.signal(signal.SIGHUP, _interrupt)
+
+
 def _interrupt(*_: object) -> NoReturn:
-    """A SIGTERM is an interrupt: everything that was started is stopped on the way out."""
     raise KeyboardInterrupt
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a store, it is a StorageError
+        return f"no space is left for temporary files in {tempfile.gettempdir()}: make some, or name another by TMPDIR"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.errors import StorageError
+from pipeline.redaction import explain
+
 
 def prepare_process() -> None:
     """Make the process one that has standard streams and takes names for UTF-8; it may begin anew for that."""
@@ -19,16 +22,19 @@ def output_written() -> Iterator[None]:
     """What was printed inside is written at the end, or that fails here: Python itself would tell of it in its own way.
 
     Raises:
-        OSError: it cannot be written.
+        BrokenPipeError: nobody reads any more.
+        StorageError: it cannot be written.
     """
     try:
         yield
     finally:
         try:
             sys.stdout.flush()
-        except OSError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail again at the exit
-            raise
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise StorageError(f"cannot write to standard output: {explain(error)}") from error
 
 
 def _open_streams() -> None:

@@ -1,5 +1,6 @@
 """The command line without a cluster: single photos, weights, and every wrong call as one line and an exit code."""
 
+import errno
 import json
 import os
 import re
@@ -26,6 +27,7 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _keep_signal_handlers() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -218,7 +220,22 @@ def test_output_that_cannot_be_written_is_one_clear_line() -> None:
     ended = in_a_shell("degrain weights list > /dev/full")
 
     assert ended.returncode == 1
-    assert re.fullmatch("degrain: .*No space left on device\n", ended.stderr)
+    assert ended.stderr == "degrain: cannot write to standard output: no space left on device\n"
+
+
+def test_a_full_disk_for_temporary_files_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(_: object) -> None:
+        raise OSError(errno.ENOSPC, "Error writing bytes to file")
+
+    monkeypatch.setattr("pipeline.report.run_report", fill)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    code, _, err = run(capsys, "report", tmp_path, "-o", tmp_path / "report.html")
+
+    assert code == 1
+    assert err.startswith(f"degrain: no space is left for temporary files in {tmp_path}: ")
 
 
 def test_no_file_gets_the_number_of_a_stream_that_is_closed() -> None:

@@ -103,6 +103,7 @@ def test_rejected_photos_are_tried_again_only_when_asked(tmp_path: Path) -> None
     [
         pytest.param([signal.SIGINT], id="INT", marks=pytest.mark.slow),
         pytest.param([signal.SIGTERM], id="TERM", marks=pytest.mark.slow),
+        pytest.param([signal.SIGHUP], id="HUP", marks=pytest.mark.slow),
         pytest.param([signal.SIGKILL], id="KILL"),
     ],
 )
@@ -112,7 +113,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, signals: li
     wait_for_commits(tmp_path / "target", 3, process)
 
     for sent in signals:
-        os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
+        os.killpg(process.pid, sent) if sent in (signal.SIGINT, signal.SIGHUP) else process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
 
     if signal.SIGKILL not in signals:
