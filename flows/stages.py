@@ -32,7 +32,7 @@ PROGRESS_INTERVAL_S = 2.0
 RETRY_DELAYS_S = [10.0, 60.0, 120.0]  # in all, longer than a lost run holds its lease on the target
 EXIT_CALL = 2
 TARGET_LIMIT = "degrain-target-"  # names of concurrency limits begin with it
-WRITING_VERBS = ("denoise", "ingest")
+WRITES_TO = {"denoise": "target", "ingest": "target", "train": "run"}  # the field of a job that says where it writes
 
 
 class StageTimedOut(RunFailed):
@@ -75,8 +75,8 @@ def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
     name = JobName(owner=str(this_flow_run.id), stage=stage, origin=origin())
     with ExitStack() as stack:
         jobs = stack.enter_context(_ray_jobs(ray))
-        if verb in WRITING_VERBS and not jobs.is_there(name):  # or it would wait for what a killed process held
-            stack.enter_context(_alone_on(job["target"]))
+        if verb in WRITES_TO and not jobs.is_there(name):  # or it would wait for what a killed process held
+            stack.enter_context(_alone_on(job[WRITES_TO[verb]]))
         job_id, was_there = jobs.begin(name, {"verb": verb, **job})
         log_of_run = get_run_logger()
         log_of_run.info("%s the Ray job %s", "going on with" if was_there else "began", job_id)

@@ -1,5 +1,7 @@
 """What becomes of the Ray job of a stage when something else goes wrong; the job is told of as Ray would tell."""
 
+import logging
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ from prefect.logging import disable_run_logger
 
 from flows import stages
 from flows.ray_jobs import ClusterLost
-from flows.settings import RaySettings, Values
+from flows.settings import RaySettings, Values, Verb
 from flows.stages import StageTimedOut, duration
 from pipeline.events import Event, event_line
 
@@ -25,6 +27,9 @@ class Jobs:
         self._lines = lines
         self._was_there = was_there
         self.asked: list[str] = []
+
+    def is_there(self, _name: object) -> bool:
+        return self._was_there
 
     def begin(self, _name: object, _job: object) -> tuple[str, bool]:
         self.asked.append("begin")
@@ -43,14 +48,16 @@ class Jobs:
         self.asked.append("stop")
 
 
-def run_stage(jobs: Jobs, monkeypatch: pytest.MonkeyPatch, **ray: float) -> Values:
+def run_stage(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, *, verb: Verb = "verify", job: Values | None = None, **ray: float
+) -> Values:
     @contextmanager
     def ray_jobs(_ray: RaySettings) -> Iterator[Jobs]:
         yield jobs
 
     monkeypatch.setattr(stages, "_ray_jobs", ray_jobs)
     with disable_run_logger():
-        return stages.run_stage.fn("verify", "verify", {}, RaySettings(**ray))
+        return stages.run_stage.fn(verb, verb, job or {}, RaySettings(**ray))
 
 
 def endless() -> Iterator[None]:
@@ -122,6 +129,56 @@ def test_progress_that_nobody_can_be_shown_stops_nothing(monkeypatch: pytest.Mon
 
     assert run_stage(jobs, monkeypatch) == {"findings": 0}
     assert (shown, jobs.asked) == (["refused"], ["begin"])
+
+
+def test_progress_is_drawn_anew_every_other_second_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, shown = [event_line(Event.PROGRESS, done=done, planned=100, seconds=1.0) for done in range(100)], []
+
+    def draw(*share: object, **_: object) -> uuid.UUID:
+        shown.append(share[-1])
+        return uuid.uuid4()
+
+    for name in ("create_progress_artifact", "update_progress_artifact"):
+        monkeypatch.setattr(stages, name, draw)
+    run_stage(Jobs(lambda: iter([*told, SUMMARY])), monkeypatch)
+
+    assert shown == [0, 100]
+
+
+def test_the_lines_of_a_job_keep_their_levels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = event_line(Event.LOG, level="WARNING", logger="pipeline", message="slow")
+    monkeypatch.setattr(stages, "get_run_logger", lambda: logging.getLogger("run"))
+
+    with caplog.at_level(logging.INFO, "run"):
+        run_stage(Jobs(lambda: iter([said, "12:00:00 ERROR raylet: gone", "{whatever", SUMMARY])), monkeypatch)
+
+    assert [(record.levelname, record.getMessage()) for record in caplog.records[1:]] == [
+        ("WARNING", "slow"),
+        ("ERROR", "12:00:00 ERROR raylet: gone"),
+        ("INFO", "{whatever"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "job", "places"),
+    [
+        ("denoise", {"source": "a", "target": "b"}, ["b"]),
+        ("ingest", {"source": "a", "target": "b"}, ["b"]),
+        ("train", {"source": "a", "run": "c"}, ["c"]),
+        ("verify", {"target": "b"}, []),
+    ],
+)
+def test_one_stage_at_a_time_writes_to_a_place(
+    verb: Verb, job: Values, places: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited: list[str] = []
+    monkeypatch.setattr(stages, "_alone_on", lambda place: nullcontext(limited.append(place)))
+
+    run_stage(Jobs(lambda: iter([SUMMARY])), monkeypatch, verb=verb, job=job)
+
+    assert limited == places
 
 
 @pytest.mark.parametrize(
