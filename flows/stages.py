@@ -17,7 +17,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run as this_flow_run
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 from prefect.tasks import Task
 
 from flows.artifacts import show_pictures, show_rejected
@@ -212,12 +212,13 @@ class _Progress:
             return
         self._next_s = now_s + PROGRESS_INTERVAL_S
         try:
-            if self._artifact is None:
-                self._artifact = cast(
-                    UUID, create_progress_artifact(100 * share, key=self._key, description=_described(event))
-                )
-            else:
-                update_progress_artifact(self._artifact, 100 * share, description=_described(event))
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # or nobody follows the job for minutes
+                if self._artifact is None:
+                    self._artifact = cast(
+                        UUID, create_progress_artifact(100 * share, key=self._key, description=_described(event))
+                    )
+                else:
+                    update_progress_artifact(self._artifact, 100 * share, description=_described(event))
         except Exception as error:
             if not passes(error):
                 raise
