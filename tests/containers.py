@@ -5,6 +5,7 @@ the file gives it, its user, no capabilities, and nothing of this process's envi
 programs of this machine. Limits of memory are not set.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -41,6 +42,7 @@ HOST_FILES = {
 }
 
 
+@functools.cache
 def can_be_run() -> bool:
     """Whether this process may make namespaces, and others may read this Python."""
     if os.geteuid() != 0 or any(shutil.which(name) is None for name in ("ip", "unshare", "nsenter", "setpriv")):

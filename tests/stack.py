@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -92,9 +92,11 @@ class Server:
 class Stack(Server):
     """What runs, and how a person or another program talks to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, within: Sequence[str] = ()) -> None:
+        """Start it; `within` is what the command begins with that is to run on another host."""
         self.folder = folder
         command = [
+            *within,
             sys.executable,
             "-m",
             "flows.cli",
@@ -180,12 +182,24 @@ class Stack(Server):
 
 
 @contextmanager
-def stack(folder: Path) -> Iterator[Stack]:
-    running = Stack(folder)
+def stack(folder: Path, *, within: Sequence[str] = ()) -> Iterator[Stack]:
+    running = Stack(folder, within=within)
     try:
         yield running
     finally:
         running.stop()
+
+
+def processes_of(run_id: str) -> dict[int, str]:
+    """The commands of all processes of a flow run, a Ray of its own among them, by their numbers."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_of_run = f"PREFECT__FLOW_RUN_ID={run_id}".encode() in (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes().decode(errors="replace")
+            if command and (is_of_run or run_id in command):
+                found[int(process.name)] = command
+    return found
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float) -> None:

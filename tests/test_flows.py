@@ -11,7 +11,15 @@ from pydantic import BaseModel, ValidationError
 from flows.events import rejected_fraction
 from flows.nightly import closed_gates
 from flows.patience import patiently
-from flows.settings import DenoiseSettings, Gates, IngestSettings, NightlySettings, RaySettings, TrainSettings
+from flows.settings import (
+    DenoiseSettings,
+    Gates,
+    IngestSettings,
+    NightlySettings,
+    RaySettings,
+    RetrainSettings,
+    TrainSettings,
+)
 from model.training import PRESETS
 from pipeline.comparison import compare
 from pipeline.denoise import DenoiseConfig
@@ -95,7 +103,7 @@ def test_wrong_settings_are_refused(kind: type[BaseModel], values: dict, message
         kind.model_validate(values)
 
 
-@pytest.mark.parametrize("kind", [DenoiseSettings, IngestSettings, TrainSettings, NightlySettings])
+@pytest.mark.parametrize("kind", [DenoiseSettings, IngestSettings, TrainSettings, NightlySettings, RetrainSettings])
 def test_a_form_explains_every_field(kind: type[BaseModel]) -> None:
     schema = kind.model_json_schema()
 

@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
@@ -36,6 +37,8 @@ def page(up: Stack) -> Iterator["sync_api.Page"]:
 
 
 def test_a_person_fills_in_the_form_and_sees_progress_and_pictures(up: Stack, page: "sync_api.Page") -> None:
+    asked: set[str] = set()
+    page.on("request", lambda request: asked.add(request.url))
     deployment = up.api("GET", "/deployments/name/denoise/degrain")["id"]
     page.goto(f"/deployments/deployment/{deployment}/run")
     page.get_by_text("It is only read.").wait_for()  # the description of a field
@@ -63,6 +66,7 @@ def test_a_person_fills_in_the_form_and_sees_progress_and_pictures(up: Stack, pa
     wait_until(lambda: bool(pictures.first.evaluate("picture => picture.naturalWidth > 600")), 30)
     take(page, "pictures")
     assert pictures.count() == 4
+    assert {urlsplit(url).netloc for url in asked} - {""} == {urlsplit(up.ui).netloc}  # and nobody else
 
 
 def take(page: "sync_api.Page", name: str) -> None:

@@ -20,7 +20,7 @@ from commands import write_many
 from loop import index_of
 from photos import saved, scene, write_archive
 from PIL import Image
-from stack import Stack, wait_until
+from stack import Stack, processes_of, wait_until
 
 from flows.ray_jobs import JobName
 
@@ -67,6 +67,29 @@ def test_a_run_that_is_scheduled_denoises_a_bucket_and_shows_what_it_did(up: Sta
     assert artifacts["denoise-progress"]["data"] == 100
     assert "data:image/jpeg;base64," in artifacts["denoise-before-after"]["data"]
     assert any("photos," in line for _, line in up.log(run_id))
+    assert len(up.api("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})) == 1  # for all photos
+
+
+@pytest.mark.slow
+def test_photos_of_a_bucket_are_packed_and_shown(up: Stack) -> None:
+    target = f"s3://photos/{uuid.uuid4().hex}"
+
+    run_id = up.begin("ingest", {"settings": {"source": "s3://photos/noisy", "target": target}})
+    run = up.wait(run_id)
+
+    assert (run["state_type"], run["name"]) == ("COMPLETED", f"ingest s3://photos/noisy → {target}")
+    artifacts = up.artifacts(run_id)
+    assert (summary_of(artifacts, "ingest-summary")["packed"], artifacts["ingest-progress"]["data"]) == ("16", 100)
+
+
+def test_schedules_are_off_until_a_person_turns_them_on(up: Stack) -> None:
+    found = {
+        deployment["entrypoint"]: [schedule["active"] for schedule in deployment["schedules"]]
+        for deployment in up.api("POST", "/deployments/filter", {})
+    }
+
+    off = {f"flows.{name}.{name}": [False] for name in ("denoise", "ingest", "nightly", "retrain", "janitor")}
+    assert found == {**off, "flows.train.train": []}
 
 
 @pytest.mark.slow
@@ -101,11 +124,13 @@ def test_a_run_that_is_cancelled_stops_its_job_and_the_next_does_the_rest(up: St
     run_id = up.begin("denoise", {"settings": many})
     wait_until(lambda: committed(many) >= 3, 60)
 
+    [job] = up.jobs_of(run_id)
     up.set_state(run_id, "CANCELLING")
     start_s = time.monotonic()
     wait_until(lambda: not up.jobs_of(run_id), 10)
     stopped_after_s = time.monotonic() - start_s
     assert up.wait(run_id)["state_type"] == "CANCELLED"
+    assert not up.ray.has_actors(up.ray.find(job))
     done = committed(many)
     rest_id = up.begin("denoise", {"settings": many})
 
@@ -196,6 +221,19 @@ def test_a_flow_whose_process_is_killed_goes_on_with_its_job(up: Stack, many: di
 
 
 @pytest.mark.slow
+def test_a_run_whose_process_is_killed_has_crashed_and_its_job_is_stopped(up: Stack, many: dict) -> None:
+    run_id = up.begin("denoise", {"settings": many})
+    wait_until(lambda: committed(many) >= 2, 90)
+    [job] = up.jobs_of(run_id)
+
+    kill(run_id, "")
+
+    assert up.wait(run_id)["state_type"] == "CRASHED"
+    wait_until(lambda: up.ray.find(job).status.value == "STOPPED", 30)
+    assert not up.ray.has_actors(up.ray.find(job))
+
+
+@pytest.mark.slow
 def test_a_ray_that_is_killed_is_said_clearly_and_a_retry_does_the_rest(up: Stack, many: dict) -> None:
     run_id = up.begin(
         "denoise",
@@ -268,6 +306,7 @@ def test_a_night_tries_photos_denoises_them_and_stops_when_nothing_is_new(up: St
 
     idle = up.wait(up.begin("nightly", {"settings": {"denoise": denoise, "gates": gates}}))
     assert (idle["state_type"], idle["state"]["name"]) == ("COMPLETED", "NothingNew")
+    assert idle["name"] == f"nightly {denoise['source']} → {denoise['target']}"
 
 
 @pytest.mark.slow
@@ -284,8 +323,12 @@ def test_two_workers_share_the_batches_of_a_training_run(up: Stack, tmp_path: Pa
     }
     run_id = up.begin("train", {"settings": settings})
 
-    assert up.wait(run_id, 200)["state_type"] == "COMPLETED"
+    run = up.wait(run_id, 200)
 
+    assert (run["state_type"], run["name"]) == (
+        "COMPLETED",
+        f"train photo on {settings['source']} in {settings['run']}",
+    )
     job = JobName(owner=run_id, stage="train", origin="").attempt(1)
     assert up.actors_of(job).count("RayTrainWorker") == 2
     assert {"train-curve", "train-card", "train-progress"} <= set(up.artifacts(run_id))
@@ -315,6 +358,7 @@ def test_retraining_promotes_weights_that_are_better(up: Stack, tmp_path: Path) 
 
     worse = up.wait(up.begin("retrain", {"settings": settings}), 280)
     assert (worse["state_type"], worse["state"]["name"]) == ("COMPLETED", "NotBetter")
+    assert worse["name"] == f"retrain {settings['promoted']} on {ingest['source']}"
     assert not (tmp_path / "weights").exists()
 
     lenient = {**settings, "min_gain_db": -100, "max_loss_db": 100}
@@ -327,13 +371,7 @@ def test_retraining_promotes_weights_that_are_better(up: Stack, tmp_path: Path) 
 
 def kill(run_id: str, mark: str) -> None:
     """Kill all processes of a flow run, or those of them with a mark in their command."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            is_of_run = f"PREFECT__FLOW_RUN_ID={run_id}".encode() in (process / "environ").read_bytes()
-            command = (process / "cmdline").read_bytes().decode(errors="replace")
-            if (is_of_run or run_id in command) and mark in command:
-                found.append(int(process.name))
+    found = [pid for pid, command in processes_of(run_id).items() if mark in command]
     assert found
     for pid in found:
         with contextlib.suppress(ProcessLookupError):

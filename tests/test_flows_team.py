@@ -10,9 +10,10 @@ from pathlib import Path
 
 import postgres
 import pytest
+from commands import write_many
 from letterbox import Letterbox
 from photos import write_archive
-from stack import Server, wait_until
+from stack import Server, processes_of, wait_until
 
 from flows.child import Child, free_ports
 from flows.local_prefect import local_server, prefect_environment, wait_for_server
@@ -86,7 +87,8 @@ def test_a_worker_does_a_run_and_too_many_rejects_and_failures_are_told(
     shutil.rmtree(tmp_path / "source/2019")
     places = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
     run_id = team.begin("denoise", {"settings": places})
-    wrong_id = team.begin("denoise", {"settings": {**places, "source": "/nowhere/at/all"}})
+    nowhere = {"source": "/nowhere/at/all", "target": str(tmp_path / "other")}
+    wrong_id = team.begin("denoise", {"settings": {**places, **nowhere}})
 
     assert team.wait(run_id, 200)["state_type"] == "COMPLETED"
     assert team.wait(wrong_id)["state_type"] == "FAILED"
@@ -94,3 +96,17 @@ def test_a_worker_does_a_run_and_too_many_rejects_and_failures_are_told(
     told = "\n".join(sorted(mailbox.texts))
     assert "too many photos rejected\n4 photos, a share of 0.3636" in told
     assert "there are no photos in /nowhere/at/all" in told
+
+
+def test_without_a_cluster_a_run_that_is_cancelled_ends_with_its_ray(team: Server, tmp_path: Path) -> None:
+    write_many(tmp_path / "source", 60, side_px=512)
+    target = tmp_path / "target"
+    settings = {"source": str(tmp_path / "source"), "target": str(target), "ray": {"workers": 1}}
+    run_id = team.begin("denoise", {"settings": settings})
+    wait_until(lambda: len(list((target / "commits").glob("*"))) >= 2, 120)
+    assert any("raylet" in command for command in processes_of(run_id).values())
+
+    team.set_state(run_id, "CANCELLING")
+
+    wait_until(lambda: not processes_of(run_id), 30)
+    assert team.wait(run_id)["state_type"] == "CANCELLED"

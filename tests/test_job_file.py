@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from photos import write_archive
 
 from model.evaluate import standard_trials
 from pipeline.errors import RunFailed
-from pipeline.events import EventWriter, event_line, parse_event
+from pipeline.events import EventWriter, JsonLines, event_line, parse_event
 from pipeline.job_file import read_job, run_job
 
 
@@ -160,6 +161,18 @@ def test_a_line_of_something_else_is_no_event() -> None:
     assert parse_event('{"event": "party"}') is None
     assert parse_event('{"event": ') is None
     assert parse_event(event_line("log", message="é")) is not None  # type: ignore[arg-type]
+
+
+def test_a_record_of_the_log_is_one_line_of_json_with_its_traceback_and_without_credentials() -> None:
+    error = OSError("no answer from https://someone:a-password@host/photos")
+    name = "pipeline.storage"
+    traceback = (OSError, error, None)
+    record = logging.getLogger(name).makeRecord(name, logging.WARNING, "", 1, "trying %s", ("again",), traceback)
+
+    [event] = events_of(JsonLines().format(record))
+
+    assert (event["level"], event["logger"]) == ("WARNING", name)
+    assert event["message"] == "trying again\nOSError: no answer from https://…@host/photos"
 
 
 def test_a_job_in_a_process_of_its_own_stops_cleanly_when_told_to(tmp_path: Path) -> None:
