@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from pipeline.errors import RunFailed
 READY_S = 120.0
 SOURCE, TARGET = f"s3://{BUCKET}/noisy", f"s3://{BUCKET}/clean"
 CHECK_S = 0.5
+FOR_SHELLS = ("PREFECT_API_URL", "PREFECT_PROFILES", "DO_NOT_TRACK", "RAY_", "AWS_")  # beginnings of variables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,7 @@ def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[
         ray, head = stack.enter_context(local_ray(folder, port=config.ray_port or None, environment=environment))
         services.append(head)
         links += [f"Ray       {ray.url}", f"Metrics   {ray.metrics_url}"]
+        stack.callback(_stop_jobs, ray)
         environment |= _ray_environment(ray)
         wait_for_server(server, config.port)
         command = [sys.executable, "-m", "flows.deployments"]
@@ -127,6 +129,16 @@ def _write_samples(s3: LocalS3) -> None:
     s3.run([sys.executable, "-m", "pipeline.samples", SOURCE])
 
 
+def _stop_jobs(ray: RayAddress) -> None:
+    """End what is at work: Ray itself would wait for it, be killed after a while, and leave processes for a moment."""
+    from flows.ray_jobs import ClusterLost, RayJobs
+
+    with suppress(ClusterLost, RunFailed):  # then they end with Ray
+        jobs = RayJobs(ray)
+        for job in jobs.unfinished():
+            jobs.stop(str(job.submission_id))
+
+
 def _ray_environment(ray: RayAddress) -> dict[str, str]:
     return {"RAY_API_SERVER_ADDRESS": ray.url, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token}
 
@@ -135,7 +147,7 @@ def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
     """What another shell needs to talk to all this; it holds the token, and is for this user alone."""
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
-    names = [name for name in environment if name.startswith(("PREFECT_API_URL", "PREFECT_PROFILES", "RAY_", "AWS_"))]
+    names = [name for name in environment if name.startswith(FOR_SHELLS)]
     path.write_text("".join(f"export {name}='{environment[name]}'\n" for name in sorted(names)))
 
 
