@@ -1,32 +1,40 @@
-"""`degrain up` itself: nothing outlives it, and it takes up what was at work. The last of the tests that share it."""
+"""`degrain up` itself: nothing outlives it, and it takes up what was at work."""
 
 import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import degrain, write_many
-from stack import Stack, wait_until
+from stack import Stack, stack, wait_until
 
 pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.timeout(600)]
 MANY = 60
 
 
+@pytest.fixture
+def doomed(tmp_path: Path) -> Iterator[Stack]:
+    """Of this test alone, which may kill it."""
+    with stack(tmp_path / "up") as running:
+        yield running
+
+
 def test_when_it_is_killed_nothing_is_left_and_the_next_takes_up_the_run_that_was_at_work(
-    up: Stack, tmp_path: Path
+    doomed: Stack, tmp_path: Path
 ) -> None:
     write_many(tmp_path / "source", MANY, side_px=512)
     target = tmp_path / "target"
     settings = {"source": str(tmp_path / "source"), "target": str(target), "ray": {"workers": 1}}
-    run_id = up.begin("denoise", {"settings": settings})
+    run_id = doomed.begin("denoise", {"settings": settings})
     wait_until(lambda: len(list((target / "commits").glob("*"))) >= 2, 90)
 
-    up.process.kill()
-    wait_until(lambda: not up.processes(), 30)
+    doomed.process.kill()
+    wait_until(lambda: not doomed.processes(), 30)
     before = len(list((target / "commits").glob("*")))
-    again = Stack(up.folder)
+    again = Stack(doomed.folder)
     try:
         assert again.wait(run_id, 150)["state_type"] == "COMPLETED"
         rows = {row["what"]: row["value"] for row in json.loads(again.artifacts(run_id)["denoise-summary"]["data"])}
