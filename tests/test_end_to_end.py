@@ -152,6 +152,7 @@ def test_an_interrupted_run_under_other_settings_is_closed_and_its_results_are_r
     assert len(list((tmp_path / "target/runs").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_the_packed_layout_holds_the_same_photos(
     archive: tuple[Path, Path, dict[str, str], dict], tmp_path: Path
 ) -> None:
