@@ -65,11 +65,10 @@ class DenoiseConfig:
         """See `model.strength`."""
         return why_left_alone(noise, self.strength, keeps_grain=self.keeps_grain, is_gray=is_gray)
 
-    def change(self, noise: NoiseEstimate, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "Change":
-        """Of a photo of this shape and dtype (uint8 or uint16), with what is to be known of it."""
-        is_gray = len(shape) == 2
+    def removed(self, noise: NoiseEstimate, *, is_gray: bool) -> Removed | None:
+        """Where to gather what the network removes, if that may turn out to be texture."""
         doubtful = is_doubtful(noise, self.strength, keeps_grain=self.keeps_grain, is_gray=is_gray)
-        return Change(dtype, Removed() if doubtful else None)
+        return Removed() if doubtful else None
 
     def dose(self, noise: NoiseEstimate) -> Dose:
         """See `model.strength`."""
@@ -120,10 +119,11 @@ def denoise_photo(
                 noisy = decode(data, header)
             with timed(result, "denoise"):
                 noise = estimate_noise(noisy.colour)
-                reason = config.why_left_alone(noise, is_gray=noisy.colour.ndim == 2)
+                is_gray = noisy.colour.ndim == 2
+                reason = config.why_left_alone(noise, is_gray=is_gray)
                 clean = noisy.colour if reason else denoise(noisy.colour, config.dose(noise))
             with timed(result, "measure"):
-                change = config.change(noise, noisy.colour.shape, noisy.colour.dtype)
+                change = Change(noisy.colour.dtype, None if reason else config.removed(noise, is_gray=is_gray))
                 change.add_sample(noisy.colour, clean)
                 reason = reason or change.reason
                 change.tell(result, noise, noise if reason else estimate_noise(clean))
@@ -231,28 +231,33 @@ def denoise_by_bands(
         data = FileBytes(file)
         result.header = header = inspect(data, name=name, limits=config.limits)
         with target.open("w+b") as out:
-            file.seek(0)
-            shutil.copyfileobj(file, out, COPIED_BYTES)
+            _copy(file, out)
             result.file = target
             if header.untouched_reason is not None:
                 return _untouched(result, header.untouched_reason)
             with (room or Room()).taken(COPIES * header.decoded_bytes), timed(result, "denoise"), codec_faults():
                 bands = Bands(data, out)
                 noise = _estimate_by_bands(bands)
-                reason = config.why_left_alone(noise, is_gray=len(bands.shape) == 2)
+                is_gray = len(bands.shape) == 2
+                reason = config.why_left_alone(noise, is_gray=is_gray)
                 if reason is not None:
                     result.noise_sigma_before, result.chroma_share = noise.sigma, noise.chroma_share
                     return _untouched(result, reason)
-                change = config.change(noise, bands.shape, bands.dtype)
+                change = Change(bands.dtype, config.removed(noise, is_gray=is_gray))
                 _denoise_bands(result, bands, denoise, config.dose(noise), change)
                 if change.reason is not None:
-                    file.seek(0)
-                    out.seek(0)
-                    shutil.copyfileobj(file, out, COPIED_BYTES)
-                    out.truncate()
+                    _copy(file, out)
                     return _untouched(result, change.reason)
         result.outcome, result.strength = Outcome.DENOISED, config.dose(noise).strength
     return result
+
+
+def _copy(file: BinaryIO, out: BinaryIO) -> None:
+    """Make `out` what `file` is, whatever it was."""
+    file.seek(0)
+    out.seek(0)
+    shutil.copyfileobj(file, out, COPIED_BYTES)
+    out.truncate()
 
 
 def _denoise_bands(result: PhotoResult, bands: Bands, denoise: DenoiseByWindows, dose: Dose, change: "Change") -> None:
