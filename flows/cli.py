@@ -279,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     _settings_option(command, "train")
     command.add_argument(
         "--preset",
-        choices=["photo", "tune", "seed"],
+        choices=["photo", "tune", "white", "seed"],
         default="photo",
         help="the recipe, tune to go on from good weights; what follows changes it [photo]",
     )

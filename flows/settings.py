@@ -29,10 +29,11 @@ class Network(StrEnum):
 
 
 class Preset(StrEnum):
-    """Which recipe training begins with. `tune` goes on from weights that are good already."""
+    """Which recipe training begins with. `tune` and `white` go on from weights that are good already."""
 
     PHOTO = "photo"
     TUNE = "tune"
+    WHITE = "white"
     SEED = "seed"
 
 

@@ -22,8 +22,6 @@ PEAK = 255.0
 JPEG_QUALITY_RANGE = (60.0, 98.0)  # what cameras, phones and web sites write
 JPEG_420_SHARE = 2 / 3  # phones halve the chroma, and so do most cameras
 EARLIER_JPEG_SHARE = 0.1  # of the files: saved as JPEG before the noise came, too
-FILTERED_SHARE = 0.35  # of cameras, grain and files: the camera or a later step blurred or sharpened
-BLOTCHED_SHARE = 0.25  # of cameras and files: what a camera's own chroma denoising leaves at low frequencies
 HOT_PIXEL_SHARE = 0.15  # of cameras
 MAX_GRAIN_SIGMA = 30.0
 MAX_BLOTCH_SIGMA = 12.0
@@ -56,6 +54,9 @@ class NoiseConfig:
         impulse_density_min, impulse_density_max: range of the share of the pixels that it hits.
         jpeg_share: share of the files (all but `float`) that are JPEGs, at a quality of 60–98, two in three with
             halved chroma (4:2:0).
+        filtered_share: share of cameras, grain and files that the camera or a later step blurred or sharpened.
+        blotched_share: share of cameras and files with low-frequency chroma noise, as a camera's own denoising of
+            chroma leaves it.
     """
 
     sigma_min: float = 0.0
@@ -69,6 +70,8 @@ class NoiseConfig:
     impulse_density_min: float = 0.0
     impulse_density_max: float = 0.3
     jpeg_share: float = 0.5
+    filtered_share: float = 0.35
+    blotched_share: float = 0.25
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma_min <= self.sigma_max:
@@ -80,8 +83,9 @@ class NoiseConfig:
         shares = self.shares.values()
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"noise shares {self.shares} must be positive and add up to 1")
-        if not 0 <= self.jpeg_share <= 1:
-            raise ValueError(f"jpeg_share is {self.jpeg_share}: expected a number from 0 to 1")
+        for name in ("jpeg_share", "filtered_share", "blotched_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected a number from 0 to 1")
 
     @classmethod
     def only(cls, **settings: float) -> "NoiseConfig":
@@ -121,11 +125,11 @@ def sample_noisy(clean_BCHW: Tensor, config: NoiseConfig, generator: Generator) 
     _apply(impulses, noisy_BCHW, of_kind[NoiseKind.IMPULSE], draw)
 
     may_be_blotched_B = of_kind[NoiseKind.CAMERA] | of_kind[NoiseKind.FILE]
-    _apply(_blotches, noisy_BCHW, may_be_blotched_B & draw.chance(may_be_blotched_B, BLOTCHED_SHARE), draw)
+    _apply(_blotches, noisy_BCHW, may_be_blotched_B & draw.chance(may_be_blotched_B, config.blotched_share), draw)
     is_hot_B = of_kind[NoiseKind.CAMERA] & draw.chance(is_file_B, HOT_PIXEL_SHARE)
     _apply(_hot_pixels, noisy_BCHW, is_hot_B, draw)
     may_be_filtered_B = may_be_blotched_B | of_kind[NoiseKind.GRAIN]
-    is_filtered_B = may_be_filtered_B & draw.chance(may_be_filtered_B, FILTERED_SHARE)
+    is_filtered_B = may_be_filtered_B & draw.chance(may_be_filtered_B, config.filtered_share)
     if is_filtered_B.any():  # the noise alone, as if the clean photo had passed the filter, too
         clean = clean_BCHW[is_filtered_B]
         kernels = random_kernels(int(is_filtered_B.sum()), generator)

@@ -136,8 +136,9 @@ def test_the_share_of_patches_that_a_file_can_hold_is_as_set():
         {"float_share": 0.9},
         {"float_share": 1.2, "file_share": -0.2},
         {"jpeg_share": 1.5},
+        {"filtered_share": -0.1},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"sigma range|noise shares|jpeg_share"):
+    with pytest.raises(ValueError, match=r"sigma range|noise shares|jpeg_share|filtered_share"):
         NoiseConfig.only(**({"float_share": 1.0} | wrong))
