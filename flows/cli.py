@@ -281,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
         "--preset",
         choices=["photo", "tune", "white", "seed"],
         default="photo",
-        help="the recipe, tune to go on from good weights; what follows changes it [photo]",
+        help="the recipe: tune goes on from good weights, white adds to them a network for white noise [photo]",
     )
     command.add_argument("--network", choices=["photo", "seed"], help="which architecture")
     command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")

@@ -27,7 +27,7 @@ from model.grain import keep_luminance
 from model.impulses import REACH_PX, Impulses, fill_impulses
 from model.strength import calls_for_network
 from model.tiling import Rectangle, Tile, padded_px, plan_tiles
-from model.weights import Weights, load_weights
+from model.weights import Part, Weights, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,10 @@ class Denoiser:
         self.device = _find_device(device)
         self.precision = Precision(precision)
         self._fastest = _fastest_precision(self.device)
-        self._network = weights.network().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
+        self._networks = {
+            part: network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
+            for part, network in weights.networks().items()
+        }
         self._tile_px = tile_px
         self._batch_px = batch_px or (CPU_BATCH_PX if self.device.type == "cpu" else GPU_BATCH_PX)
 
@@ -230,23 +233,25 @@ class Denoiser:
 
     def _cut(self, request: "Request", area: Rectangle | None = None) -> "list[Job]":
         height_px, width_px = request.noisy.shape[:2]
+        network = self._networks[Part.GENERAL]  # the other is of the same shape
         tiles = plan_tiles(
             height_px,
             width_px,
             tile_px=self._tile_px,
-            halo_px=self._network.halo_px,
-            multiple_px=self._network.multiple_px,
+            halo_px=network.halo_px,
+            multiple_px=network.multiple_px,
             area=area,
         )
         return [Job(request, tile, self._kind(request, tile)) for tile in tiles]
 
     def _kind(self, request: "Request", tile: Tile) -> "Kind":
-        multiple_px = self._network.multiple_px
+        multiple_px = self._networks[Part.GENERAL].multiple_px
         return Kind(
             padded_px(tile.read.height_px, multiple_px),
             padded_px(tile.read.width_px, multiple_px),
             request.noisy.dtype,
             is_gray=request.noisy.ndim == 2,
+            part=Part.WHITE if request.is_white and Part.WHITE in self._networks else Part.GENERAL,
             precision=self._precision_of(request.noisy.dtype),
         )
 
@@ -263,15 +268,15 @@ class Denoiser:
         noisy_BCHW = noisy_BHWC.permute(0, 3, 1, 2)
         level_B2 = torch.tensor([job.request.level for job in batch], device=self.device) / PEAK
         is_filled_alone = all(job.request.strength == 0 for job in batch)
-        clean_BCHW = noisy_BCHW if is_filled_alone else self._run_network(noisy_BCHW, level_B2, kind.precision)
+        clean_BCHW = noisy_BCHW if is_filled_alone else self._run_network(noisy_BCHW, level_B2, kind)
         for job, noisy_CHW, clean_CHW in zip(batch, noisy_BCHW, clean_BCHW, strict=True):
             job.write(noisy_CHW, clean_CHW)
 
-    def _run_network(self, noisy_BCHW: Tensor, level_B2: Tensor, precision: Precision) -> Tensor:
-        is_autocast = precision is not Precision.FLOAT32
-        lower = getattr(torch, precision.value) if is_autocast else None
+    def _run_network(self, noisy_BCHW: Tensor, level_B2: Tensor, kind: "Kind") -> Tensor:
+        is_autocast = kind.precision is not Precision.FLOAT32
+        lower = getattr(torch, kind.precision.value) if is_autocast else None
         with torch.autocast(self.device.type, dtype=lower, enabled=is_autocast):
-            clean_BCHW: Tensor = self._network(noisy_BCHW, level_B2)
+            clean_BCHW: Tensor = self._networks[kind.part](noisy_BCHW, level_B2)
         return clean_BCHW.float()
 
     def _precision_of(self, dtype: np.dtype[Any]) -> Precision:
@@ -297,12 +302,13 @@ class Windowed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What jobs have in common that can share a batch: the size that the network is given, and how it computes."""
+    """What jobs have in common that can share a batch: the network, the size that it is given, and how it computes."""
 
     height_px: int
     width_px: int
     dtype: np.dtype[Any]
     is_gray: bool
+    part: Part
     precision: Precision
 
     @property
@@ -322,6 +328,7 @@ class Request:
         noisy, clean: where the pixels are read from, and written to.
         strength: share of the network's correction that is applied; 0 where it is not asked at all.
         level: what the network is told: the sigma of luminance and of chrominance, in 8-bit levels.
+        is_white: whether it is the network for white noise, where the weights have one.
         keeps_grain: see `model.grain`.
         impulses: salt and pepper, filled before the network sees a tile. That is done whole at any strength but 0, as
             half an impulse is one, and where grain is kept, too: it is none. Where the photo has no other noise, what
@@ -333,6 +340,7 @@ class Request:
     level: tuple[float, float]
     keeps_grain: bool
     clean: NDArray[Any] | Windowed
+    is_white: bool = False
     impulses: Impulses | None = None
 
     @classmethod
@@ -374,7 +382,8 @@ class Request:
         impulses = noise.impulses if strength > 0 else None
         if impulses is not None and not calls_for_network(noise, keeps_grain=keeps_grain, is_gray=noisy.ndim == 2):
             strength = 0.0
-        return cls(noisy, strength, (noise.luma_sigma, noise.chroma_sigma), keeps_grain, clean, impulses)
+        level = noise.luma_sigma, noise.chroma_sigma
+        return cls(noisy, strength, level, keeps_grain, clean, noise.is_white, impulses)
 
     @property
     def is_unchanged(self) -> bool:

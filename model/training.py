@@ -22,7 +22,7 @@ from model.estimate import measure_noise
 from model.jpeg import BLOCK_PX
 from model.muon import Muon
 from model.noise import PEAK, NoiseConfig, sample_noisy
-from model.weights import NETWORKS
+from model.weights import NETWORKS, Part
 
 # How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
 TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.2, 0.08, 0.4
@@ -52,6 +52,8 @@ class TrainConfig:
 
     Attributes:
         network: which architecture; a key of `model.weights.NETWORKS`.
+        part: which of the two networks that weights can hold is trained: any but the general one needs weights to start
+            from, of which the other network stays as it is.
         steps: optimiser steps of the whole run; the learning rate reaches zero at the last one.
         epochs: the same as a number of passes over the photos, a patch of each; takes the place of `steps`.
         batch_size, patch_px: patches of each step, of all workers together, and their side.
@@ -68,6 +70,7 @@ class TrainConfig:
     """
 
     network: str = "photo"
+    part: Part = Part.GENERAL
     steps: int = 60_000
     epochs: int | None = None
     batch_size: int = 16
@@ -150,6 +153,7 @@ TUNE_PRESET = TrainConfig(steps=20_000, small_share=0, cooldown_share=0.6)
 # The same for noise that nothing has filtered since: what a network of this size must know beside it costs it 0.1 dB.
 WHITE_PRESET = dataclasses.replace(
     TUNE_PRESET,
+    part=Part.WHITE,
     noise=NoiseConfig.only(
         clean_share=0.02, float_share=0.58, file_share=0.4, jpeg_share=0, filtered_share=0, blotched_share=0
     ),

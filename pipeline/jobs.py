@@ -84,7 +84,7 @@ def denoise_work(job: DenoiseJob) -> Work:
     """
     source, target = open_both(job.source, job.target, keys=job.keys, where=job.where)
     weights_bytes, weights = read_weights(job.weights)
-    weights.network()  # tensors that do not fit their card are found here, and not by every worker
+    weights.networks()  # tensors that do not fit their card are found here, and not by every worker
     factory = DenoiseWorkerFactory(
         source=source.url, target=target.url, layout=job.layout, weights=weights_bytes, config=job.denoise
     )

@@ -65,7 +65,7 @@ def give_name(
     registry = open_registry(job.registry)
     reference = _reference(job, registry)
     data, weights = read_weights(reference)
-    weights.network()  # tensors that do not fit their card are found here, and not by who uses them
+    weights.networks()  # tensors that do not fit their card are found here, and not by who uses them
     history = registry.history(job.name)
     incumbent = history[-1].sha256 if history else ""
     _refuse_read_only(registry, job.name)

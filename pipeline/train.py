@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from torch import nn
 
 from model.denoiser import Denoiser, count_gpus
 from model.metrics import gaussian_psnr_db
 from model.training import StepMetrics, TrainConfig
-from model.weights import Card, Provenance, Weights, dump_weights, parse_weights
+from model.weights import Card, Part, Provenance, Weights, dump_weights, parse_weights
 from pipeline.charts import draw_loss
 from pipeline.clean_photos import digest_of
 from pipeline.cluster import ClusterConfig, connected
@@ -26,7 +27,7 @@ from pipeline.registry import read_weights
 from pipeline.sources import photos_of
 from pipeline.storage import open_store
 from pipeline.subset import Split
-from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker, weights_of
+from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +55,31 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     store = open_store(job.run)
     photos = photos_of(open_store(job.source), job.subset(Split.TRAIN)).table()
     config = job.config.for_photos(len(photos))
-    card = _card(job, config, photos)
-    state = read_state(store, config)
+    start = read_weights(job.start_from)[1] if job.start_from else None
+    card = _card(job, config, photos, start)
+    network, white, card = _beside_other_part(read_state(store, config).average, card, start, config.part)
     if clean := job.validation_photos(limit=SCORED_PHOTOS):
-        card = dataclasses.replace(card, scores=score(weights_of(state, card), clean))
-    store.write(WEIGHTS, dump_weights(state.average, card))
+        card = dataclasses.replace(card, scores=score(parse_weights(dump_weights(network, card, white=white)), clean))
+    store.write(WEIGHTS, dump_weights(network, card, white=white))
     if metrics := read_metrics(store):
         store.write(CURVE, draw_loss(metrics).encode())
     store.close()
     return card.scores
 
 
-def _card(job: TrainJob, config: TrainConfig, photos: pa.Table) -> Card:
-    """What a person must know of the weights, but for their scores."""
+def _beside_other_part(
+    trained: nn.Module, card: Card, start: Weights | None, part: Part
+) -> tuple[nn.Module, nn.Module | None, Card]:
+    """The general network, the one for white noise, and their card: what was trained, and what it started beside."""
+    if start is not None and part == Part.WHITE:
+        return start.network(), trained, dataclasses.replace(start.card, scores={}, white=card)
+    if start is not None and start.card.white is not None:
+        return trained, start.network(Part.WHITE), dataclasses.replace(card, white=start.card.white)
+    return trained, None, card
+
+
+def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights | None) -> Card:
+    """What a person must know of the network, but for its scores."""
     etags = ((row["key"], row["etag"]) for batch in photos.to_batches() for row in batch.to_pylist())
     return Card(
         network=config.network,
@@ -78,7 +91,7 @@ def _card(job: TrainJob, config: TrainConfig, photos: pa.Table) -> Card:
             source=job.source,
             photos=len(photos),
             photos_sha256=digest_of(etags),
-            start_from=read_weights(job.start_from)[1].sha256 if job.start_from else "",
+            start_from=start.sha256 if start is not None else "",
             version=version("degrain"),
             settings={name: value for name, value in dataclasses.asdict(job).items() if name in DECISIVE},
         ),

@@ -25,7 +25,7 @@ from model.denoiser import Denoiser, use_threads
 from model.metrics import PEAK, psnr_db
 from model.patches import parts_of
 from model.training import StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
-from model.weights import Card, Weights, dump_weights, parse_weights
+from model.weights import Card, Part, Weights, dump_weights, parse_weights
 from pipeline.clean_photos import read_clean_photos
 from pipeline.examples import ExampleStream
 from pipeline.images import to_png
@@ -87,6 +87,11 @@ class TrainJob:
 
     def __post_init__(self) -> None:
         self.subset(Split.TRAIN)
+        if self.config.part != Part.GENERAL and self.start_from is None:
+            raise ValueError(
+                "start_from is not set: expected weights whose general network stays beside the one that is trained, "
+                f"which is for {self.config.part} noise alone"
+            )
         if not 1 <= self.workers <= self.config.parts:
             raise ValueError(
                 f"workers is {self.workers}: expected 1 to {self.config.parts}, the parts that a batch of "
@@ -272,7 +277,7 @@ def _start_from(state: TrainState, name: str, config: TrainConfig) -> None:
     _, weights = read_weights(name)
     if weights.card.network != config.network:
         raise ValueError(f"{name} holds a network {weights.card.network!r}, not {config.network!r}")
-    state.start_from(weights.tensors)
+    state.start_from(weights.part(config.part))
 
 
 def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[str, float | None]]:

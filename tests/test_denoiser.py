@@ -1,5 +1,6 @@
 """The denoiser gives photos back in their own format, whatever their size, and whatever memory there is."""
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -14,7 +15,7 @@ from model.denoiser import SMALLEST_TILE_PX, Precision, use_threads
 from model.estimate import NoiseEstimate, estimate_noise
 from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
-from model.weights import NETWORKS, Card, Weights, dump_weights, parse_weights
+from model.weights import NETWORKS, Card, Part, Weights, dump_weights, parse_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,6 +36,16 @@ def _weights(name: str) -> Weights:
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     return _weights("photo")
+
+
+@pytest.fixture(scope="module")
+def pair(weights: Weights) -> Weights:
+    """Two networks, of which that for white noise finds none."""
+    white = PhotoNetwork()
+    with torch.no_grad():
+        white.head[0].weight.zero_()
+    card = dataclasses.replace(weights.card, white=weights.card)
+    return parse_weights(dump_weights(weights.network(), card, white=white))
 
 
 class FakeNetwork(nn.Module):
@@ -65,8 +76,8 @@ class FakeWeights:
     def __init__(self, network: nn.Module) -> None:
         self._network = network
 
-    def network(self) -> nn.Module:
-        return self._network
+    def networks(self) -> dict[Part, nn.Module]:
+        return {Part.GENERAL: self._network}
 
 
 def _denoiser(network: nn.Module, **options: Any) -> Denoiser:  # Any: what Denoiser takes
@@ -357,6 +368,25 @@ def test_the_network_is_told_what_the_caller_says_of_each_photo():
     noises = [NoiseEstimate(5.0, 6.0, 4.0, 0.5), NoiseEstimate(20.0, 10.0, 25.0, 0.8)]
     _denoiser(network).denoise_many(photos, noises=noises)
     assert network.levels == [pytest.approx((6, 4), rel=1e-4), pytest.approx((10, 25), rel=1e-4)]
+
+
+def test_each_photo_meets_the_network_for_its_noise(pair):
+    white = (128 + np.random.default_rng(0).normal(0, 15, (192, 128, 3))).round().astype(np.uint8)
+    blurred = (white[:, 1:] // 2 + white[:, :-1] // 2).astype(np.uint8)
+    first, second, gray = Denoiser(pair, device="cpu", tile_px=64).denoise_many([white, blurred, white[..., 0]])
+    general = Denoiser(dataclasses.replace(pair, tensors=pair.part(Part.GENERAL), card=pair.card.white), tile_px=64)
+    assert (first == white).all()
+    assert (second == general(blurred)).all()
+    assert (gray == general(white[..., 0])).all()
+    assert (second != blurred).any()
+
+
+def test_what_the_caller_says_of_the_noise_decides_on_the_network(pair):
+    noisy = _photo(64, 64, 3)
+    noise = estimate_noise(noisy)
+    denoiser = Denoiser(pair, device="cpu")
+    assert (denoiser(noisy, noise=dataclasses.replace(noise, is_white=True)) == noisy).all()
+    assert (denoiser(noisy, noise=dataclasses.replace(noise, is_white=False)) != noisy).any()
 
 
 def test_beside_the_network_numpy_computes_with_one_thread() -> None:

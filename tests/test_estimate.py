@@ -1,5 +1,6 @@
 """The estimate finds the level of the noise and its colour, whatever the photo shows."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from model.estimate import estimate_noise, measure_noise
+from model.noise import photograph
 
 PHOTOS = sorted((Path(__file__).parents[1] / "pipeline" / "demo_photos").glob("*.jpg"))
 
@@ -148,3 +150,31 @@ def test_noise_is_measured_where_the_noisy_photo_is_flattest():
 def test_a_float_photo_is_estimated_like_a_file_and_is_never_clipped():
     noisy = np.random.default_rng(0).normal(0, 25, (256, 256, 3)).astype(np.float32)  # half of it below black
     assert estimate_noise(noisy).sigma == pytest.approx(25, rel=0.05)
+
+
+def _coloured_noise(sigma: float) -> np.ndarray:
+    draw = np.random.default_rng(0)
+    return (128 + draw.normal(0, sigma, (256, 256, 3))).astype(np.float32)
+
+
+@pytest.mark.parametrize("sigma", [5, 15, 50])
+def test_noise_that_nothing_has_filtered_is_white(sigma):
+    noisy = _coloured_noise(sigma)
+    assert estimate_noise(noisy).is_white
+    assert estimate_noise(noisy.round().clip(0, 255).astype(np.uint8)).is_white
+
+
+def test_noise_from_behind_a_mosaic_a_jpeg_or_a_filter_is_not_white():
+    noisy = _coloured_noise(15).round().clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noisy).save(file, "JPEG", quality=85)
+    with Image.open(file) as jpeg, Image.fromarray(noisy) as photo:
+        enlarged = photo.resize((300, 300), Image.Resampling.BICUBIC)
+        filtered = [np.asarray(jpeg), np.asarray(enlarged)]
+    clean = np.full((256, 256, 3), 128, np.uint8)
+    assert not any(estimate_noise(photo).is_white for photo in (*filtered, photograph(clean, shot=3e-3, seed=0)))
+
+
+def test_a_clean_or_a_gray_photo_has_no_white_noise():
+    assert not estimate_noise(np.full((256, 256, 3), 128, np.uint8)).is_white
+    assert not estimate_noise(_coloured_noise(15)[..., 0]).is_white

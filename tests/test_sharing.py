@@ -13,6 +13,7 @@ from model import Denoiser
 from model.denoiser import Precision
 from model.estimate import NoiseEstimate
 from model.sharing import SharedDenoiser
+from model.weights import Part
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOISE = NoiseEstimate(20.0, 20.0, 20.0, 2 / 3)
@@ -37,7 +38,7 @@ class GatedNetwork(nn.Module):
 
 class GatedWeights:
     def __init__(self, network: nn.Module) -> None:
-        self.network = lambda: network
+        self.networks = lambda: {Part.GENERAL: network}
 
 
 def denoise_together(

@@ -1,5 +1,6 @@
 """A training run takes the photos that it is told to, holds others back, and starts from what it is given."""
 
+import dataclasses
 import math
 import os
 import signal
@@ -8,12 +9,13 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import torch
 from loop import Loop
 from photos import saved, scene
 from PIL import Image
 
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState
-from model.weights import load_weights
+from model.weights import Part, load_weights
 from pipeline.clean_photos import read_clean_photos
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.storage import open_store
@@ -104,6 +106,34 @@ def test_a_run_starts_from_the_weights_that_it_is_given(folder: Path) -> None:
 
     before, after = load_weights("photo").tensors, load_weights(folder.parent / "run/weights.safetensors").tensors
     assert all((after[name] - before[name]).abs().max() < 1e-6 for name in before)
+
+
+def test_one_network_of_the_weights_is_trained_and_the_other_stays(folder: Path) -> None:
+    """First that for white noise, beside a general one; then the general one again."""
+    config = TrainConfig(steps=1, batch_size=1, patch_px=32)
+    white = dataclasses.replace(config, part=Part.WHITE)
+    jobs = [_job(folder, run=str(folder.parent / name), config=config) for name in ("general", "pair", "again")]
+    jobs[1] = dataclasses.replace(jobs[1], config=white, start_from=f"{jobs[0].run}/weights.safetensors", data="snow")
+    jobs[2] = dataclasses.replace(jobs[2], start_from=f"{jobs[1].run}/weights.safetensors", validation_fraction=0.3)
+
+    for job in jobs:
+        run_train(job, lambda metrics: None)
+
+    general, pair, again = (load_weights(f"{job.run}/weights.safetensors") for job in jobs)
+    assert pair.card.white is not None
+    assert (pair.card.white.data, pair.card.data) == ("snow", general.card.data)
+    assert again.card.white == pair.card.white
+    assert again.card.scores
+    half = {name: tensor.half() for name, tensor in general.tensors.items()}
+    assert _are_equal(pair.part(Part.GENERAL), half)
+    assert not _are_equal(pair.part(Part.WHITE), half)
+    assert _are_equal(again.part(Part.WHITE), pair.part(Part.WHITE))
+    assert not _are_equal(again.part(Part.GENERAL), half)
+
+
+def test_the_network_for_white_noise_needs_another_beside_it(folder: Path) -> None:
+    with pytest.raises(ValueError, match="start_from is not set: .* for white noise alone"):
+        _job(folder, config=TrainConfig(steps=1, part=Part.WHITE))
 
 
 def test_weights_of_another_network_are_no_start(folder: Path) -> None:
@@ -207,6 +237,10 @@ def test_workers_that_share_a_batch_survive_the_death_of_one_and_end_as_one_work
         for one, other in ((ends[0].tensors, ends[1].tensors), (ends[1].tensors, start))
     )
     assert apart < 0.02 * travelled
+
+
+def _are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
 def _bytes(job: TrainJob) -> bytes:

@@ -11,7 +11,9 @@ import torch
 from model import weights
 from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
-from model.weights import Card, Provenance, dump_weights, load_weights, parse_weights
+from model.weights import Card, Part, Provenance, dump_weights, load_weights, parse_weights
+
+NOTHING_SAID = {"data": "", "licence": "", "noise": ""}
 
 
 def _card(**changes: object) -> Card:
@@ -45,6 +47,40 @@ def test_the_same_network_gives_the_same_bytes_and_another_does_not(network):
     assert dump_weights(network, _card()) == data
     assert parse_weights(data).sha256 == parse_weights(dump_weights(network, _card())).sha256
     assert parse_weights(dump_weights(network, _card(noise="none"))).sha256 != parse_weights(data).sha256
+
+
+def test_two_networks_share_a_file_of_the_size_of_one(network):
+    torch.manual_seed(1)
+    white = PhotoNetwork()
+    card = _card(white=_card(noise="white"), provenance=Provenance(source="p", photos=1, photos_sha256="a" * 64))
+    data = dump_weights(network, card, white=white)
+    read = parse_weights(data)
+    assert read.card == card
+    for part, expected in ((Part.GENERAL, network), (Part.WHITE, white)):
+        for name, tensor in read.network(part).state_dict().items():
+            torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=2**-10, atol=1e-7)
+    again = dump_weights(read.network(), read.card, white=read.network(Part.WHITE))
+    assert again == data
+    assert len(data) == pytest.approx(len(dump_weights(network, _card())), rel=0.01)
+
+
+def test_the_general_network_stands_for_the_other_where_there_is_none(network):
+    read = parse_weights(dump_weights(network, _card()))
+    assert all(torch.equal(tensor, read.tensors[name]) for name, tensor in read.part(Part.WHITE).items())
+
+
+@pytest.mark.parametrize("white", [{"network": "seed"}, {"white": {"network": "photo"} | NOTHING_SAID}])
+def test_a_card_of_two_networks_that_do_not_go_together_is_refused(white):
+    values = {"network": "photo"} | NOTHING_SAID
+    metadata = {"card": json.dumps(values | {"white": values | white})}
+    with pytest.raises(ValueError, match="the network for white noise is a"):
+        parse_weights(safetensors.torch.save({"weight": torch.zeros(1)}, metadata))
+
+
+def test_a_card_that_promises_a_second_network_is_not_believed(network):
+    read = parse_weights(dump_weights(network, _card(white=_card())))
+    with pytest.raises(ValueError, match="do not fit the network 'photo'"):
+        read.network(Part.WHITE)
 
 
 def test_a_network_that_is_read_is_ready_for_use(network):
