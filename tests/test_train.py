@@ -132,7 +132,7 @@ def test_one_network_of_the_weights_is_trained_and_the_other_stays(folder: Path)
 
 
 def test_the_network_for_white_noise_needs_another_beside_it(folder: Path) -> None:
-    with pytest.raises(ValueError, match="start_from is not set: .* for white noise alone"):
+    with pytest.raises(ValueError, match=r"start_from is not set: .* for white noise alone"):
         _job(folder, config=TrainConfig(steps=1, part=Part.WHITE))
 
 
