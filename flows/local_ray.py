@@ -98,7 +98,7 @@ def _free_ports(dashboard: int | None) -> dict[str, int]:
 
 def _command(temporary: Path, ports: Mapping[str, int], cpus: int | None) -> list[str]:
     return [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *(sys.executable, "-m", "flows.ray_head", "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"),
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={temporary}",

@@ -24,6 +24,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RaySystemE
 from pipeline.bench import Look, PhotoInWork
 from pipeline.cases import DEATHS_BEFORE_FAILURE, Case, End, Ending, Task, after
 from pipeline.errors import DegrainError, RunFailed
+from pipeline.ray_dashboard import asking_no_cloud
 from pipeline.records import PlannedPhoto, Receipt, ShardPlan
 
 log = logging.getLogger(__name__)
@@ -94,13 +95,14 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
     try:
         if config.address is None:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+            with asking_no_cloud():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
         else:
             ray.init(address=config.address, **quiet)
     except Exception as error:  # Ray raises a bare Exception when a node takes too long to start

@@ -183,7 +183,7 @@ def test_a_stage_that_takes_too_long_is_stopped_and_named_and_the_next_run_does_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["prefect server start", "weed mini", "ray.scripts.scripts start"])
+@pytest.mark.parametrize("command", ["prefect server start", "weed mini", "flows.ray_head start"])
 def test_a_server_that_is_killed_is_started_again_and_the_run_ends_well(up: Stack, many: dict, command: str) -> None:
     settings = {**many, "target": f"s3://photos/{uuid.uuid4().hex}"}
     run_id = up.begin("denoise", {"settings": settings})

@@ -1,0 +1,62 @@
+"""A Ray that starts here asks no cloud where it is."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from pipeline.ray_dashboard import HOME
+
+START = {
+    "ours": "with connected(ClusterConfig()): wait()",
+    "Ray's": "ray.init(address='local', include_dashboard=False, _node_ip_address='127.0.0.1'); wait()",
+}
+# What it would ask, it asks before it notes in its log that it will not report what it has learned.
+PROGRAM = """
+import time
+from pathlib import Path
+import ray
+from ray._private.worker import global_worker
+from pipeline.cluster import ClusterConfig, connected
+
+def wait():
+    log = Path(global_worker.node.get_logs_dir_path()) / "dashboard.log"
+    while not log.exists() or "Usage reporting is disabled" not in log.read_text():
+        time.sleep(0.05)
+
+"""
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """A proxy, and the URLs that it was asked for."""
+    urls: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            urls.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", urls
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("who", "asks"), [("ours", False), ("Ray's", True)])
+def test_where_it_runs_is_asked_by_ray_and_not_by_us(asked: tuple[str, list[str]], who: str, *, asks: bool) -> None:
+    proxy, urls = asked
+    variables = {**os.environ, "http_proxy": proxy, "no_proxy": "127.0.0.1", "RAY_USAGE_STATS_ENABLED": "0"}
+    subprocess.run([sys.executable, "-c", PROGRAM + START[who]], env=variables, check=True, timeout=120)
+    assert any("169.254.169.254" in url for url in urls) is asks
+
+
+def test_the_home_of_the_dashboard_says_nothing() -> None:
+    assert [path.name for path in HOME.iterdir()] == ["ray_bootstrap_config.yaml"]
