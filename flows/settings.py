@@ -183,7 +183,7 @@ class Gates(Settings):
 class NightlySettings(Settings):
     """Denoise what came since the last night, if a trial of it goes well."""
 
-    denoise: DenoiseSettings
+    denoise: DenoiseSettings = Field(description="Which photos, where to, and how.")
     gates: Gates = Field(Gates(), description="What a trial must show.")
     approval: bool = Field(False, description="Wait until a person has seen the trial, and resumes the run.")
     approval_hours: float = Field(12.0, gt=0, description="How long to wait for that; then the run fails.")
@@ -215,8 +215,8 @@ class NightlySettings(Settings):
 class RetrainSettings(Settings):
     """Train weights on what was ingested, and use them from now on if they are better."""
 
-    ingest: IngestSettings
-    train: TrainSettings
+    ingest: IngestSettings = Field(description="Which photos are packed to train on.")
+    train: TrainSettings = Field(description="What is trained on them.")
     trial: Place = Field(description="Clean photos that neither weights were trained on: both are tried on them.")
     trial_photos: Positive | None = Field(None, description="The first so many of them. Empty: all.")
     promoted: str = Field(
