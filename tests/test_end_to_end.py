@@ -208,6 +208,7 @@ def test_too_many_rejected_photos_fail_the_run_and_keep_what_is_finished(tmp_pat
     assert all(kept[row["output_key"]] == row["output_sha256"] for row in rows.values() if row["output_key"])
 
 
+@pytest.mark.slow  # `test_jobs.py` has the same without a cluster
 def test_a_target_inside_of_its_source_is_not_taken_for_photos(tmp_path: Path) -> None:
     write_many(tmp_path / "source", 2)
     summary_of(degrain("denoise", tmp_path / "source", tmp_path / "source/clean", "--json"))

@@ -25,7 +25,7 @@ PAUSE_S = (1.0, 6.0)  # between two kills
 @pytest.mark.parametrize(
     ("photos", "kills"),
     [
-        pytest.param(300, 3, marks=pytest.mark.faults),
+        pytest.param(150, 2, marks=pytest.mark.faults),
         pytest.param(20_000, 40, marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
     ],
 )
