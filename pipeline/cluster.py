@@ -6,6 +6,7 @@ What we add to Ray is "which shard next" and "what to do when a worker dies", no
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -84,6 +85,8 @@ class ClusterConfig:
 def connected(config: ClusterConfig) -> Iterator[None]:
     """A Ray cluster for as long as the context lasts; one that was started here is stopped on every way out.
 
+    Its logs stay where Ray puts them (/tmp/ray) if the context ends in an error, and are removed otherwise.
+
     Raises:
         RunFailed: there is no cluster at the address, or none could be started.
     """
@@ -93,16 +96,18 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         _check_reachable(config.address)
     handler = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
+    logs = None
     try:
         if config.address is None:
             with asking_no_cloud():
-                ray.init(
+                ours: Any = ray.init(  # Any: Ray's type lacks what it returns
                     address="local",
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     _node_ip_address="127.0.0.1",
                     **quiet,
                 )
+            logs = ours.address_info["session_dir"]
         else:
             ray.init(address=config.address, **quiet)
     except Exception as error:  # Ray raises a bare Exception when a node takes too long to start
@@ -113,6 +118,8 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+    if logs is not None:
+        shutil.rmtree(logs, ignore_errors=True)
 
 
 def _check_reachable(address: str) -> None:

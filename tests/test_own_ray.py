@@ -1,14 +1,18 @@
-"""A Ray that starts here asks no cloud where it is."""
+"""A Ray that starts here asks no cloud where it is, and leaves nothing behind."""
 
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from ray._private.worker import global_worker
 
+from pipeline.cluster import ClusterConfig, connected
 from pipeline.ray_dashboard import HOME
 
 START = {
@@ -60,3 +64,13 @@ def test_where_it_runs_is_asked_by_ray_and_not_by_us(asked: tuple[str, list[str]
 
 def test_the_home_of_the_dashboard_says_nothing() -> None:
     assert [path.name for path in HOME.iterdir()] == ["ray_bootstrap_config.yaml"]
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_its_logs_stay_only_after_an_error(*, ends_well: bool) -> None:
+    with suppress(RuntimeError), connected(ClusterConfig()):
+        logs = Path(global_worker.node.get_logs_dir_path())
+        if not ends_well:
+            raise RuntimeError
+
+    assert logs.exists() is not ends_well
