@@ -310,6 +310,36 @@ def test_a_night_tries_photos_denoises_them_and_stops_when_nothing_is_new(up: St
 
 
 @pytest.mark.slow
+def test_a_night_that_nobody_approves_of_in_time_fails_and_has_written_nothing(up: Stack, tmp_path: Path) -> None:
+    write_many(tmp_path / "source", 2, side_px=64)
+    denoise = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
+    settings = {"denoise": denoise, "gates": {"min_change_psnr_db": 10}, "approval": True, "approval_hours": 0.003}
+
+    run = up.wait(up.begin("nightly", {"settings": settings}))
+
+    assert run["state_type"] == "FAILED"
+    assert "paused" in run["state"]["message"]
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.slow
+def test_of_two_trainings_of_one_run_the_second_waits_and_has_nothing_left_to_do(up: Stack, tmp_path: Path) -> None:
+    write_many(tmp_path / "clean", 4, side_px=64)
+    settings = {"source": str(tmp_path / "clean"), "run": str(tmp_path / "run")}
+    settings |= {"steps": 60, "batch_size": 4, "patch_px": 32, "log_every": 10, "checkpoint_every": 10}
+    first = up.begin("train", {"settings": settings})
+    wait_until((tmp_path / "run/checkpoint.safetensors").exists, 90)
+    second = up.begin("train", {"settings": settings})
+    waiting = (logging.INFO, f"waiting for a run that writes to {settings['run']} already")
+    wait_until(lambda: waiting in up.log(second), 30)
+
+    assert up.jobs_of(second) == []
+    assert [up.wait(run_id)["state_type"] for run_id in (first, second)] == ["COMPLETED", "COMPLETED"]
+    shown = [up.artifacts(run_id)["train-card"]["data"] for run_id in (first, second)]
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.slow
 def test_two_workers_share_the_batches_of_a_training_run(up: Stack, tmp_path: Path) -> None:
     write_many(tmp_path / "clean", 4, side_px=64)
     settings = {

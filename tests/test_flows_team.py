@@ -63,10 +63,16 @@ def team(tmp_path_factory: pytest.TempPathFactory, mailbox: Letterbox) -> Iterat
         yield Server(environment)
 
 
-def test_all_flows_are_deployed_with_their_schedules(team: Server) -> None:
+def test_all_flows_are_deployed_with_their_schedules_and_limits(team: Server) -> None:
+    deployments = {deployment["entrypoint"]: deployment for deployment in team.api("POST", "/deployments/filter", {})}
     found = {
-        deployment["entrypoint"]: [schedule["active"] for schedule in deployment["schedules"]]
-        for deployment in team.api("POST", "/deployments/filter", {})
+        entrypoint: [schedule["active"] for schedule in deployment["schedules"]]
+        for entrypoint, deployment in deployments.items()
+    }
+    limits = {
+        entrypoint: limit["limit"]
+        for entrypoint, deployment in deployments.items()
+        if (limit := deployment["global_concurrency_limit"]) is not None
     }
 
     verbs = {
@@ -78,6 +84,7 @@ def test_all_flows_are_deployed_with_their_schedules(team: Server) -> None:
         "janitor": [True],
     }
     assert found == {f"flows.{verb}.{verb}": schedules for verb, schedules in verbs.items()}
+    assert limits == {f"flows.{verb}.{verb}": 1 for verb in ("train", "retrain", "janitor")}
 
 
 def test_a_worker_does_a_run_and_too_many_rejects_and_failures_are_told(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import degrain, write_many
+from commands import degrain, summary_of, write_many
 from stack import Stack, stack, wait_until
 
 pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -47,6 +47,25 @@ def test_when_it_is_killed_nothing_is_left_and_the_next_takes_up_the_run_that_wa
     assert (again.process.returncode, said.splitlines()[-1]) == (0, "stopped")
     wait_until(lambda: not again.processes(), 5)
     assert time.monotonic() - start_s < 60
+
+
+def test_ctrl_c_ends_it_within_seconds_with_a_run_at_work_and_the_next_does_the_rest(
+    doomed: Stack, tmp_path: Path
+) -> None:
+    write_many(tmp_path / "source", MANY, side_px=512)
+    target = tmp_path / "target"
+    settings = {"source": str(tmp_path / "source"), "target": str(target), "ray": {"workers": 1}}
+    doomed.begin("denoise", {"settings": settings})
+    wait_until(lambda: len(list((target / "commits").glob("*"))) >= 2, 90)
+
+    doomed.process.send_signal(signal.SIGINT)
+    said, _ = doomed.process.communicate(timeout=45)
+    assert (doomed.process.returncode, said.splitlines()[-1]) == (0, "stopped")
+    wait_until(lambda: not doomed.processes(), 5)
+
+    summary = summary_of(degrain("denoise", settings["source"], target, "--json"))
+    assert 2 <= summary["up_to_date"] < MANY
+    assert summary["up_to_date"] + summary["denoised"] == MANY
 
 
 def test_a_port_that_is_taken_is_one_line(s3_bucket: str, tmp_path: Path) -> None:
