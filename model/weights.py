@@ -174,7 +174,7 @@ def parse_card(header: bytes) -> Card:
     """
     try:
         return _card(json.loads(json.loads(header)["__metadata__"]["card"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"the weights have no card that this version of degrain understands: {error}") from error
 
 

@@ -120,6 +120,7 @@ def _torch_file(path: Path, value: object) -> bytes:
         None,
         {"card": "not json"},
         {"card": "[]"},
+        {"card": "[" * 100_000},
         {"card": json.dumps({"network": "photo"})},
         {"card": json.dumps({"network": "resnet", "data": "", "licence": "", "noise": ""})},
         {"card": json.dumps({"network": "photo", "data": "", "licence": "", "noise": "", "from_the_future": 1})},
