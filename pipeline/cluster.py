@@ -1,4 +1,4 @@
-"""Start or join a Ray cluster, and map shard plans over its actors: bounded, retried, watched.
+"""Map shard plans over the actors of a Ray cluster: bounded, retried, watched.
 
 What we add to Ray is "which shard next" and "what to do when a worker dies", no more. Of the latter, `cases` decides.
 """
@@ -6,36 +6,29 @@ What we add to Ray is "which shard next" and "what to do when a worker dies", no
 import logging
 import math
 import os
-import shutil
-import signal
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RaySystemError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from pipeline.bench import Look, PhotoInWork
 from pipeline.cases import DEATHS_BEFORE_FAILURE, Case, End, Ending, Task, after
+from pipeline.cluster_size import Cluster
+from pipeline.connection import check_own_cluster
 from pipeline.errors import DegrainError, RunFailed
-from pipeline.ray_dashboard import asking_no_cloud
 from pipeline.records import PlannedPhoto, Receipt, ShardPlan
 
 log = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
-WORKER_BYTES = 1.5 * 1024**3  # what a worker needs beside photos of ordinary size
-CONNECT_TIMEOUT_S = 10.0
 LOOK_S = 1.0  # between two looks at what a worker does
 RESIZE_S = 5.0  # between two looks at what the cluster has
-MOST_NODES = 1000  # of a kind, where the autoscaler knows no limit
 ORPHANED_S = 30.0  # a worker at which nobody has looked for so long ends itself: its driver is gone
 ORPHAN_STEPS = 10
 NAMED = 5  # photos, at most, in a message
@@ -79,59 +72,6 @@ class ClusterConfig:
             raise ValueError(f"shards_per_worker is {self.shards_per_worker}: expected at least 1")
         if not self.photo_timeout_s > 0:
             raise ValueError(f"photo_timeout_s is {self.photo_timeout_s}: expected more than 0")
-
-
-@contextmanager
-def connected(config: ClusterConfig) -> Iterator[None]:
-    """A Ray cluster for as long as the context lasts; one that was started here is stopped on every way out.
-
-    Its logs stay where Ray puts them (/tmp/ray) if the context ends in an error, and are removed otherwise.
-
-    Raises:
-        RunFailed: there is no cluster at the address, or none could be started.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a change to come
-    if config.address is not None:
-        _check_reachable(config.address)
-    handler = signal.getsignal(signal.SIGTERM)
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
-    logs = None
-    try:
-        if config.address is None:
-            with asking_no_cloud():
-                ours: Any = ray.init(  # Any: Ray's type lacks what it returns
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _node_ip_address="127.0.0.1",
-                    **quiet,
-                )
-            logs = ours.address_info["session_dir"]
-        else:
-            ray.init(address=config.address, **quiet)
-    except Exception as error:  # Ray raises a bare Exception when a node takes too long to start
-        place = "on this machine" if config.address is None else f"at {config.address}"
-        raise RunFailed(f"no Ray cluster {place}: {' '.join(str(error).split())[:300]}") from error
-    try:
-        signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process without any clean-up
-        yield
-    finally:
-        ray.shutdown()
-    if logs is not None:
-        shutil.rmtree(logs, ignore_errors=True)
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would look for minutes for a cluster that is not there."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto", which Ray answers at once
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise RunFailed(f"no Ray cluster at {address}: {reason}") from error
 
 
 def map_shards(
@@ -213,7 +153,7 @@ class _Pool:
         self._config = config
         self._stall_s = config.stall_s or 2 * config.photo_timeout_s
         self._factory = ray.put(make_worker)
-        cluster = _Cluster.now(use_gpus=config.use_gpus)
+        cluster = Cluster.now(use_gpus=config.use_gpus)
         size = cluster.size_for(config.workers)
         self._threads = size.threads
         self._actor = ray.remote(_Actor).options(
@@ -258,7 +198,7 @@ class _Pool:
         Raises:
             RunFailed: nothing moves.
         """
-        _check_own_cluster()
+        check_own_cluster()
         for worker in self._workers:
             if worker.looking is None and time.monotonic() > worker.looked_s + LOOK_S:
                 worker.looking = worker.actor.look.remote()
@@ -272,7 +212,7 @@ class _Pool:
             results += self._see(looks[look])
         results += self._end_slow_photos()
         if time.monotonic() > self._resized_s + RESIZE_S:
-            self._resize(_Cluster.now(use_gpus=self._config.use_gpus))
+            self._resize(Cluster.now(use_gpus=self._config.use_gpus))
         if results:
             self._moved_s = time.monotonic()
         if time.monotonic() > self._moved_s + self._stall_s:
@@ -313,7 +253,7 @@ class _Pool:
 
     def _bury(self, worker: _Worker, error: RayError) -> "_Results":
         """An actor that died takes all its calls with it, and a new one takes its place."""
-        is_lost = bool(worker.node) and worker.node not in _Cluster.now(use_gpus=False).nodes
+        is_lost = bool(worker.node) and worker.node not in Cluster.now(use_gpus=False).nodes
         self._deaths_in_a_row += not is_lost
         if self._deaths_in_a_row > 2 * DEATHS_BEFORE_FAILURE + len(self._workers):
             raise RunFailed(f"workers keep dying before they do anything: {_one_line(error)}") from error
@@ -360,7 +300,7 @@ class _Pool:
         worker.calls.clear()
         return tasks
 
-    def _resize(self, cluster: "_Cluster") -> None:
+    def _resize(self, cluster: Cluster) -> None:
         """As many workers as there is room for: none where a node will go, more where one has come.
 
         While there is more to do than they can take, as many again as have started are asked for where an autoscaler
@@ -397,140 +337,6 @@ class _Pool:
 
     def _weight(self, task: Task) -> int:
         return self._config.shards_per_worker if task.is_alone else 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """What a node offers."""
-
-    cores: int
-    gpus: int
-    memory_bytes: float
-
-    @classmethod
-    def of(cls, resources: Mapping[str, float], *, use_gpus: bool) -> "_Node":
-        gpus = int(resources.get("GPU", 0)) if use_gpus else 0
-        return cls(int(resources.get("CPU", 0)), gpus, resources.get("memory", 0.0))
-
-    @property
-    def room(self) -> int:
-        """Workers that it has cores and memory for."""
-        return min(self.cores, max(1, int(self.memory_bytes / WORKER_BYTES)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cluster:
-    """What a cluster has.
-
-    Attributes:
-        nodes: ids of those that are alive.
-        leaving: those of them that will go soon.
-        staying: what each of the others offers.
-        limit: what each node would offer if the autoscaler had brought all that it may; without one, those that stay.
-    """
-
-    nodes: frozenset[str]
-    leaving: frozenset[str]
-    staying: tuple[_Node, ...]
-    limit: tuple[_Node, ...]
-
-    @classmethod
-    def now(cls, *, use_gpus: bool) -> "_Cluster":
-        _check_own_cluster()
-        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-        leaving = frozenset(_draining_nodes())
-        staying = tuple(
-            _Node.of(resources, use_gpus=use_gpus) for node, resources in alive.items() if node not in leaving
-        )
-        limit = tuple(_Node.of(resources, use_gpus=use_gpus) for resources in _autoscaled_nodes())
-        return cls(nodes=frozenset(alive), leaving=leaving, staying=staying, limit=limit or staying)
-
-    @property
-    def possible(self) -> tuple[_Node, ...]:
-        """Whatever a worker may find itself on."""
-        return (*self.staying, *self.limit)
-
-    @property
-    def has_gpus(self) -> bool:
-        return any(node.gpus for node in self.possible)
-
-    @property
-    def room(self) -> int:
-        """Workers that find a GPU each, or where there is none, a core and memory; one at least, to wait for a node."""
-        return max(1, self._room(self.staying))
-
-    @property
-    def largest_room(self) -> int:
-        """The same if the autoscaler brings all that it may."""
-        return max(self.room, self._room(self.limit))
-
-    def _room(self, nodes: Iterable[_Node]) -> int:
-        has_gpus = self.has_gpus  # looks at a thousand nodes, maybe
-        return sum(node.gpus if has_gpus else node.room for node in nodes)
-
-    def size_for(self, workers: int | None) -> "_Size":
-        """What a worker takes; without a number of them, so that each node holds as many as it has room for."""
-        if workers is None and self.has_gpus:
-            share = min(node.cores / node.gpus for node in self.possible if node.gpus)
-            threads = max(1, int(share))
-            return _Size(threads=threads, cores=min(threads, share) or 1, gpus=1, memory_bytes=None)
-        if workers is None:
-            kinds = [node for node in self.possible if node.room]
-            threads = min((node.cores // node.room for node in kinds), default=1)
-            memory_bytes = min([WORKER_BYTES, *(node.memory_bytes for node in kinds if node.memory_bytes)])
-            return _Size(threads=threads, cores=threads, gpus=0, memory_bytes=memory_bytes)
-        gpus = int(sum(node.gpus for node in self.limit) >= workers)
-        cores = [node.cores for node in self.limit if node.gpus or not gpus]
-        threads = max(1, min(max(cores, default=1), sum(cores) // workers))
-        return _Size(threads=threads, cores=min(threads, sum(cores) / workers) or 1, gpus=gpus, memory_bytes=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Size:
-    """What a worker takes of its node, and how many threads it may run."""
-
-    threads: int
-    cores: float
-    gpus: int
-    memory_bytes: float | None
-
-
-def _check_own_cluster() -> None:
-    """Whether a cluster that was started here still runs. Ray has no public way to ask.
-
-    Without its GCS, whatever asks it anything waits for a minute; then Ray ends this process without any clean-up, and
-    so it does some seconds after the raylet has died.
-
-    Raises:
-        RunFailed: a process of it has died.
-    """
-    node = ray._private.worker._global_node
-    found: list[tuple[str, Any]] = node.dead_processes() if node is not None else []  # Any: a Popen
-    if dead := {kind for kind, _ in found} & {"gcs_server", "raylet"}:
-        raise RunFailed(
-            f"Ray has died on this machine ({' and '.join(sorted(dead))}): what is committed stays, and the same "
-            "command does the rest"
-        )
-
-
-def _draining_nodes() -> Mapping[str, int]:
-    """Nodes that had a notice that they will go, with the deadline. Ray has no public way to ask; its own libraries do
-    it like this. A client of a cluster (ray://) cannot.
-    """
-    with suppress(AttributeError, RaySystemError):
-        return ray._private.state.state.get_draining_nodes()
-    return {}
-
-
-def _autoscaled_nodes() -> Iterator[Mapping[str, float]]:
-    """What each node would offer if the autoscaler had brought all that it may. Ray has no public way to ask; its own
-    libraries do it like this.
-    """
-    with suppress(AttributeError, RaySystemError):
-        config = ray._private.state.state.get_cluster_config()
-        for group in config.node_group_configs if config is not None else ():
-            count = group.max_count if group.max_count >= 0 else MOST_NODES
-            yield from [dict(group.resources)] * min(count, MOST_NODES)
 
 
 def _stages(look: Look) -> object:

@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.cluster import ClusterConfig, ShardWorker, connected, map_shards
+from pipeline.cluster import ClusterConfig, ShardWorker, map_shards
+from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.imageset import ImageSet, Manifest
@@ -375,7 +376,7 @@ def _process(
     work: Work, runs: Sequence[_Run], shards: _Shards, progress: Progress, report: Callable[[Progress], None]
 ) -> tuple[Progress, float]:
     """Do the shards. Returns what was done, and the seconds that the work on photos took."""
-    with connected(work.cluster):
+    with connected(work.cluster.address):
         start = time.monotonic()
         meters = Meters(work.command.removeprefix("degrain "))
         report(progress)

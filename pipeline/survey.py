@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bench import Bench, Look
-from pipeline.cluster import ClusterConfig, ShardWorker, connected, map_shards
+from pipeline.cluster import ClusterConfig, ShardWorker, map_shards
+from pipeline.connection import connected
 from pipeline.records import PlannedPhoto, Receipt, ShardPlan
 
 LOOSE_PHOTOS = 64  # that a worker looks at in one go, where each is an object of its own
@@ -120,7 +121,7 @@ def survey(
         first = next(plans, None)
         if first is None:
             return seen
-        with connected(config):
+        with connected(config.address):
             for found in map_shards(chain([first], plans), make_worker, config, on_look=look):
                 assert isinstance(found, Found), "a worker of a survey says what it found"
                 if len(found.rows):

@@ -21,7 +21,7 @@ from model.training import StepMetrics, TrainConfig
 from model.weights import Card, Part, Provenance, Weights, dump_weights, parse_weights
 from pipeline.charts import draw_loss
 from pipeline.clean_photos import digest_of
-from pipeline.cluster import ClusterConfig, connected
+from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.registry import read_weights
 from pipeline.sources import photos_of
@@ -128,7 +128,7 @@ def read_run(run: str) -> dict[str, Any]:  # Any: JSON
 
 def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> None:
     """Ray Train starts the workers, joins them in a process group, and starts them again when one is lost."""
-    with connected(ClusterConfig(address=job.address)), tempfile.TemporaryDirectory(prefix="degrain-") as folder:
+    with connected(job.address), tempfile.TemporaryDirectory(prefix="degrain-") as folder:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchTrainer
         from ray.util.queue import Queue

@@ -11,14 +11,15 @@ from ray.exceptions import OutOfMemoryError
 
 from pipeline import cluster
 from pipeline.cases import POISON_REASON, TOO_SLOW_REASON
-from pipeline.cluster import ClusterConfig, connected, map_shards
+from pipeline.cluster import ClusterConfig, map_shards
+from pipeline.connection import connected
 from pipeline.errors import RunFailed, StorageError
 from pipeline.records import ShardPlan
 
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    with connected(ClusterConfig()):
+    with connected(None):
         yield
 
 
@@ -165,7 +166,7 @@ def test_workers_whose_driver_does_not_look_any_more_end(folder: Path, monkeypat
 def test_a_cluster_that_is_not_there_is_one_clear_line_at_once(address: str) -> None:
     with (
         pytest.raises(RunFailed, match=rf"^no Ray cluster at {address}: connection refused$"),
-        connected(ClusterConfig(address=address)),
+        connected(address),
     ):
         pass
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from pipeline.cluster import _Cluster, _Node
+from pipeline.cluster_size import Cluster, Node
 
-GPU, CORES, HEAD = _Node(8, 1, 32e9), _Node(16, 0, 64e9), _Node(0, 0, 8e9)
+GPU, CORES, HEAD = Node(8, 1, 32e9), Node(16, 0, 64e9), Node(0, 0, 8e9)
 
 
-def cluster_like(staying: list[_Node], limit: list[_Node] | None = None) -> _Cluster:
-    return _Cluster(nodes=frozenset(), leaving=frozenset(), staying=tuple(staying), limit=tuple(limit or staying))
+def cluster_like(staying: list[Node], limit: list[Node] | None = None) -> Cluster:
+    return Cluster(nodes=frozenset(), leaving=frozenset(), staying=tuple(staying), limit=tuple(limit or staying))
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def cluster_like(staying: list[_Node], limit: list[_Node] | None = None) -> _Clu
     ],
 )
 def test_a_worker_is_of_the_size_of_what_is_there_or_may_come(
-    cluster: _Cluster, room: int, largest_room: int, gpus: int, threads: int
+    cluster: Cluster, room: int, largest_room: int, gpus: int, threads: int
 ) -> None:
     size = cluster.size_for(None)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from ray._private.worker import global_worker
 
-from pipeline.cluster import ClusterConfig, connected
+from pipeline.connection import connected
 from pipeline.ray_dashboard import HOME
 
 START = {
-    "ours": "with connected(ClusterConfig()): wait()",
+    "ours": "with connected(None): wait()",
     "Ray's": "ray.init(address='local', include_dashboard=False, _node_ip_address='127.0.0.1'); wait()",
 }
 # What it would ask, it asks before it notes in its log that it will not report what it has learned.
@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 import ray
 from ray._private.worker import global_worker
-from pipeline.cluster import ClusterConfig, connected
+from pipeline.connection import connected
 
 def wait():
     log = Path(global_worker.node.get_logs_dir_path()) / "dashboard.log"
@@ -68,7 +68,7 @@ def test_the_home_of_the_dashboard_says_nothing() -> None:
 
 @pytest.mark.parametrize("ends_well", [True, False])
 def test_its_logs_stay_only_after_an_error(*, ends_well: bool) -> None:
-    with suppress(RuntimeError), connected(ClusterConfig()):
+    with suppress(RuntimeError), connected(None):
         logs = Path(global_worker.node.get_logs_dir_path())
         if not ends_well:
             raise RuntimeError

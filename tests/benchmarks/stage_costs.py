@@ -28,7 +28,8 @@ from scale import family
 
 from pipeline import run
 from pipeline.bench import Look
-from pipeline.cluster import ClusterConfig, ShardWorker, connected, map_shards
+from pipeline.cluster import ClusterConfig, ShardWorker, map_shards
+from pipeline.connection import connected
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory, denoise_photo
 from pipeline.forecast import STAGES
 from pipeline.imageset import ImageSet
@@ -171,7 +172,7 @@ def _wait_as_for_a_gpu(gpu_s: float) -> float:
 @contextmanager
 def one_ray() -> Iterator[None]:
     """One Ray for all runs inside: what its start takes is in none of their seconds."""
-    with connected(ClusterConfig()), patch.object(run, "connected", lambda _: nullcontext()):
+    with connected(None), patch.object(run, "connected", lambda _: nullcontext()):
         yield
 
 

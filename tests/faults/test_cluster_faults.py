@@ -15,7 +15,8 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import ClusterConfig as AutoscalerConfig
 
 from pipeline import cluster as module
-from pipeline.cluster import ClusterConfig, connected, map_shards
+from pipeline.cluster import ClusterConfig, map_shards
+from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.records import ShardPlan
 
@@ -31,7 +32,7 @@ def cluster_of(*nodes: int) -> Iterator[tuple[Cluster, list]]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE})
     try:
         added = [cluster.add_node(num_cpus=cores, **NODE) for cores in nodes]
-        with connected(ClusterConfig(address=cluster.address)):
+        with connected(cluster.address):
             yield cluster, added
     finally:
         cluster.shutdown()
@@ -128,9 +129,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from noting import Guest, WorkerFactory, shard
-from pipeline.cluster import ClusterConfig, connected, map_shards
+from pipeline.cluster import ClusterConfig, map_shards
+from pipeline.connection import connected
 config = ClusterConfig(address={address!r})
-with connected(config):
+with connected(config.address):
     list(map_shards([shard("s0", "endless")], WorkerFactory(Path({folder!r})), config))
 """
 
@@ -181,7 +183,7 @@ def test_what_an_autoscaler_may_bring_is_asked_for_as_long_as_there_is_work(tmp_
 def test_a_ray_of_its_own_that_dies_ends_a_run_soon_and_in_one_line(
     tmp_path: Path, process: str, survived: Callable[[int], None]
 ) -> None:
-    with connected(ClusterConfig()):
+    with connected(None):
         receipts = map_shards(plans(), WorkerFactory(tmp_path), ClusterConfig(workers=1))
         next(receipts)
         [dying] = ray._private.worker._global_node.all_processes[process]

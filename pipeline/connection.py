@@ -1,0 +1,89 @@
+"""A Ray cluster for as long as it is needed: one that is there, or one that is started on this machine."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from pipeline.errors import RunFailed
+from pipeline.ray_dashboard import asking_no_cloud
+
+OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
+CONNECT_TIMEOUT_S = 10.0
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """The Ray cluster at an address, or one on this machine that is stopped on every way out of the context.
+
+    Its logs stay where Ray puts them (/tmp/ray) if the context ends in an error, and are removed otherwise.
+
+    Raises:
+        RunFailed: there is no cluster at the address, or none could be started.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a change to come
+    if address is not None:
+        _check_reachable(address)
+    handler = signal.getsignal(signal.SIGTERM)
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
+    logs = None
+    try:
+        if address is None:
+            with asking_no_cloud():
+                ours: Any = ray.init(  # Any: Ray's type lacks what it returns
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
+            logs = ours.address_info["session_dir"]
+        else:
+            ray.init(address=address, **quiet)
+    except Exception as error:  # Ray raises a bare Exception when a node takes too long to start
+        place = "on this machine" if address is None else f"at {address}"
+        raise RunFailed(f"no Ray cluster {place}: {' '.join(str(error).split())[:300]}") from error
+    try:
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process without any clean-up
+        yield
+    finally:
+        ray.shutdown()
+    if logs is not None:
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+def check_own_cluster() -> None:
+    """Whether a cluster that was started here still runs. Ray has no public way to ask.
+
+    Without its GCS, whatever asks it anything waits for a minute; then Ray ends this process without any clean-up, and
+    so it does some seconds after the raylet has died.
+
+    Raises:
+        RunFailed: a process of it has died.
+    """
+    node = ray._private.worker._global_node
+    found: list[tuple[str, Any]] = node.dead_processes() if node is not None else []  # Any: a Popen
+    if dead := {kind for kind, _ in found} & {"gcs_server", "raylet"}:
+        raise RunFailed(
+            f"Ray has died on this machine ({' and '.join(sorted(dead))}): what is committed stays, and the same "
+            "command does the rest"
+        )
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would look for minutes for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", which Ray answers at once
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise RunFailed(f"no Ray cluster at {address}: {reason}") from error
