@@ -14,7 +14,8 @@ MODULES = sorted(
     path.relative_to(ROOT).as_posix() for room in ("model", "pipeline", "flows") for path in (ROOT / room).rglob("*.py")
 )
 CODECS = [f"pipeline/{name}.py" for name in ("images", "container", "ifd", "jpeg", "png", "tiff", "webp")]
-RAY = [*(f"pipeline/{name}.py" for name in ("cluster", "meters", "process_group", "train")), "flows/ray_jobs.py"]
+RAY_OF_PIPELINE = ("cluster", "cluster_size", "connection", "meters", "process_group", "ray_dashboard", "train")
+RAY = [*(f"pipeline/{name}.py" for name in RAY_OF_PIPELINE), "flows/ray_head.py", "flows/ray_jobs.py"]
 
 # Where each of these may be imported; what is not named may be imported anywhere.
 ALLOWED = {
