@@ -13,6 +13,7 @@ from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
 from model.weights import Card, Part, Provenance, dump_weights, load_weights, parse_weights
 
+SHIPPED_PHOTO = weights.SHIPPED / "photo.safetensors"
 NOTHING_SAID = {"data": "", "licence": "", "noise": ""}
 
 
@@ -161,3 +162,8 @@ def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_those_that_ar
     (tmp_path / "small.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="no weights 'smal': expected a file or one of small"):
         load_weights("smal")
+
+
+def test_the_weights_that_ship_are_small_and_hold_both_networks():
+    assert SHIPPED_PHOTO.stat().st_size <= 8_000_000
+    assert set(load_weights("photo").networks()) == {Part.GENERAL, Part.WHITE}
