@@ -38,12 +38,19 @@ class ShardSize:
     Attributes:
         max_photos: a shard's most photos: what a crash may cost, against one commit object for each shard.
         max_bytes: a shard's most source bytes, unless it is one larger photo.
-        min_shards: as many shards at least, where there are as many photos.
+        min_shards: as many shards at least, where there are as many photos. None has more than twice its share of the
+            bytes, or a few huge photos among small ones would be one worker's alone.
     """
 
     max_photos: int = 64
     max_bytes: int = 128 * 1024**2
     min_shards: int = 32
+
+    def limited_to(self, photos: int, size_bytes: int) -> "ShardSize":
+        """The same for so much work in all."""
+        max_photos = min(self.max_photos, photos // self.min_shards)
+        max_bytes = min(self.max_bytes, 2 * size_bytes // self.min_shards)
+        return dataclasses.replace(self, max_photos=max(1, max_photos), max_bytes=max(1, max_bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +172,8 @@ def write_plan(
         _compare(database, options.header, done, pending=pending, tainted=tainted)
         amounts = _amounts(database)
         wanted = processed_statuses(options.retry_failed)
-        wanted_photos = sum(amounts[status].photos for status in wanted if status in amounts)
+        found = [amounts[status] for status in wanted if status in amounts]
+        wanted_photos, wanted_bytes = sum(each.photos for each in found), sum(each.size_bytes for each in found)
         statuses = ", ".join(literal(status) for status in wanted)
         database.execute(f"CREATE TEMP VIEW wanted AS SELECT * FROM compared WHERE status IN ({statuses})")
         photos, chosen = wanted_photos, "true"
@@ -177,7 +185,8 @@ def write_plan(
         photos = photos if options.limit is None else min(photos, options.limit)
         limit = f"LIMIT {photos}" if photos < wanted_photos else ""
         todo = database.sql(f"SELECT * FROM wanted WHERE {chosen} ORDER BY key {limit}")
-        planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), photos, plan, options)
+        size = options.shard_size.limited_to(photos, wanted_bytes * photos // max(1, wanted_photos))
+        planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), size, plan, options)
     return PlanCounts(amounts=amounts, planned=planned, shards=shards, is_complete=photos == wanted_photos)
 
 
@@ -336,10 +345,8 @@ def _amounts(database: duckdb.DuckDBPyConnection) -> dict[Status, Amount]:
     return {status: found[status] for status in Status if status in found}
 
 
-def _write_shards(todo: Iterator[pa.Table], photos: int, plan: Path, options: PlanOptions) -> tuple[Amount, int]:
+def _write_shards(todo: Iterator[pa.Table], size: ShardSize, plan: Path, options: PlanOptions) -> tuple[Amount, int]:
     """Cut sorted rows into shards, and write them as they come. Returns how much they are, and the number of shards."""
-    size = options.shard_size
-    max_photos = max(1, min(size.max_photos, photos // size.min_shards))
     header = json.dumps(dataclasses.asdict(options.header))
     schema = PLAN_SCHEMA.with_metadata({PLAN_HEADER: header, PLAN_COMMAND: options.command})
     planned, shards = Amount(), 0
@@ -347,7 +354,7 @@ def _write_shards(todo: Iterator[pa.Table], photos: int, plan: Path, options: Pl
     with _plan_writer(plan, schema) as writer:
         for batch in chain(todo, [None]):
             rows = pa.concat_tables([*open_shard, *([] if batch is None else [batch])]).combine_chunks()
-            ends = shard_ends(_numbers(rows["size_bytes"]), max_photos=max_photos, max_bytes=size.max_bytes)
+            ends = shard_ends(_numbers(rows["size_bytes"]), max_photos=size.max_photos, max_bytes=size.max_bytes)
             if batch is not None:
                 ends = ends[:-1]
             closed = int(ends[-1]) if len(ends) else 0

@@ -573,6 +573,15 @@ def test_cuts_small_and_large_archives(plan: Planner, photos: int, size: ShardSi
     assert [len(shard.photos) for shard in shards] == expected
 
 
+def test_huge_photos_among_small_ones_are_shards_of_their_own(plan: Planner) -> None:
+    small = [photo(f"small{number:03}", size_bytes=10_000) for number in range(300)]
+    huge = [photo(f"huge{number}", size_bytes=70_000_000) for number in range(2)]
+
+    _, shards = plan([*huge, *small])
+
+    assert [len(shard.photos) for shard in shards] == [1, 1] + [9] * 33 + [3]
+
+
 def test_the_same_work_has_the_same_name_in_any_order_of_listing(plan: Planner) -> None:
     listing = [photo(f"{number}.jpg", size_bytes=number) for number in range(50)]
     index = [row(f"{number}.jpg", weights="w0") for number in range(0, 50, 3)]

@@ -286,7 +286,7 @@ def test_a_photo_is_made_again_by_the_settings_that_made_it_whatever_came_later(
 
 def test_weights_that_are_gone_are_asked_for(loop: Loop, tmp_path: Path) -> None:
     _, weights = read_weights("photo")
-    other = dump_weights(weights.network(), dataclasses.replace(weights.card, noise="other"))
+    other = dump_weights(weights.network(), dataclasses.replace(weights.card, white=None))
     (tmp_path / "other.safetensors").write_bytes(other)
     write_photos(tmp_path / "source")
     job = DenoiseJob(

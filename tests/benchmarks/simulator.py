@@ -607,8 +607,8 @@ def simulate_run(
 
 def cut(photos: int, size_bytes: float) -> list[int]:
     """Shards of photos that are all of that size, as `pipeline.planning` cuts them."""
-    size = ShardSize()
-    most = max(1, min(size.max_photos, photos // size.min_shards))
+    size = ShardSize().limited_to(photos, int(photos * size_bytes))
+    most = size.max_photos
     if size_bytes:
         most = max(1, min(most, int(size.max_bytes // size_bytes)))
     return [min(most, photos - first) for first in range(0, photos, most)]
