@@ -175,6 +175,13 @@ def test_noise_from_behind_a_mosaic_a_jpeg_or_a_filter_is_not_white():
     assert not any(estimate_noise(photo).is_white for photo in (*filtered, photograph(clean, shot=3e-3, seed=0)))
 
 
+def test_noise_that_is_stronger_in_the_dark_is_a_sensors():
+    draw = np.random.default_rng(0)
+    level = np.linspace(40, 215, 256)[:, None, None]
+    noisy = level + draw.normal(0, np.linspace(20, 8, 256)[:, None, None], (256, 256, 3))
+    assert not estimate_noise(noisy.round().clip(0, 255).astype(np.uint8)).is_white
+
+
 def test_a_clean_or_a_gray_photo_has_no_white_noise():
     assert not estimate_noise(np.full((256, 256, 3), 128, np.uint8)).is_white
     assert not estimate_noise(_coloured_noise(15)[..., 0]).is_white
