@@ -165,7 +165,7 @@ class Stack(Server):
         listed = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
         ports = [self.environment[name].rpartition(":")[2] for name in ("RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL")]
         marks = [str(self.folder), *ports, self.environment["PREFECT_API_URL"].split(":")[2].split("/")[0]]
-        return [line for line in listed.splitlines() if any(mark in line for mark in marks) and "pytest" not in line]
+        return [line for line in listed.splitlines() if any(mark in line for mark in marks)]
 
     def service(self, command: str) -> int:
         """Process of that child of `degrain up` that has this in its command."""

@@ -110,6 +110,7 @@ def test_a_schedule_that_is_turned_on_begins_one_run_after_the_other_by_itself(u
     assert began > due - timedelta(seconds=1)  # Prefect waits for whole seconds
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_run_are_checked_before_it_starts(up: Stack) -> None:
     with pytest.raises(OSError, match="409"):
         up.begin("denoise", {"settings": {"source": "a", "target": "b", "strenght": 1}})

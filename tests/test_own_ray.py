@@ -54,7 +54,7 @@ def asked() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-@pytest.mark.parametrize(("who", "asks"), [("ours", False), ("Ray's", True)])
+@pytest.mark.parametrize(("who", "asks"), [("ours", False), pytest.param("Ray's", True, marks=pytest.mark.slow)])
 def test_where_it_runs_is_asked_by_ray_and_not_by_us(asked: tuple[str, list[str]], who: str, *, asks: bool) -> None:
     proxy, urls = asked
     variables = {**os.environ, "http_proxy": proxy, "no_proxy": "127.0.0.1", "RAY_USAGE_STATS_ENABLED": "0"}

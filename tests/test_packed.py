@@ -219,6 +219,7 @@ def test_duckdb_opens_it(folder: Path) -> None:
     assert iso == 100
 
 
+@pytest.mark.slow
 def test_ray_data_opens_it(folder: Path) -> None:
     script = f"""
 import hashlib, logging, ray
