@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0  # between two looks at what a worker does
 RESIZE_S = 5.0  # between two looks at what the cluster has
+START_S = 15.0  # for which those that are up leave some of the work to those that are not yet
 ORPHANED_S = 30.0  # a worker at which nobody has looked for so long ends itself: its driver is gone
 ORPHAN_STEPS = 10
 NAMED = 5  # photos, at most, in a message
@@ -165,12 +166,17 @@ class _Pool:
         self._workers: list[_Worker] = []
         self._deaths_in_a_row = 0
         self._is_short = False  # of workers: a task has waited for one since the last look at the cluster
-        self._moved_s = self._resized_s = time.monotonic()
+        self._began_s = self._moved_s = self._resized_s = time.monotonic()
         self._resize(cluster)
 
     @property
     def is_busy(self) -> bool:
         return any(worker.calls for worker in self._workers)
+
+    @property
+    def _is_starting(self) -> bool:
+        is_early = time.monotonic() < self._began_s + START_S
+        return is_early and not all(worker.node for worker in self._workers)
 
     @property
     def finished_photos(self) -> int:
@@ -179,11 +185,13 @@ class _Pool:
         return sum(count for worker in self._workers for shard, count in worker.look.finished if shard in shards)
 
     def submit(self, task: Task) -> bool:
-        """Give a task to the worker that has the least to do; False where none has room."""
+        """Give a task to the worker that has the least to do; False where none has room, or another is soon up."""
         ready = [worker for worker in self._workers if worker.node and not worker.is_leaving]
         worker = min(ready, key=self._load, default=None)
         if worker is None or self._load(worker) + self._weight(task) > self._config.shards_per_worker:
             self._is_short = True
+            return False
+        if self._load(worker) and self._is_starting:
             return False
         if task.photo is None:
             call = worker.actor.run.remote(task.case.plan, dict(task.case.poisonous))

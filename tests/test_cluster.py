@@ -37,6 +37,15 @@ def test_every_shard_ends_once_whatever_the_number_of_workers(folder: Path) -> N
     assert sum(found.photos for found in receipts) == 18
 
 
+def test_few_shards_are_shared_and_do_not_all_fall_to_the_worker_that_is_up_first(folder: Path) -> None:
+    plans = [shard("s0", "slow0"), shard("s1", "slow1")]
+
+    list(map_shards(plans, WorkerFactory(folder), ClusterConfig(workers=2)))
+
+    processes = {(folder / key).read_text().split()[0] for key in ("slow0", "slow1")}
+    assert len(processes) == 2
+
+
 def test_plans_are_read_only_as_fast_as_they_are_worked_on(folder: Path) -> None:
     read = []
 
