@@ -124,10 +124,11 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
     flat, following = _flattest(blocks_NPC, clipped_N)
     axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
     fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
-    luma, chroma = _white_powers(fine) if _is_white(fine, coarse) else _stronger_powers(fine, coarse)
+    is_white = _is_white(fine, coarse)
+    luma, chroma = _white_powers(fine) if is_white else _stronger_powers(fine, coarse)
     sure_luma = max(fine.luma.sure_power, coarse.luma.sure_power)
     sure_chroma = max(fine.chroma.sure_power, coarse.chroma.sure_power)
-    if _is_white(fine, coarse):
+    if is_white:
         sure_chroma = fine.chroma.power
     gain = 1 / _left_by_clipping(float(clipped_N[flat].mean()))
     found = _from_powers(luma * gain, chroma * gain, channels=blocks_NPC.shape[2])
@@ -139,7 +140,7 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
         sure_chroma_sigma=math.sqrt(sure_chroma * gain),
         impulse_density=density,
         impulses=impulses,
-        is_white=_is_unfiltered(fine, coarse) and _is_even(blocks_NPC, clipped_N),
+        is_white=is_white and _is_unfiltered(fine, coarse) and _is_even(blocks_NPC, clipped_N),
         is_drawn=looks_noisy and _is_drawn(blocks_NPC[flat], found.sigma),
     )
 
@@ -323,8 +324,7 @@ def _is_unfiltered(fine: _Scale, coarse: _Scale) -> bool:
     """Whether colour noise is as strong in cells, in rows and in columns as in single pixels and along diagonals."""
     in_cells, in_bands = (ratio**2 for ratio in UNFILTERED_RATIOS)
     return (
-        _is_white(fine, coarse)
-        and fine.chroma.power / in_cells < coarse.chroma.power < fine.chroma.power * in_cells
+        fine.chroma.power / in_cells < coarse.chroma.power < fine.chroma.power * in_cells
         and fine.chroma.power / in_bands < fine.chroma.sideways < fine.chroma.power * in_bands
     )
 

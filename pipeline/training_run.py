@@ -25,7 +25,7 @@ from model.denoiser import Denoiser, use_threads
 from model.metrics import PEAK, psnr_db
 from model.patches import parts_of
 from model.training import StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
-from model.weights import Card, Part, Weights, dump_weights, parse_weights
+from model.weights import Card, Part, dump_weights, parse_weights
 from pipeline.clean_photos import read_clean_photos
 from pipeline.examples import ExampleStream
 from pipeline.images import to_png
@@ -222,7 +222,8 @@ class _Folder:
 
     def _validate(self, step: int, state: TrainState) -> float:
         """Score the average on a few photos, and picture some: noisy, denoised, clean."""
-        denoiser = Denoiser(weights_of(state, Card(network=self._config.network, data="", licence="", noise="")))
+        card = Card(network=self._config.network, data="", licence="", noise="")
+        denoiser = Denoiser(parse_weights(dump_weights(state.average, card)))
         draw = np.random.default_rng(0)
         scores, strips = [], []
         for clean in self._photos:
@@ -266,11 +267,6 @@ class _Board:
             self._writer.flush()
         for path in sorted(Path(self._folder.name).iterdir()):
             self._store.write(f"{TENSORBOARD}/{path.name}", path.read_bytes())
-
-
-def weights_of(state: TrainState, card: Card) -> Weights:
-    """The average of a state as weights with that card."""
-    return parse_weights(dump_weights(state.average, card))
 
 
 def _start_from(state: TrainState, name: str, config: TrainConfig) -> None:

@@ -22,14 +22,20 @@ def doomed(tmp_path: Path) -> Iterator[Stack]:
         yield running
 
 
+def begin_run(up: Stack, folder: Path) -> str:
+    """Begin to denoise photos of a folder in there; returns the id of the run as soon as some of it is done."""
+    write_many(folder / "source", MANY, side_px=512)
+    settings = {"source": str(folder / "source"), "target": str(folder / "target"), "ray": {"workers": 1}}
+    run_id = up.begin("denoise", {"settings": settings})
+    wait_until(lambda: len(list((folder / "target/commits").glob("*"))) >= 2, 90)
+    return run_id
+
+
 def test_when_it_is_killed_nothing_is_left_and_the_next_takes_up_the_run_that_was_at_work(
     doomed: Stack, tmp_path: Path
 ) -> None:
-    write_many(tmp_path / "source", MANY, side_px=512)
+    run_id = begin_run(doomed, tmp_path)
     target = tmp_path / "target"
-    settings = {"source": str(tmp_path / "source"), "target": str(target), "ray": {"workers": 1}}
-    run_id = doomed.begin("denoise", {"settings": settings})
-    wait_until(lambda: len(list((target / "commits").glob("*"))) >= 2, 90)
 
     doomed.process.kill()
     wait_until(lambda: not doomed.processes(), 30)
@@ -52,18 +58,14 @@ def test_when_it_is_killed_nothing_is_left_and_the_next_takes_up_the_run_that_wa
 def test_ctrl_c_ends_it_within_seconds_with_a_run_at_work_and_the_next_does_the_rest(
     doomed: Stack, tmp_path: Path
 ) -> None:
-    write_many(tmp_path / "source", MANY, side_px=512)
-    target = tmp_path / "target"
-    settings = {"source": str(tmp_path / "source"), "target": str(target), "ray": {"workers": 1}}
-    doomed.begin("denoise", {"settings": settings})
-    wait_until(lambda: len(list((target / "commits").glob("*"))) >= 2, 90)
+    begin_run(doomed, tmp_path)
 
     doomed.process.send_signal(signal.SIGINT)
     said, _ = doomed.process.communicate(timeout=45)
     assert (doomed.process.returncode, said.splitlines()[-1]) == (0, "stopped")
     wait_until(lambda: not doomed.processes(), 5)
 
-    summary = summary_of(degrain("denoise", settings["source"], target, "--json"))
+    summary = summary_of(degrain("denoise", tmp_path / "source", tmp_path / "target", "--json"))
     assert 2 <= summary["up_to_date"] < MANY
     assert summary["up_to_date"] + summary["denoised"] == MANY
 
