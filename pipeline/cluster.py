@@ -24,6 +24,7 @@ from pipeline.cluster_size import Cluster
 from pipeline.connection import check_own_cluster
 from pipeline.errors import DegrainError, RunFailed
 from pipeline.records import PlannedPhoto, Receipt, ShardPlan
+from pipeline.room import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -381,6 +382,7 @@ class _Actor:
     """
 
     def __init__(self, make_worker: Callable[[int], ShardWorker], threads: int) -> None:
+        keep_freed_memory()
         self._make = partial(make_worker, threads)
         self._lock = threading.Lock()
         self._made: ShardWorker | None = None

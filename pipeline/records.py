@@ -1,6 +1,5 @@
 """The values that travel between processes, and every Arrow schema: the only place where columns are named."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -327,7 +326,8 @@ TRAINING_SCHEMA = pa.schema(
 
 def index_table(records: Iterable[PhotoRecord]) -> pa.Table:
     """Rows of the index, in the order given."""
-    rows = [{**dataclasses.asdict(record), "megapixels": record.megapixels} for record in records]
+    columns = [name for name in INDEX_SCHEMA.names if name != DUPLICATE_OF]
+    rows = [{name: getattr(record, name) for name in columns} for record in records]
     return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
 
 

@@ -1,10 +1,35 @@
 """Room in a worker's memory for the photos that it works on: bounded by their bytes, and not by their number."""
 
+import ctypes
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+KEPT_BYTES = 64 * 1024**2  # of what is free at the end of a heap
+MAPPED_BYTES = 16 * 1024**2  # blocks of this size and larger go back to the system at once
+HEAPS = 2
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep some memory that it frees for what it needs next. With another C library: nothing.
+
+    Else each photo is given pages that the system clears first: 12 to 20 % of the time of a small one. Fewer heaps than
+    threads make up for what is kept.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in (
+            (_M_TRIM_THRESHOLD, KEPT_BYTES),
+            (_M_MMAP_THRESHOLD, MAPPED_BYTES),
+            (_M_ARENA_MAX, HEAPS),
+        ):
+            mallopt(parameter, value)
 
 
 class Room:

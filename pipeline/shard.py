@@ -404,4 +404,4 @@ def timed(result: PhotoResult, stage: str) -> Iterator[None]:
     enter_stage(stage)
     start = time.perf_counter()
     yield
-    result.stage_s[stage] = time.perf_counter() - start
+    result.stage_s[stage] = result.stage_s.get(stage, 0.0) + time.perf_counter() - start
