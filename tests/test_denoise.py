@@ -1,12 +1,19 @@
 """One photo in memory. The network is a hand-written fake."""
 
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from photos import saved, scene
 
+import pipeline.denoise
+from model import Denoiser
 from model.estimate import estimate_noise
 from model.strength import Dose, Strength
-from pipeline.denoise import Change, Denoise, DenoiseConfig, denoise_photo
+from pipeline.denoise import Change, Denoise, DenoiseConfig, PhotoDenoiser, denoise_photo
 from pipeline.images import Limits, decode, inspect
 from pipeline.records import Outcome
 from pipeline.shard import PhotoResult
@@ -126,3 +133,33 @@ def test_a_large_photo_is_measured_by_rows_that_stand_for_it(height_px: int) -> 
         change.tell(result, estimate_noise(noisy), 1.0)
     assert results[1].change_psnr_db == pytest.approx(results[0].change_psnr_db, abs=0.05)
     assert results[1].clipped_fraction == pytest.approx(results[0].clipped_fraction, rel=0.05)
+
+
+def test_no_more_threads_compute_than_a_worker_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stage they are at; the network has a thread of its own, and is not counted."""
+    lock, at_work, most = threading.Lock(), [0], [0]
+
+    def counted(stage: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object) -> object:
+            with lock:
+                at_work[0] += 1
+                most[0] = max(most[0], at_work[0])
+            try:
+                time.sleep(0.01)
+                return stage(*arguments)
+            finally:
+                with lock:
+                    at_work[0] -= 1
+
+        return run
+
+    for name in ("decode", "estimate_noise", "estimate_sigma", "encode"):
+        monkeypatch.setattr(pipeline.denoise, name, counted(getattr(pipeline.denoise, name)))
+    photos = PhotoDenoiser(Denoiser.load("photo", device="cpu"), DenoiseConfig(strength=1.0), threads=2)
+    data = saved(scene(), "PNG")
+
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(photos, [data] * 12, [f"{number}.png" for number in range(12)]))
+
+    assert {result.outcome for result in results} == {Outcome.DENOISED}
+    assert most[0] == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.estimate import estimate_noise, measure_noise
+from model.estimate import NoiseSampler, estimate_noise, estimate_sigma, measure_noise
 from model.noise import photograph
 
 PHOTOS = sorted((Path(__file__).parents[1] / "pipeline" / "demo_photos").glob("*.jpg"))
@@ -101,9 +101,27 @@ def test_a_large_photo_is_judged_by_a_part_of_it():
     assert estimate_noise(photo).sigma == pytest.approx(10, rel=0.12)
 
 
+@pytest.mark.parametrize("sigma", [0, 2, 10, 50])
+@pytest.mark.parametrize("copies", [1, 6], ids=["every block", "some blocks"])
+def test_the_level_alone_is_that_of_the_whole_estimate(sigma, copies):
+    photo = np.tile(_with_noise(_scene(512), sigma), (copies, 1, 1))
+    for noisy in (photo, photo[..., 1], photo.astype(np.uint16) * 257, photo.astype(np.float32)):
+        assert estimate_sigma(noisy) == pytest.approx(estimate_noise(noisy).sigma, rel=0.1, abs=0.1)
+
+
+def test_the_level_of_a_photo_by_rows_is_that_of_the_photo():
+    noisy = np.tile(_with_noise(_scene(512), 10), (3, 1, 1))
+    sampler = NoiseSampler(noisy.shape, noisy.dtype, only_level=True)
+    for top in range(0, len(noisy), 50):
+        sampler.add(top, noisy[top : top + 50])
+    assert sampler.sigma() == estimate_sigma(noisy)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (1, 40, 3), (15, 17), (16, 16, 3), (33, 20, 3)])
 def test_a_photo_of_any_size_has_an_estimate(shape):
-    assert 0 <= estimate_noise(np.random.default_rng(0).integers(90, 110, shape, dtype=np.uint8)).sigma < 20
+    photo = np.random.default_rng(0).integers(90, 110, shape, dtype=np.uint8)
+    assert 0 <= estimate_noise(photo).sigma < 20
+    assert 0 <= estimate_sigma(photo) < 20
 
 
 @pytest.mark.parametrize(
@@ -111,8 +129,9 @@ def test_a_photo_of_any_size_has_an_estimate(shape):
     [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8), np.float64), np.zeros((0, 8), np.uint8), np.zeros(8, np.uint8)],
 )
 def test_what_is_not_a_photo_is_refused(photo):
-    with pytest.raises(ValueError, match="cannot estimate the noise"):
-        estimate_noise(photo)
+    for estimate in (estimate_noise, estimate_sigma):
+        with pytest.raises(ValueError, match="cannot estimate the noise"):
+            estimate(photo)
 
 
 @pytest.mark.skipif(not PHOTOS, reason="the demonstration photos are not installed")

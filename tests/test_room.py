@@ -1,5 +1,8 @@
 """Photos wait for room in memory: nobody is starved, and no more is taken than was promised."""
 
+import platform
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -84,3 +87,31 @@ def test_whatever_comes_no_more_is_taken_than_half_of_the_room_and_one_large_pho
 
     assert [future.exception() for future in done] == [None] * len(sizes)
     assert most[0] <= 50 + max(sizes)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library of this system is not glibc")
+def test_memory_that_was_freed_is_not_cleared_by_the_system_again() -> None:
+    """Counted in page faults, of a thread that needs some megabytes again and again."""
+    code = """
+import resource, sys, threading
+import numpy as np
+from pipeline.room import keep_freed_memory
+
+def work():
+    for _ in range(50):
+        photos = [np.zeros(3 * 2**20, np.uint8) + np.uint8(1) for _ in range(4)]
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        kind: int(subprocess.run([sys.executable, "-c", code, kind], capture_output=True, check=True).stdout)
+        for kind in ("kept", "given back")
+    }
+    assert faults["kept"] < faults["given back"] / 5
