@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, JpegImagePlugin
 
+import pipeline.png
 from pipeline import images
 from pipeline.errors import PhotoKept, PhotoRejected
 from pipeline.images import Limits, Pixels, decode, encode, inspect
@@ -385,6 +386,59 @@ def test_an_interlaced_png_too_small_for_some_passes_is_written_exactly(size):
 def test_a_narrow_and_tall_png_is_written_exactly(write, channels, width):
     samples = photo(channels, 8, 3000, width)
     assert_same(read(inverted(write(samples))), Pixels(np.invert(samples)))
+
+
+def png_of_stream(stream: bytes) -> bytes:
+    return PNG_SIGNATURE + header_chunk(WIDTH, HEIGHT) + png_chunk(b"IDAT", stream) + png_chunk(b"IEND")
+
+
+def changed(stream: bytes) -> st.SearchStrategy[bytes]:
+    """A zlib stream with some bytes written over, cut off, or more behind it."""
+    places = st.lists(st.tuples(st.integers(0, len(stream) - 1), st.integers(0, 255)), max_size=3)
+
+    def change(places: list[tuple[int, int]], length: int, behind: bytes) -> bytes:
+        some = bytearray(stream)
+        for place, value in places:
+            some[place] = value
+        return bytes(some[:length]) + behind
+
+    return st.builds(change, places, st.integers(1, len(stream)) | st.just(len(stream)), st.binary(max_size=4))
+
+
+RAW = b"".join(b"\0" + row.tobytes() for row in photo())
+STREAMS = {
+    "as it should be": zlib.compress(RAW),
+    "stored": zlib.compress(RAW, 0),
+    "a row too few": zlib.compress(RAW[: -1 - 3 * WIDTH]),
+    "a byte too many": zlib.compress(RAW + b"\0"),
+    "far too much": zlib.compress(RAW + bytes(10**6)),
+    "of two streams": zlib.compress(RAW[:999]) + zlib.compress(RAW[999:]),
+    "of a small window": zlib.compressobj(wbits=9).compress(b"") + zlib.compress(RAW)[2:],
+    "nothing": b"",
+}
+
+
+def outcome(data: bytes) -> tuple[str, bytes]:
+    try:
+        return "decoded", read(data).joined().tobytes()
+    except PhotoRejected as error:
+        return str(error), b""
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_image_data_of_any_kind_come_to_what_libpng_alone_makes_of_them(name, monkeypatch):
+    found = outcome(png_of_stream(STREAMS[name]))
+    monkeypatch.setattr(pipeline.png, "INFLATED_BYTES", 0)
+    assert found == outcome(png_of_stream(STREAMS[name]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(stream=st.sampled_from(list(STREAMS.values())[:2]).flatmap(changed))
+def test_damaged_image_data_come_to_what_libpng_alone_makes_of_them(stream):
+    found = outcome(png_of_stream(stream))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.png, "INFLATED_BYTES", 0)
+        assert found == outcome(png_of_stream(stream))
 
 
 def test_an_index_into_the_old_image_data_is_dropped():
