@@ -30,7 +30,17 @@ from pipeline.images import HEAD_BYTES, Limits, Pixels, can_be_a_file, decode, e
 from pipeline.imageset import ImageSet
 from pipeline.records import Layout, Outcome
 from pipeline.room import Room
-from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, codec_faults, rejecting, timed
+from pipeline.shard import (
+    PHOTO_BYTES,
+    PHOTOS_AT_ONCE,
+    PhotoResult,
+    Recipe,
+    Worker,
+    codec_faults,
+    gpu_shares,
+    rejecting,
+    timed,
+)
 from pipeline.storage import open_store
 
 RESULT_VERSION = 5  # raise it when the same photo and weights give another result: what is finished becomes stale
@@ -151,7 +161,9 @@ class PhotoDenoiser:
     def __init__(self, denoiser: Denoiser, config: DenoiseConfig, *, threads: int = 1) -> None:
         self._denoiser = SharedDenoiser(denoiser, threads=threads)
         self._config = config
-        self._room = Room(PHOTO_BYTES)
+        shares = 1 if denoiser.device.type == "cpu" else gpu_shares(threads)
+        self._room = Room(shares * PHOTO_BYTES)
+        self.photos_at_once = shares * PHOTOS_AT_ONCE
         # More threads at work than cores take the interpreter from each other: 1.3 times the CPU time, with eight.
         self._cores = threading.Semaphore(threads)
 
@@ -198,6 +210,7 @@ class DenoiseWorkerFactory:
             limits=self.config.limits,
             weights=denoiser.weights.sha256,
             parameters=self.config.parameters,
+            photos_at_once=photos.photos_at_once,
         )
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from photos import write_archive
+import torch
+from photos import saved, scene, write_archive
 
+from model import Denoiser
 from model.strength import Dose
 from pipeline import shard
 from pipeline.bench import Look
-from pipeline.denoise import Denoise, DenoiseConfig, DenoiseWorkerFactory, denoise_photo
+from pipeline.denoise import Denoise, DenoiseConfig, DenoiseWorkerFactory, PhotoDenoiser, denoise_photo
 from pipeline.errors import StorageError
 from pipeline.images import Limits
 from pipeline.imageset import ImageSet
@@ -300,3 +302,44 @@ def test_a_large_photo_that_is_gone_is_a_row(tmp_path: Path, monkeypatch: pytest
 def objects_of(target: Path) -> dict[str, bytes]:
     paths = [path for path in (target / "images").rglob("*") if path.is_file()]
     return {path.relative_to(target).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_a_worker_has_as_many_photos_in_work_as_its_recipe_says(tmp_path: Path) -> None:
+    for number in range(24):
+        (tmp_path / f"source/{number:02}.png").parent.mkdir(exist_ok=True)
+        (tmp_path / f"source/{number:02}.png").write_bytes(saved(scene(seed=number), "PNG"))
+    together, lock, at_once, most = threading.Barrier(12), threading.Lock(), [0], [0]
+
+    def meet(noisy: np.ndarray, _dose: Dose) -> np.ndarray:
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        together.wait(timeout=30)  # for as many as there are to be
+        with lock:
+            at_once[0] -= 1
+        return brighten(noisy, _dose)
+
+    config = DenoiseConfig(strength=1.0)
+    recipe = Recipe(
+        process=lambda data, key: denoise_photo(data, key, meet, config),
+        limits=config.limits,
+        weights="hash of the weights",
+        parameters=config.parameters,
+        photos_at_once=12,
+    )
+    source = LocalStore(tmp_path / "source")
+
+    receipt = Worker(source, ImageSet(LocalStore(tmp_path / "target")), Layout.FILES, recipe).run(plan_of(source), {})
+
+    assert receipt.outcomes == {"denoised": 24}
+    assert most[0] == 12
+
+
+def test_only_the_cores_that_feed_a_gpu_have_more_photos_in_work() -> None:
+    denoiser = Denoiser.load("photo", device="cpu")
+    on_cores = [PhotoDenoiser(denoiser, DenoiseConfig(), threads=threads).photos_at_once for threads in (1, 8, 64)]
+    denoiser.device = torch.device("cuda", 0)  # none is needed to say so
+    on_gpus = [PhotoDenoiser(denoiser, DenoiseConfig(), threads=threads).photos_at_once for threads in (1, 8, 64)]
+
+    assert on_cores == [8, 8, 8]
+    assert on_gpus == [8, 16, 32]

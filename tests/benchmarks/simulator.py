@@ -11,10 +11,10 @@ lines, beside the points that `measure --save` wrote.
 
 What is simulated is what `pipeline` does. The driver gives shards to workers, two to each, and takes their receipts one
 after the other (`cluster.py`). In a worker (`shard.py`), photos of a shard are read ahead within 32 MiB, eight are in
-work at most, those that are decoded within half a GiB; cores are shared, and tiles take turns on the network. A night
-begins with what the driver does alone: list, publish what the last night committed, compare, freeze. It ends where it
-ends: shards in work are lost, as they are with workers that die, machines that are lost, or taken away at notice.
-Random is seeded. A photo that kills its workers, and a lost driver, are not simulated.
+work at most, those that are decoded within half a GiB, and with a GPU more of both; cores are shared, and tiles take
+turns on the network. A night begins with what the driver does alone: list, publish what the last night committed,
+compare, freeze. It ends where it ends: shards in work are lost, as they are with workers that die, machines that are
+lost, or taken away at notice. Random is seeded. A photo that kills its workers, and a lost driver, are not simulated.
 """
 
 import argparse
@@ -36,7 +36,7 @@ import numpy as np
 from model.tiling import plan_tiles
 from pipeline.index import PART_ROWS
 from pipeline.planning import ShardSize
-from pipeline.shard import PHOTO_BYTES, PHOTOS_AT_ONCE, SOURCE_BYTES
+from pipeline.shard import PHOTO_BYTES, PHOTOS_AT_ONCE, SOURCE_BYTES, gpu_shares
 from pipeline.sources import READ_AHEAD_BYTES
 
 Resume = Callable[[], None]
@@ -212,6 +212,7 @@ class Machine:
     threads: int = 0
     bytes_per_s: float = math.inf
     photo_bytes: float = PHOTO_BYTES
+    photos_at_once: int = PHOTOS_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +276,7 @@ class PhotoWorker:
         self._draw_photo, self._note_photo, self._life = draw_photo, note_photo, life
         self._link = Shared(clock, 1.0)
         self._gpu = Shared(clock, 1.0)
-        self._places = Lane(PHOTOS_AT_ONCE)
+        self._places = Lane(machine.photos_at_once)
         self._sources, self._large_sources = Lane(SOURCE_BYTES / 2), Lane(0)
         self._decoded, self._large = Lane(machine.photo_bytes / 2), Lane(0)
         self._turns: deque[list[Any]] = deque()  # Any: seconds and number of a photo's tiles that are left, its Resume
@@ -803,7 +804,13 @@ def predict(options: argparse.Namespace) -> None:
     megapixels = options.megapixels
     cost = assumed_cost(options, costs)
     driver = driver_costs(options, costs)
-    machine = Machine(cores=options.cores, bytes_per_s=options.gbit_per_s * 1e9 / 8)
+    shares = gpu_shares(options.cores)
+    machine = Machine(
+        cores=options.cores,
+        bytes_per_s=options.gbit_per_s * 1e9 / 8,
+        photo_bytes=shares * PHOTO_BYTES,
+        photos_at_once=shares * PHOTOS_AT_ONCE,
+    )
     shard = cut(10**5, cost.source_bytes)[0]
     rate = steady_rate(machine, cost, driver, spread=options.spread)
     worker_bound = bound_of(machine, cost, driver)
