@@ -1,5 +1,6 @@
 """PNG: walk its chunks, decode, and put new image data between the source's own chunks."""
 
+import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ CHUNK_BYTES = 1 << 20
 INFLATED_BYTES = 1 << 26  # a larger picture is left to libpng, which needs no second one in memory
 STORED_BYTES = 0xFFFF  # in a block of deflate that is not compressed
 MAX_CHUNKS = 1 << 20  # 2 GiB in IDAT chunks of 8 KiB, which libpng writes, have a quarter of that
+
+Part = bytes | memoryview
 
 CORRUPT = "the PNG is corrupt: its chunks do not line up"
 TRUNCATED = "the PNG is cut off: its end is missing"
@@ -92,14 +95,15 @@ def decode(data: bytes) -> Pixels:
     if layout.height_px * row_bytes > packed_bytes * MAX_DEFLATE_RATIO:
         raise PhotoRejected(UNDECODABLE)  # such a claim must not allocate
     # The decoder sees no metadata: it would inflate profiles and texts, and has no need of them.
-    bare = [data[chunk.start : chunk.end] for chunk in layout.chunks if chunk.kind in CRITICAL - {b"PLTE"}]
+    view = memoryview(data)
+    bare: list[Part] = [view[chunk.start : chunk.end] for chunk in layout.chunks if chunk.kind in CRITICAL - {b"PLTE"}]
     if layout.bit_depth >= 8 and not layout.is_interlaced:
-        packed = b"".join(data[chunk.start + 8 : chunk.end - 4] for chunk in layout.chunks if chunk.kind == b"IDAT")
+        packed = b"".join(view[chunk.start + 8 : chunk.end - 4] for chunk in layout.chunks if chunk.kind == b"IDAT")
         stored = _stored(packed, layout.height_px * (1 + row_bytes))
         if stored is not None:
-            bare = [bare[0], _chunk(b"IDAT", stored), bare[-1]]
+            bare = [bare[0], *_chunk(b"IDAT", stored), bare[-1]]
     try:
-        samples = imagecodecs.png_decode(SIGNATURE + b"".join(bare))
+        samples = imagecodecs.png_decode(b"".join([SIGNATURE, *bare]))
     except (RuntimeError, ValueError) as error:
         raise PhotoRejected(UNDECODABLE) from error
     if samples.shape[:2] != (layout.height_px, layout.width_px):
@@ -107,7 +111,7 @@ def decode(data: bytes) -> Pixels:
     return Pixels.split(samples)
 
 
-def _stored(packed: bytes, size_bytes: int) -> bytes | None:
+def _stored(packed: bytes, size_bytes: int) -> list[Part] | None:
     """The same zlib stream without compression: ISA-L inflates, and libpng does the rest, in 0.6 of libpng's own time.
 
     None where anything is unusual about it, or large: libpng decides what to make of that.
@@ -122,12 +126,12 @@ def _stored(packed: bytes, size_bytes: int) -> bytes | None:
         return None
     if len(raw) != size_bytes or more or not inflate.eof or inflate.unused_data:
         return None
-    parts = [b"\x78\x01"]
+    parts: list[Part] = [b"\x78\x01"]
     for start in range(0, size_bytes, STORED_BYTES):
-        block = raw[start : start + STORED_BYTES]
+        block = memoryview(raw)[start : start + STORED_BYTES]
         is_last = start + STORED_BYTES >= size_bytes
         parts += [struct.pack("<BHH", is_last, len(block), len(block) ^ 0xFFFF), block]
-    return b"".join([*parts, struct.pack(">I", isal_zlib.adler32(raw))])
+    return [*parts, struct.pack(">I", isal_zlib.adler32(raw))]
 
 
 def encode(pixels: Pixels, data: bytes) -> bytes:
@@ -139,7 +143,11 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
     for left, top, across, down in ADAM7 if layout.is_interlaced else ONE_PASS:
         parts += map(deflate.compress, _filtered(samples[top::down, left::across]))
     packed = memoryview(b"".join([*parts, deflate.flush()]))
-    image = [_chunk(b"IDAT", packed[start : start + CHUNK_BYTES]) for start in range(0, len(packed), CHUNK_BYTES)]
+    image = [
+        part
+        for start in range(0, len(packed), CHUNK_BYTES)
+        for part in _chunk(b"IDAT", [packed[start : start + CHUNK_BYTES]])
+    ]
 
     kept = [chunk for chunk in layout.chunks if chunk.kind not in DROPPED]
     first = [chunk.kind for chunk in kept].index(b"IDAT")
@@ -226,6 +234,9 @@ def _filtered(samples: Samples) -> Iterator[NDArray[np.uint8]]:
         yield filtered_HB
 
 
-def _chunk(kind: bytes, payload: bytes | memoryview) -> bytes:
-    checksum = isal_zlib.crc32(payload, isal_zlib.crc32(kind))
-    return b"".join([struct.pack(">I4s", len(payload), kind), payload, struct.pack(">I", checksum)])
+def _chunk(kind: bytes, payload: list[Part]) -> list[Part]:
+    """All of it, in parts, so that it is copied once."""
+    checksum = functools.reduce(
+        lambda sum_so_far, part: isal_zlib.crc32(part, sum_so_far), payload, isal_zlib.crc32(kind)
+    )
+    return [struct.pack(">I4s", sum(map(len, payload)), kind), *payload, struct.pack(">I", checksum)]
