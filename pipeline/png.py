@@ -97,9 +97,10 @@ def decode(data: bytes) -> Pixels:
     # The decoder sees no metadata: it would inflate profiles and texts, and has no need of them.
     view = memoryview(data)
     bare: list[Part] = [view[chunk.start : chunk.end] for chunk in layout.chunks if chunk.kind in CRITICAL - {b"PLTE"}]
-    if layout.bit_depth >= 8 and not layout.is_interlaced:
+    inflated_bytes = layout.height_px * (1 + row_bytes)  # the number of its filter in front of each row
+    if layout.bit_depth >= 8 and not layout.is_interlaced and inflated_bytes <= INFLATED_BYTES:
         packed = b"".join(view[chunk.start + 8 : chunk.end - 4] for chunk in layout.chunks if chunk.kind == b"IDAT")
-        stored = _stored(packed, layout.height_px * (1 + row_bytes))
+        stored = _stored(packed, inflated_bytes)
         if stored is not None:
             bare = [bare[0], *_chunk(b"IDAT", stored), bare[-1]]
     try:
@@ -114,10 +115,8 @@ def decode(data: bytes) -> Pixels:
 def _stored(packed: bytes, size_bytes: int) -> list[Part] | None:
     """The same zlib stream without compression: ISA-L inflates, and libpng does the rest, in 0.6 of libpng's own time.
 
-    None where anything is unusual about it, or large: libpng decides what to make of that.
+    None where anything is unusual about it: libpng decides what to make of that.
     """
-    if size_bytes > INFLATED_BYTES:
-        return None
     inflate = isal_zlib.decompressobj()
     try:
         raw = inflate.decompress(packed, size_bytes)
