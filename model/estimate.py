@@ -148,7 +148,8 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
     if is_white:
         sure_chroma = fine.chroma.power
     gain = 1 / _left_by_clipping(float(clipped_N[flat].mean()))
-    found = _from_powers(*_total_powers(fine, coarse), gain, channels=blocks_NPC.shape[2])
+    luma, chroma = _total_powers(fine, coarse)
+    found = _from_powers(luma * gain, chroma * gain, channels=blocks_NPC.shape[2])
     density = _impulse_density(few_NYXC, max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma) / 255 * peak)
     looks_noisy = not is_repeated and (density > 0 or max(sure_luma, sure_chroma) * gain > 1)
     return dataclasses.replace(
@@ -168,7 +169,8 @@ def _estimate_sigma(blocks_NPC: NDArray[Any]) -> float:
     axes_NAP = _axes(blocks_NPC[flat])
     fine, coarse = (_Scale.of(axes_NAP, None, level=level) for level in (1, 2))
     gain = 1 / _left_by_clipping(float(clipped_N[flat].mean()))
-    return _from_powers(*_total_powers(fine, coarse), gain, channels=blocks_NPC.shape[2]).sigma
+    luma, chroma = _total_powers(fine, coarse)
+    return _from_powers(luma * gain, chroma * gain, channels=blocks_NPC.shape[2]).sigma
 
 
 class NoiseSampler:
@@ -426,7 +428,7 @@ def _measure(axes_NAP: Floats, level: int) -> NoiseEstimate:
     axes = squares_NA.shape[1]
     power, total = axes * _median_square(squares_NA, level), float(squares_NA.sum())
     luma, chroma = (float(share.sum()) / total if total else 0.0 for share in (squares_NA[:, :1], squares_NA[:, 1:]))
-    return _from_powers(power * luma, power * chroma / 2, 1.0, channels=axes)
+    return _from_powers(power * luma, power * chroma / 2, channels=axes)
 
 
 def _squares(axes_NAP: Floats, level: int, kind: str) -> Floats:
@@ -443,12 +445,12 @@ def _median_square(squares_NA: Floats, level: int) -> float:
     return _quantile(squares_NA.mean(axis=1), 0.5) / float((1 - 2 / (9 * coefficients)) ** 3)
 
 
-def _from_powers(luma_power: float, chroma_power: float, gain: float, *, channels: int) -> NoiseEstimate:
+def _from_powers(luma_power: float, chroma_power: float, *, channels: int) -> NoiseEstimate:
     power = luma_power + 2 * chroma_power
     return NoiseEstimate(
-        sigma=math.sqrt(power * gain / channels),
-        luma_sigma=math.sqrt(luma_power * gain),
-        chroma_sigma=math.sqrt(chroma_power * gain),
+        sigma=math.sqrt(power / channels),
+        luma_sigma=math.sqrt(luma_power),
+        chroma_sigma=math.sqrt(chroma_power),
         chroma_share=2 * chroma_power / power if power else 0.0,
     )
 
