@@ -10,8 +10,13 @@ from pipeline.redaction import explain
 
 
 def prepare_process() -> None:
-    """Make the process one that has standard streams and takes names for UTF-8; it may begin anew for that."""
+    """Make the process one that has standard streams, takes names for UTF-8 and keeps no memory that it has freed.
+
+    It may begin anew for that.
+    """
     _open_streams()
+    # Arrow's own pool keeps what it was given: 60 MB of the 560 that a run of 10,000 photos came to.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"  # keys are UTF-8 whatever the locale is, in this process and its workers
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the same program

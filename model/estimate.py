@@ -31,6 +31,7 @@ LEVEL_SAMPLE_PX = 2**17  # the same where only the level is asked for
 FLATTEST_SHARE = 0.05
 NEXT_SHARE = 0.2  # the flattest and the next flattest together
 FEWEST_BLOCKS = 8
+STRIP = (2, BLOCK_PX)  # rows and columns: what the finest bands are made of
 BLOCKS_AT_ONCE = 128  # they stay in the cache, and what they need is not given back to the system each time
 CLIPPED_SHARE = 0.02  # with more clipped samples than this, a block's noise is no longer that of the sensor
 MOST_CLIPPED_SHARE = 0.3  # what is clipped beyond this was black or white before the noise
@@ -273,8 +274,11 @@ def _clipped(blocks_NPC: NDArray[Any]) -> NDArray[np.float64]:
 def _texture(blocks_NPC: NDArray[Any]) -> Floats:
     """How much each block shows, other than noise: (N,)."""
     luma_NP = blocks_NPC.astype(np.float32) @ np.ones(blocks_NPC.shape[2], np.float32)
-    texture_NK = luma_NP @ _texture_basis()
-    texture_N: Floats = np.einsum("nk,nk->n", texture_NK, texture_NK)
+    finest, cells, coarser = _texture_bases()
+    strips_MP = luma_NP.reshape(-1, math.prod(STRIP))
+    finest_NK = (strips_MP @ finest).reshape(len(blocks_NPC), -1)
+    coarser_NK = (strips_MP @ cells).reshape(len(blocks_NPC), -1) @ coarser
+    texture_N: Floats = sum(np.einsum("nk,nk->n", found, found) for found in (finest_NK, coarser_NK))
     return texture_N
 
 
@@ -382,9 +386,10 @@ def _is_even(blocks_NPC: NDArray[Any], clipped_N: NDArray[np.float64], usable: N
     if len(usable) < FEWEST_BLOCKS:
         return False
     few = usable[:: max(1, len(usable) // EVENNESS_BLOCKS)]
-    axes_NAP = _axes(blocks_NPC[few])
-    power_N = _squares(axes_NAP, 1, "diagonal")[:, 1:].mean(axis=1) / _left_by_clipping(clipped_N[few])
-    by_brightness = np.argsort(axes_NAP[:, 0].sum(axis=1), kind="stable")
+    samples_NS = blocks_NPC[few].astype(np.float32).reshape(len(few), -1)
+    chroma_NK = (samples_NS.reshape(-1, 3 * math.prod(STRIP)) @ _chroma_diagonals()).reshape(len(few), -1)
+    power_N = np.einsum("nk,nk->n", chroma_NK, chroma_NK) / _left_by_clipping(clipped_N[few])
+    by_brightness = np.argsort(samples_NS.sum(axis=1), kind="stable")
     quiet = [_quantile(third, 0.2) for third in np.array_split(power_N[by_brightness], 3)]
     return max(quiet) < MOST_UNEVEN * min(quiet)
 
@@ -520,20 +525,36 @@ def _few(blocks_NPC: NDArray[Any]) -> NDArray[Any]:
 
 
 @functools.cache
-def _texture_basis() -> Floats:
-    """Vectors whose squared products with a block add up to its texture: (P, K). The measured bands are not in it."""
-    bands = [_band(level, kind) for level in (1, 2, 3) for kind in ("rows", "columns")]
-    bands.append(_band(3, "diagonal"))
-    return np.concatenate([band / np.float32(math.sqrt(band.shape[1])) for band in bands], axis=1)
+def _texture_bases() -> tuple[Floats, Floats, Floats]:
+    """Vectors whose squared products with a block add up to its texture. The measured bands are not in it.
+
+    In two steps, which take half the time of one: those of the finest level for strips of the block, and what makes
+    cells of 2 × 2 of a strip; and those of the coarser levels for all cells.
+    """
+    finest = [_band(1, kind, STRIP) * np.float32(2 / BLOCK_PX) for kind in ("rows", "columns")]
+    cells = (BLOCK_PX // 2, BLOCK_PX // 2)
+    bands = [_band(level, kind, cells) for level in (1, 2) for kind in ("rows", "columns")]
+    bands.append(_band(2, "diagonal", cells))
+    coarser = [band / np.float32(math.sqrt(band.shape[1])) for band in bands]
+    return np.concatenate(finest, axis=1), _band(1, "smooth", STRIP), np.concatenate(coarser, axis=1)
 
 
 @functools.cache
-def _band(level: int, kind: str) -> Floats:
-    """One band of the orthonormal Haar transform of a block: (P, K), a vector of length 1 for each coefficient."""
+def _chroma_diagonals() -> Floats:
+    """The finest diagonal band of the chrominance, of a strip whose samples are in the order of a photo: (P C, K)."""
+    diagonals_SK: Floats = np.kron(_band(1, "diagonal", STRIP), LUMA_CHROMA[1:].T)
+    return diagonals_SK
+
+
+@functools.cache
+def _band(level: int, kind: str, area: tuple[int, int] = (BLOCK_PX, BLOCK_PX)) -> Floats:
+    """One band of the orthonormal Haar transform of an area: (P, K), a vector of length 1 for each coefficient."""
     cell = 2**level
     smooth = np.ones(cell)
     step = np.repeat([1.0, -1.0], cell // 2)
-    vertical, horizontal = {"rows": (step, smooth), "columns": (smooth, step), "diagonal": (step, step)}[kind]
-    places = np.eye(BLOCK_PX // cell)
-    vectors_PK: Floats = (np.kron(np.kron(places, vertical), np.kron(places, horizontal)).T / cell).astype(np.float32)
+    vertical, horizontal = {
+        "rows": (step, smooth), "columns": (smooth, step), "diagonal": (step, step), "smooth": (smooth, smooth)
+    }[kind]  # fmt: skip
+    rows, columns = (np.eye(extent // cell) for extent in area)
+    vectors_PK: Floats = (np.kron(np.kron(rows, vertical), np.kron(columns, horizontal)).T / cell).astype(np.float32)
     return vectors_PK

@@ -248,6 +248,15 @@ def test_no_file_gets_the_number_of_a_stream_that_is_closed() -> None:
     assert ended.returncode == 3
 
 
+def test_arrow_gives_memory_back() -> None:
+    pool = "from flows.standard_streams import prepare_process as p; p(); import pyarrow as pa; "
+    pool += "print(pa.default_memory_pool().backend_name)"
+
+    ended = in_a_shell(f'"{sys.executable}" -c "{pool}"')
+
+    assert ended.stdout == "system\n"
+
+
 def test_names_are_utf_8_in_any_locale(photo: Path) -> None:
     ended = in_a_shell(f"cd {photo.parent} && degrain denoise photo.png é-📷.png", LC_ALL="C", PYTHONUTF8="0")
 
