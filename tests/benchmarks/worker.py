@@ -10,6 +10,7 @@ for which the loop does not read or write either: the limit of the codecs. No Ra
 import argparse
 import dataclasses
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -91,8 +92,10 @@ class WithoutNetwork(DenoiseWorkerFactory):
     """The identity takes the place of the network: all else that is done to a photo is done."""
 
     def recipe(self, threads: int) -> Recipe:
+        cores = threading.Semaphore(threads)  # as `PhotoDenoiser`
+
         def process(data: bytes, key: str) -> PhotoResult:
-            return denoise_photo(data, key, lambda noisy, _: noisy, self.config)
+            return denoise_photo(data, key, lambda noisy, _: noisy, self.config, cores=cores)
 
         return dataclasses.replace(super().recipe(threads), process=process)
 
