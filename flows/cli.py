@@ -228,11 +228,12 @@ def _start_log(options: argparse.Namespace) -> None:
 
 
 def _summary_text(summary: "Summary", target: str) -> str:
+    before = f"; {summary.rejected_before:,} were rejected before" if summary.rejected_before else ""
     if not any(summary.outcomes.values()):
-        return f"nothing to do: {summary.up_to_date:,} photos are up to date in {target}"
+        return f"nothing to do: {summary.up_to_date:,} photos are up to date in {target}{before}"
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in summary.outcomes.items())
     lines = [
-        f"{summary.inputs:,} photos: {outcomes}, {summary.up_to_date:,} up to date",
+        f"{summary.inputs:,} photos: {outcomes}, {summary.up_to_date:,} up to date{before}",
         f"{summary.megapixels:,.1f} megapixels in {summary.seconds:,.1f} s: {summary.images_per_second:.2f} images/s, "
         f"{summary.megapixels_per_second:.2f} megapixels/s",
         f"index: {summary.index} (outcome and reason of every photo)",

@@ -19,7 +19,7 @@ class Ending(StrEnum):
 
 def rejected_fraction(summary: Values) -> float:
     """Share of what a run processed that it rejected; of a run that had nothing to do, 0."""
-    processed = summary["inputs"] - summary["up_to_date"]
+    processed = summary["inputs"] - summary["up_to_date"] - summary["rejected_before"]
     return float(summary["rejected"] / processed) if processed else 0.0
 
 

@@ -112,13 +112,18 @@ class Amount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanCounts:
-    """What a listing holds by status, and what of it the plan does."""
+    """What a listing holds by status, and what of it the plan does.
+
+    Attributes:
+        of_runs: photos by status, of those whose rows the runs that go on have made.
+        is_complete: whether the plan holds all that is to be done, and no limit or sample left some for later.
+    """
 
     amounts: dict[Status, Amount]
     planned: Amount
     shards: int
-
-    is_complete: bool  # whether the plan holds all that is to be done, and no limit or sample left some for later
+    of_runs: dict[Status, int]
+    is_complete: bool
 
     @property
     def photos(self) -> dict[Status, int]:
@@ -152,6 +157,7 @@ def write_plan(
     *,
     pending: Sequence[Path] = (),
     tainted: Sequence[Path] = (),
+    runs: Collection[str] = (),
 ) -> PlanCounts:
     """Compare a listing with what is done, and write the photos to process, cut into shards, to `plan`.
 
@@ -166,11 +172,13 @@ def write_plan(
         pending: plan files whose photos another run is still to do: they are left out, whatever became of them since.
         tainted: plan files whose photos may have been written by a run that was given up before it committed them: what
             the index says of those is not to be trusted.
+        runs: names of those that go on.
     """
     with open_database(plan.parent) as database:
         create_unique_view(database, "listing", scan([listing]), "etag DESC, size_bytes DESC, place DESC")
-        _compare(database, options.header, done, pending=pending, tainted=tainted)
+        _compare(database, options, done, pending=pending, tainted=tainted, runs=runs)
         amounts = _amounts(database)
+        of_runs = database.sql("SELECT status, count(*) FROM compared WHERE is_of_runs GROUP BY status").fetchall()
         wanted = processed_statuses(options.retry_failed)
         found = [amounts[status] for status in wanted if status in amounts]
         wanted_photos, wanted_bytes = sum(each.photos for each in found), sum(each.size_bytes for each in found)
@@ -187,7 +195,13 @@ def write_plan(
         todo = database.sql(f"SELECT * FROM wanted WHERE {chosen} ORDER BY key {limit}")
         size = options.shard_size.limited_to(photos, wanted_bytes * photos // max(1, wanted_photos))
         planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), size, plan, options)
-    return PlanCounts(amounts=amounts, planned=planned, shards=shards, is_complete=photos == wanted_photos)
+    return PlanCounts(
+        amounts=amounts,
+        planned=planned,
+        shards=shards,
+        of_runs={Status(status): photos for status, photos in sorted(of_runs)},
+        is_complete=photos == wanted_photos,
+    )
 
 
 def shard_ends(size_bytes: NDArray[np.int64], *, max_photos: int, max_bytes: int) -> NDArray[np.int64]:
@@ -240,10 +254,13 @@ def read_shards(plan: Path, run: str) -> Iterator[ShardPlan]:
         yield ShardPlan(shard, run, tuple(PlannedPhoto(*values) for _, *values in members))
 
 
-def read_shard_names(plan: Path) -> list[str]:
-    """What the shards of a plan are called, in the order of their keys."""
-    batches = pq.ParquetFile(plan).iter_batches(PLAN_BATCH, columns=["shard"])
-    return list(dict.fromkeys(chain.from_iterable(pc.unique(batch["shard"]).to_pylist() for batch in batches)))
+def read_shard_sizes(plan: Path) -> dict[str, int]:
+    """What the shards of a plan are called, in the order of their keys, and how many photos each holds."""
+    sizes: dict[str, int] = {}
+    for batch in pq.ParquetFile(plan).iter_batches(PLAN_BATCH, columns=["shard"]):
+        for shard, photos in zip(*pc.value_counts(batch["shard"]).flatten(), strict=True):
+            sizes[shard.as_py()] = sizes.get(shard.as_py(), 0) + photos.as_py()
+    return sizes
 
 
 def write_open_part(plan: Path, committed: Collection[str], path: Path) -> None:
@@ -275,23 +292,24 @@ def amount_of(plan: Path) -> Amount:
 
 def _compare(
     database: duckdb.DuckDBPyConnection,
-    header: PlanHeader,
+    options: PlanOptions,
     done: Sequence[Path],
     *,
     pending: Sequence[Path],
     tainted: Sequence[Path],
+    runs: Collection[str],
 ) -> None:
     """Make the table `compared`: a row for each of the view `listing`.
 
     Of what is up to date, which is most of an archive, only its size is kept.
     """
     done_rows = (
-        "SELECT key, source_etag, source_size_bytes, attempts, outcome = 'rejected' AS is_rejected, "
+        "SELECT key, source_etag, source_size_bytes, attempts, run, outcome = 'rejected' AS is_rejected, "
         "weights <> $weights OR parameters <> $parameters AS is_stale, width_px::BIGINT * height_px AS pixels "
         f"FROM {scan(done)}"
         if done
-        else "SELECT '' AS key, '' AS source_etag, 0 AS source_size_bytes, 0 AS attempts, false AS is_rejected, "
-        "$weights = $parameters AS is_stale, 0 AS pixels WHERE false"
+        else "SELECT '' AS key, '' AS source_etag, 0 AS source_size_bytes, 0 AS attempts, '' AS run, "
+        "false AS is_rejected, $weights = $parameters AS is_stale, 0 AS pixels WHERE false"
     )
     database.execute(
         f"""
@@ -301,6 +319,7 @@ def _compare(
         tainted AS ({_plan_rows(tainted)}),
         judged AS (
             SELECT listing.*, coalesce(done.attempts, 0) + 1 AS attempt, done.pixels,
+                list_contains($runs, done.run) AS is_of_runs,
                 CASE WHEN pending.key IS NOT NULL THEN 'planned'
                      WHEN done.key IS NULL THEN 'new'
                      WHEN done.source_etag <> listing.etag THEN 'changed'
@@ -313,10 +332,10 @@ def _compare(
         )
         SELECT if(status = 'up_to_date', NULL, key) AS key, if(status = 'up_to_date', NULL, etag) AS etag,
             if(status = 'up_to_date', NULL, place) AS place, if(status = 'changed', NULL, pixels) AS pixels,
-            size_bytes, attempt, status
+            is_of_runs, size_bytes, attempt, status
         FROM judged
         """,
-        {"weights": header.weights, "parameters": header.parameters},
+        {"weights": options.header.weights, "parameters": options.header.parameters, "runs": list(runs)},
     )
 
 

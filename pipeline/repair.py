@@ -24,7 +24,7 @@ from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, ingest_work
 from pipeline.jobs import DenoiseJob, denoise_work
 from pipeline.packed import PackedReader
-from pipeline.planning import read_command, read_shard_names
+from pipeline.planning import read_command, read_shard_sizes
 from pipeline.records import DUPLICATE_OF, Fault, Layout, index_rows
 from pipeline.registry import FOLDER, read_weights, split_reference
 from pipeline.run import Progress, Work, do_work
@@ -177,7 +177,7 @@ def _killed_repairs(image_set: ImageSet) -> dict[str, list[str]]:
             with suppress(ImageSetError):
                 plan.write_bytes(image_set.read_plan(run))
                 if read_command(plan) == COMMAND:
-                    found[run] = read_shard_names(plan)
+                    found[run] = list(read_shard_sizes(plan))
     return found
 
 

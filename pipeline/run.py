@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -32,9 +32,8 @@ from pipeline.planning import (
     amount_of,
     count_outside_sample,
     count_photos,
-    processed_statuses,
     read_header,
-    read_shard_names,
+    read_shard_sizes,
     read_shards,
     write_open_part,
     write_plan,
@@ -140,7 +139,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """How a run ended. `inputs` = the sum of `outcomes` + `up_to_date`.
+    """How a run ended. `inputs` = the sum of `outcomes` + `up_to_date` + `rejected_before`.
 
     `seconds` is that of the work on photos, without listing, planning and starting the cluster.
     """
@@ -148,6 +147,7 @@ class Summary:
     inputs: int
     outcomes: dict[Outcome, int]
     up_to_date: int
+    rejected_before: int
     seconds: float
     megapixels: float
     images_per_second: float
@@ -185,7 +185,7 @@ def planned(work: Work) -> Iterator[tuple[PlanCounts, list[Path]]]:
             counts = dataclasses.replace(
                 counts,
                 planned=counts.planned + amount_of(run.plan),
-                shards=counts.shards + len(read_shard_names(run.plan)),
+                shards=counts.shards + len(read_shard_sizes(run.plan)),
             )
         yield counts, [*(run.plan for run in interrupted.resumed), folder / PLAN]
 
@@ -231,15 +231,17 @@ def _do_listed(work: Work, folder: Path, report: Callable[[Progress], None]) -> 
     if counts.is_complete:  # or the next run must still know what they may have left behind
         for run in interrupted.superseded:
             if work.layout == Layout.PACKED:
-                target.discard(read_shard_names(run.plan))
+                target.discard(read_shard_sizes(run.plan))
             target.end_run(run.name, {"ended": "superseded by a run with other settings"})
 
     shards = _shards_within(work.limit, runs)
     progress = _no_progress(work, planned=shards.photos)
+    gate = _Gate.of(work, counts)
+    gate.check(progress)
     seconds = 0.0
     if shards.photos:
         try:
-            progress, seconds = _process(work, runs, shards, progress, report)
+            progress, seconds = _process(work, runs, shards, gate, report)
         except RunFailed:
             _publish(target, runs)
             raise
@@ -309,7 +311,7 @@ def _interrupted(work: Work, folder: Path) -> _Interrupted:
         plan, open_part = folder / f"{name}.parquet", folder / f"{name}-open.parquet"
         plan.write_bytes(work.target.read_plan(name))
         write_open_part(plan, committed, open_part)
-        shards = [shard for shard in read_shard_names(plan) if shard in committed]
+        shards = [shard for shard in read_shard_sizes(plan) if shard in committed]
         if shards:
             found.committed[name] = shards
         runs = found.resumed if read_header(plan) == work.header else found.superseded
@@ -348,6 +350,7 @@ def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
             options,
             pending=[run.plan for run in interrupted.resumed],
             tainted=[*(run.plan for run in interrupted.superseded), *([work.distrusted] if work.distrusted else [])],
+            runs=[run.name for run in interrupted.resumed],
         )
 
 
@@ -362,20 +365,23 @@ def _shards_within(limit: int | None, runs: Sequence[_Run]) -> _Shards:
     everything = chain.from_iterable(run.shards() for run in runs)
     if limit is None:
         return _Shards(sum(run.left for run in runs), everything)
-    chosen: list[ShardPlan] = []
-    photos = 0
-    for shard in everything:
+    photos = count = 0
+    for size in chain.from_iterable(read_shard_sizes(run.plan).values() for run in runs):
         if photos >= limit:
             break
-        chosen.append(shard)
-        photos += len(shard.photos)
-    return _Shards(photos, chosen)
+        photos, count = photos + size, count + 1
+    return _Shards(photos, islice(everything, count))
 
 
 def _process(
-    work: Work, runs: Sequence[_Run], shards: _Shards, progress: Progress, report: Callable[[Progress], None]
+    work: Work,
+    runs: Sequence[_Run],
+    shards: _Shards,
+    gate: "_Gate",
+    report: Callable[[Progress], None],
 ) -> tuple[Progress, float]:
     """Do the shards. Returns what was done, and the seconds that the work on photos took."""
+    progress = _no_progress(work, planned=shards.photos)
     with connected(work.cluster.address):
         start = time.monotonic()
         meters = Meters(work.command.removeprefix("degrain "))
@@ -403,7 +409,7 @@ def _process(
             )
             report(progress)
             fault_point(FaultPoint.RECEIPT_TAKEN)
-            _check_rejected(progress, work.max_rejected_fraction)
+            gate.check(progress)
         seconds = time.monotonic() - start
     assert progress.done == shards.photos, f"{shards.photos} photos were planned, and {progress.done} came back"
     return progress, seconds
@@ -413,30 +419,51 @@ def _no_progress(work: Work, planned: int = 0) -> Progress:
     return Progress(planned=planned, outcomes=dict.fromkeys(work.outcomes, 0))
 
 
-def _check_rejected(progress: Progress, max_fraction: float) -> None:
-    """Stop as soon as it is certain that too many will have been rejected."""
-    if progress.rejected > max_fraction * progress.planned:
-        raise RunFailed(
-            f"{progress.rejected} of {progress.planned} photos were rejected, more than the allowed share of "
-            f"{max_fraction:g}; what is finished stays, and the reasons are in the index"
-        )
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """Stops a run of which too many photos are rejected: of all its plan, however often it was taken up again.
+
+    `done_before` and `rejected_before` are photos of that plan that are not planned again.
+    """
+
+    max_fraction: float
+    done_before: int
+    rejected_before: int
+
+    @classmethod
+    def of(cls, work: Work, counts: PlanCounts) -> "_Gate":
+        failed = 0 if work.retry_failed else counts.of_runs.get(Status.FAILED, 0)
+        return cls(work.max_rejected_fraction, counts.of_runs.get(Status.UP_TO_DATE, 0) + failed, failed)
+
+    def check(self, progress: Progress) -> None:
+        """Stop as soon as it is certain that too many will have been rejected.
+
+        Raises:
+            RunFailed: they will.
+        """
+        rejected, planned = self.rejected_before + progress.rejected, self.done_before + progress.planned
+        if rejected > self.max_fraction * planned:
+            raise RunFailed(
+                f"{rejected} of {planned} photos were rejected, more than the allowed share of "
+                f"{self.max_fraction:g}; what is finished stays, and the reasons are in the index "
+                "(--retry-failed tries them again)"
+            )
 
 
 def _publish(target: ImageSet, runs: Sequence[_Run]) -> Manifest:
-    committed = (shard for run in runs for shard in read_shard_names(run.plan) if shard in run.committed)
+    committed = (shard for run in runs for shard in read_shard_sizes(run.plan) if shard in run.committed)
     return target.publish(runs[-1].name, committed)
 
 
 def _summary(work: Work, counts: PlanCounts, progress: Progress, seconds: float, manifest: Manifest) -> Summary:
     """The inputs are those that were done now or before: what lies beyond a limit is left for later."""
-    settled = [
-        status for status in (Status.UP_TO_DATE, Status.FAILED) if status not in processed_statuses(work.retry_failed)
-    ]
-    up_to_date = sum(counts.photos.get(status, 0) for status in settled)
+    up_to_date = counts.photos.get(Status.UP_TO_DATE, 0)
+    rejected_before = 0 if work.retry_failed else counts.photos.get(Status.FAILED, 0)
     return Summary(
-        inputs=progress.done + up_to_date,
+        inputs=progress.done + up_to_date + rejected_before,
         outcomes=progress.outcomes,
         up_to_date=up_to_date,
+        rejected_before=rejected_before,
         seconds=round(seconds, 3),
         megapixels=round(progress.megapixels, 3),
         images_per_second=round(progress.done / seconds, 3) if seconds else 0.0,

@@ -1,6 +1,7 @@
 """A shard of planned photos into a committed shard of the target, whatever is done to them and becomes of each."""
 
 import dataclasses
+import errno
 import hashlib
 import logging
 import tempfile
@@ -23,6 +24,7 @@ from pipeline.images import Header, Limits
 from pipeline.imageset import ImageSet
 from pipeline.packed import PackedWriter
 from pipeline.records import Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
+from pipeline.redaction import explain
 from pipeline.room import Room
 from pipeline.sources import read_photos
 from pipeline.storage import PART_BYTES, Store, unsafe_reason
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 PHOTOS_AT_ONCE = 8  # in work, at most: what fits into memory is bounded by bytes
 PHOTO_BYTES = 1024**3  # of memory for photos that are decoded: see `Room`
 GPU_CORES, MOST_SHARES = 4, 4  # see `gpu_shares`
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 SOURCE_BYTES = 256 * 1024**2  # the same for the files that they come from
 FILE_BYTES = 128 * 1024**2  # a larger one is not read into memory, if there is another way
 
@@ -188,6 +191,8 @@ class Worker:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
+        except OSError as error:  # of a store, it is a StorageError
+            raise StorageError(f"{tempfile.gettempdir()}, for temporary files: {explain(error)}") from error
         finally:
             for future in under_way:
                 future.cancel()
@@ -392,6 +397,8 @@ def codec_faults() -> Iterator[None]:
     except (PhotoRejected, MemoryError, FloatingPointError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise  # no photo is to blame for that
         raise CodecFault(f"{type(error).__name__}: {error}") from error
 
 

@@ -93,8 +93,8 @@ def test_rejected_photos_are_tried_again_only_when_asked(tmp_path: Path) -> None
     idle = summary_of(degrain("denoise", tmp_path / "source", tmp_path / "target", "--json"))
     retried = summary_of(degrain("denoise", tmp_path / "source", tmp_path / "target", "--json", "--retry-failed"))
 
-    assert (idle["rejected"], idle["up_to_date"]) == (0, 1)
-    assert (retried["rejected"], retried["up_to_date"]) == (1, 0)
+    assert (idle["rejected"], idle["up_to_date"], idle["rejected_before"]) == (0, 0, 1)
+    assert (retried["rejected"], retried["up_to_date"], retried["rejected_before"]) == (1, 0, 0)
     assert index_of(tmp_path / "target")["empty.jpg"]["attempts"] == 2
 
 

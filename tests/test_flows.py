@@ -165,8 +165,8 @@ def test_weights_without_a_common_trial_cannot_be_compared() -> None:
 
 
 def test_rejects_are_a_share_of_what_was_processed() -> None:
-    assert rejected_fraction({"inputs": 100, "up_to_date": 90, "rejected": 5}) == 0.5
-    assert rejected_fraction({"inputs": 100, "up_to_date": 100, "rejected": 0}) == 0.0
+    assert rejected_fraction({"inputs": 100, "up_to_date": 80, "rejected_before": 10, "rejected": 5}) == 0.5
+    assert rejected_fraction({"inputs": 100, "up_to_date": 100, "rejected_before": 0, "rejected": 0}) == 0.0
 
 
 def answering(*errors: Exception) -> Callable[[], int]:

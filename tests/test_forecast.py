@@ -40,6 +40,7 @@ COUNTS = PlanCounts(
     amounts={Status.NEW: TODO, Status.UP_TO_DATE: Amount(photos=400, size_bytes=400 * MB, megapixels=800.0)},
     planned=TODO,
     shards=60,
+    of_runs={},
     is_complete=True,
 )
 PHOTO = SampledPhoto(

@@ -23,7 +23,7 @@ from pipeline.planning import (
     ShardSize,
     count_photos,
     read_header,
-    read_shard_names,
+    read_shard_sizes,
     read_shards,
     shard_ends,
     write_listing,
@@ -295,7 +295,7 @@ def test_nothing_listed_is_a_plan_without_shards(plan: Planner) -> None:
     counts, shards = plan([], [row("a.jpg")])
 
     assert shards == []
-    assert counts == PlanCounts(amounts={}, planned=Amount(), shards=0, is_complete=True)
+    assert counts == PlanCounts(amounts={}, planned=Amount(), shards=0, of_runs={}, is_complete=True)
     assert read_header(plan.newest) == HEADER
 
 
@@ -394,7 +394,7 @@ def test_the_names_of_shards_are_read_without_their_photos(plan: Planner, monkey
     monkeypatch.setattr(planning, "PLAN_BATCH", 3)
     _, shards = plan([photo(f"{number:02}") for number in range(11)], options=replace(OPTIONS, shard_size=PAIRS))
 
-    assert read_shard_names(plan.newest) == [shard.shard for shard in shards]
+    assert list(read_shard_sizes(plan.newest).items()) == [(shard.shard, len(shard.photos)) for shard in shards]
 
 
 def test_shards_are_read_as_they_are_taken(plan: Planner, monkeypatch: pytest.MonkeyPatch) -> None:

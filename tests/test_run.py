@@ -236,6 +236,25 @@ def test_too_many_rejected_photos_end_the_run_and_can_be_tried_again(verb: Verb,
     assert counts(verb(job, retry_failed=True), verb) == (4, 4, 0)
 
 
+@pytest.mark.parametrize(("finished", "fraction"), [(1, 0.0), (4, 0.9)])
+def test_too_many_rejected_photos_are_too_many_however_often_their_run_is_taken_up(
+    verb: Verb, job: Any, loop: Loop, finished: int, fraction: float
+) -> None:
+    for path in Path(job.source).iterdir():
+        path.write_bytes(b"")
+    if finished > 1:
+        killed(verb, job, loop, after=finished - 1)
+    for _ in range(3):
+        with pytest.raises(RunFailed, match=f"{finished} of 4 photos were rejected"):
+            verb(job, max_rejected_fraction=fraction)
+        assert len(index_of(job.target)) == finished
+
+    summary = verb(job)
+
+    assert (summary.inputs, summary.outcomes["rejected"], summary.rejected_before) == (4, 4 - finished, finished)
+    assert verb(job, max_rejected_fraction=0.0).rejected_before == 4
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

@@ -2,12 +2,15 @@
 
 import hashlib
 import io
+import resource
+import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import torch
 from photos import saved, scene, write_archive
 
@@ -297,6 +300,32 @@ def test_a_large_photo_that_is_gone_is_a_row(tmp_path: Path, monkeypatch: pytest
 
     row = rows_of(tmp_path / "target")["2020/scan.tif"]
     assert (row["outcome"], row["source_sha256"]) == ("rejected", None)
+
+
+def test_a_disk_without_room_for_temporary_files_ends_the_shard_and_blames_no_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    drawn = np.tile(
+        np.array([[[20, 90, 200], [180, 60, 120]]], np.uint8), (200, 100, 1)
+    )  # packs better than its result
+    tifffile.imwrite(tmp_path / "source/a.tif", drawn, compression="zlib", rowsperstrip=16)
+    size_bytes = (tmp_path / "source/a.tif").stat().st_size
+    monkeypatch.setattr(shard, "FILE_BYTES", 0)
+    weights, _ = read_weights("photo")
+    factory = DenoiseWorkerFactory(
+        source=str(tmp_path / "source"), target=str(tmp_path / "target"), layout=Layout.FILES, weights=weights,
+        config=DenoiseConfig(strength=1.0),
+    )  # fmt: skip
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, unlimited[1]))  # a copy has room, and no more
+        with pytest.raises(StorageError, match=f"^{tempfile.gettempdir()}, for temporary files: file too large$"):
+            factory(1).run(plan_of(LocalStore(tmp_path / "source")), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    assert not (tmp_path / "target").exists()
 
 
 def objects_of(target: Path) -> dict[str, bytes]:

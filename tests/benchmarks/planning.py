@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from pipeline.database import in_batches, open_database
 from pipeline.imageset import ImageSet
 from pipeline.index import PART_ROWS, count_outcomes
-from pipeline.planning import PlanHeader, PlanOptions, read_shard_names, read_shards, write_plan
+from pipeline.planning import PlanHeader, PlanOptions, read_shard_sizes, read_shards, write_plan
 from pipeline.records import LISTING_SCHEMA, Layout, index_rows
 from pipeline.storage import LocalStore
 
@@ -96,7 +96,7 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
                     images.write_plan(f"run-{mode}", plan)
                 with timed("read back"):
                     assert sum(len(shard.photos) for shard in read_shards(plan, "run")) == counts.planned.photos
-            assert len(read_shard_names(plan)) == counts.shards
+            assert len(read_shard_sizes(plan)) == counts.shards
     total = seconds.pop("total", sum(seconds.values()))
     return {**seconds, "seconds": total, "cpu_s": time.process_time() - cpu_start, "peak_mib": peak_mib()}
 
