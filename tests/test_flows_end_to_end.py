@@ -25,7 +25,7 @@ from stack import Stack, processes_of, wait_until
 from flows.ray_jobs import JobName
 
 pytestmark = [pytest.mark.flows, pytest.mark.timeout(600)]
-MANY = 40
+MANY = 24
 
 
 @pytest.fixture(scope="module")

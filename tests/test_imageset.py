@@ -391,7 +391,7 @@ published_runs = st.lists(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(published_runs, st.integers(1, 4))
 def test_an_index_holds_the_last_row_of_every_key(runs: list[list[list[str]]], part_rows: int) -> None:
     images = ImageSet(open_store(f"memory://{uuid4().hex}"))

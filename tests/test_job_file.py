@@ -176,7 +176,7 @@ def test_a_record_of_the_log_is_one_line_of_json_with_its_traceback_and_without_
 
 
 def test_a_job_in_a_process_of_its_own_stops_cleanly_when_told_to(tmp_path: Path) -> None:
-    write_many(tmp_path / "source", 40, side_px=512)
+    write_many(tmp_path / "source", 24, side_px=512)
     job = {"verb": "denoise", "source": str(tmp_path / "source"), "target": str(tmp_path / "target")}
     command = [sys.executable, "-m", "pipeline.jobs", json.dumps(job)]
     process = subprocess.Popen(
