@@ -47,11 +47,16 @@ def connected(address: str | None) -> Iterator[None]:
             logs = ours.address_info["session_dir"]
         else:
             ray.init(address=address, **quiet)
+    except SystemExit:  # Ray's own handler of a SIGTERM, which it sets before it starts
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
     except Exception as error:  # Ray raises a bare Exception when a node takes too long to start
         place = "on this machine" if address is None else f"at {address}"
         raise RunFailed(f"no Ray cluster {place}: {' '.join(str(error).split())[:300]}") from error
-    try:
+    finally:
         signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process without any clean-up
+    try:
         yield
     finally:
         ray.shutdown()

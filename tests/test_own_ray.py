@@ -74,3 +74,25 @@ def test_its_logs_stay_only_after_an_error(*, ends_well: bool) -> None:
             raise RuntimeError
 
     assert logs.exists() is not ends_well
+
+
+def test_a_sigterm_while_it_starts_is_for_the_handler_that_was_there() -> None:
+    program = """
+import os, signal, sys, threading, time
+from pipeline.connection import connected
+
+def told(*_):
+    sys.exit("told")
+
+def end_it():
+    while signal.getsignal(signal.SIGTERM) is told:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, told)
+threading.Thread(target=end_it).start()
+with connected(None):
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr.strip()) == (1, "told")
