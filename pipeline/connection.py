@@ -16,6 +16,7 @@ from pipeline.ray_dashboard import asking_no_cloud
 
 OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
 CONNECT_TIMEOUT_S = 10.0
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -31,35 +32,31 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a change to come
     if address is not None:
         _check_reachable(address)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {each: signal.getsignal(each) for each in INTERRUPTS}
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
     logs = None
     try:
-        if address is None:
-            with asking_no_cloud():
-                ours: Any = ray.init(  # Any: Ray's type lacks what it returns
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _node_ip_address="127.0.0.1",
-                    **quiet,
-                )
-            logs = ours.address_info["session_dir"]
-        else:
-            ray.init(address=address, **quiet)
-    except SystemExit:  # Ray's own handler of a SIGTERM, which it sets before it starts
-        if callable(handler):
-            handler(signal.SIGTERM, None)
-        raise
+        with _connecting_as_a_whole():
+            if address is None:
+                with asking_no_cloud():
+                    ours: Any = ray.init(  # Any: Ray's type lacks what it returns
+                        address="local",
+                        include_dashboard=False,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        _node_ip_address="127.0.0.1",
+                        **quiet,
+                    )
+                logs = ours.address_info["session_dir"]
+            else:
+                ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises a bare Exception when a node takes too long to start
         place = "on this machine" if address is None else f"at {address}"
         raise RunFailed(f"no Ray cluster {place}: {' '.join(str(error).split())[:300]}") from error
-    finally:
-        signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process without any clean-up
     try:
         yield
     finally:
         ray.shutdown()
+        _restore(handlers)  # it takes that of SIGTERM away
     if logs is not None:
         shutil.rmtree(logs, ignore_errors=True)
 
@@ -80,6 +77,39 @@ def check_own_cluster() -> None:
             f"Ray has died on this machine ({' and '.join(sorted(dead))}): what is committed stays, and the same "
             "command does the rest"
         )
+
+
+@contextmanager
+def _connecting_as_a_whole() -> Iterator[None]:
+    """While this lasts, Ray leaves our handler of SIGTERM alone, and what comes while it connects waits until it has.
+
+    A process that is interrupted while it connects ends in a SIGSEGV.
+    """
+    handlers = {each: signal.getsignal(each) for each in INTERRUPTS}
+    connect, set_handler = ray._private.worker.connect, ray._private.utils.set_sigterm_handler
+
+    def connect_first(*arguments: Any, **options: Any) -> None:  # Any: Ray's own
+        came: list[int] = []
+        for each in INTERRUPTS:
+            signal.signal(each, lambda number, _: came.append(number))
+        try:
+            connect(*arguments, **options)
+        finally:
+            signal.alarm(0)  # by the handler that its C++ has now, to abort this process three seconds later
+            _restore(handlers)
+        for number in came:
+            signal.raise_signal(number)
+
+    ray._private.worker.connect, ray._private.utils.set_sigterm_handler = connect_first, lambda _: None
+    try:
+        yield
+    finally:
+        ray._private.worker.connect, ray._private.utils.set_sigterm_handler = connect, set_handler
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:  # Any: what `getsignal` gives
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
 
 
 def _check_reachable(address: str) -> None:

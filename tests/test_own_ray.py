@@ -1,6 +1,7 @@
 """A Ray that starts here asks no cloud where it is, and leaves nothing behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private.worker import global_worker
 
 from pipeline.connection import connected
@@ -24,6 +26,7 @@ PROGRAM = """
 import time
 from pathlib import Path
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private.worker import global_worker
 from pipeline.connection import connected
 
@@ -76,23 +79,38 @@ def test_its_logs_stay_only_after_an_error(*, ends_well: bool) -> None:
     assert logs.exists() is not ends_well
 
 
-def test_a_sigterm_while_it_starts_is_for_the_handler_that_was_there() -> None:
-    program = """
-import os, signal, sys, threading, time
+TOLD = """
+import os, signal, sys
 from pipeline.connection import connected
 
 def told(*_):
     sys.exit("told")
 
-def end_it():
-    while signal.getsignal(signal.SIGTERM) is told:
-        time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)
-
+signal.signal(signal.SIGINT, told)
 signal.signal(signal.SIGTERM, told)
-threading.Thread(target=end_it).start()
 with connected(None):
     pass
+os.kill(os.getpid(), signal.SIGTERM)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stderr.strip()) == (1, "told")
+
+
+@pytest.mark.parametrize(
+    ("sent", "sign"),
+    [
+        pytest.param(signal.SIGTERM, "", id="starting"),
+        pytest.param(signal.SIGINT, "logs/python-core-driver-*", id="connecting"),
+        pytest.param(signal.SIGTERM, "logs/python-core-driver-*", id="TERM-connecting", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_while_it_starts_is_for_the_handler_that_was_there(sent: signal.Signals, sign: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", TOLD], stderr=subprocess.PIPE, text=True)
+    while not list(Path(get_default_ray_temp_dir()).glob(f"session_*_{process.pid}/{sign}")):
+        assert process.poll() is None
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (1, "told")
+
+
+def test_a_sigterm_after_it_has_stopped_is_for_that_handler_too() -> None:
+    done = subprocess.run([sys.executable, "-c", TOLD], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "told")
