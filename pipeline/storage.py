@@ -10,6 +10,7 @@ import io
 import os
 import re
 import stat
+import time
 import unicodedata
 import uuid
 from collections import deque
@@ -27,6 +28,7 @@ from pipeline.records import SourceObject
 from pipeline.redaction import explain, redacted, without_password
 
 TEMPORARY = ".degrain-tmp"
+ABANDONED_S = 3600.0  # after which the writer of an unfinished file is taken for dead
 MAX_PART_BYTES = 255  # of a file name, on every file system in common use
 
 PART_BYTES = 16 * 1024**2  # of a file that is read or written in parts
@@ -143,7 +145,7 @@ class Store(Protocol):
         """Remove what a killed writer left behind. Only while nobody else writes."""
 
     def close(self) -> None:
-        """Leave nothing in the store but objects. Others may go on writing."""
+        """Leave nothing in the store but objects, and what others write at the moment."""
 
 
 def open_store(url: str) -> Store:
@@ -295,6 +297,9 @@ class LocalStore:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
+            for path in (self.root / TEMPORARY).iterdir():
+                if time.time() > path.stat().st_mtime + ABANDONED_S:
+                    path.unlink()
             (self.root / TEMPORARY).rmdir()
 
     def _path(self, key: str) -> Path:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline import storage
 from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
 from pipeline.records import SourceObject
 from pipeline.storage import (
+    ABANDONED_S,
     PART_BYTES,
     QUEUED,
     TEMPORARY,
@@ -554,6 +556,18 @@ def test_closing_leaves_only_objects_and_the_store_goes_on(local: LocalStore) ->
 
     local.write("b.jpg", b"2")
     assert keys(local) == ["a.jpg", "b.jpg"]
+
+
+def test_closing_removes_what_a_writer_left_that_must_be_dead_and_nothing_of_others(local: LocalStore) -> None:
+    folder = local.root / TEMPORARY
+    folder.mkdir()
+    (folder / "dead").touch()
+    os.utime(folder / "dead", (0, time.time() - 2 * ABANDONED_S))
+    (folder / "at-work").touch()
+
+    local.close()
+
+    assert [path.name for path in folder.iterdir()] == ["at-work"]
 
 
 def test_a_folder_that_nobody_may_write_is_one_clear_line(local: LocalStore) -> None:
