@@ -2,25 +2,31 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from model.denoiser import Denoiser
 from pipeline.denoise import DenoiseConfig, PhotoDenoiser
-from pipeline.errors import ObjectExists, PhotoRejected
+from pipeline.errors import ObjectExists, PhotoRejected, StorageError
 from pipeline.images import promised_format
 from pipeline.records import Outcome
+from pipeline.redaction import explain
 from pipeline.registry import read_weights
 from pipeline.shard import FILE_BYTES, PhotoResult
 from pipeline.storage import Store, open_store, split_url
 
 
 def find_photo(source: str) -> str | None:
-    """The source itself where it is one photo and not a collection."""
+    """The source itself where it is one photo and not a collection.
+
+    Raises:
+        StorageError: nobody may look there.
+    """
     root, name = split_url(source)
     if "://" in source:
         is_photo = promised_format(name) is not None and open_store(root).exists(name)
     else:
-        is_photo = Path(source).is_file()
+        is_photo = _found(Path.is_file, source)
     return source if is_photo else None
 
 
@@ -39,7 +45,7 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
         StorageError: it cannot be read, or the target cannot be written.
     """
     source_root, source_key = split_url(source)
-    if target.endswith("/") or ("://" not in target and Path(target).is_dir()):
+    if target.endswith("/") or ("://" not in target and _found(Path.is_dir, target)):
         target = f"{target.rstrip('/')}/{source_key}"
     target_root, target_key = split_url(target)
     from_store, to_store = open_store(source_root), open_store(target_root)
@@ -65,6 +71,14 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
         "noise_sigma_before": result.noise_sigma_before,
         "noise_sigma_after": result.noise_sigma_after,
     }
+
+
+def _found(is_kind: Callable[[Path], bool], path: str) -> bool:
+    """Whether there is something of a kind; raises StorageError where nobody may look."""
+    try:
+        return is_kind(Path(path))
+    except OSError as error:
+        raise StorageError(f"cannot look for {path}: {explain(error)}") from error
 
 
 def _denoise_large(

@@ -115,6 +115,8 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["denoise", "{photo}", "{tmp}/t.jpg"], 2, "degrain keeps the format of a photo"),
         (["denoise", "{photo}", "{photo}"], 2, "exists already: degrain overwrites no photo"),
         (["denoise", "{photo}", "{photo}/t.png"], 1, "cannot write t.png to "),
+        (["denoise", "{tmp}/" + 300 * "x", "{tmp}/t"], 1, "cannot look for .*x: file name too long$"),
+        (["denoise", "{photo}", "{tmp}/" + 300 * "x"], 1, "cannot look for .*x: file name too long$"),
         (["ingest", "nowhere", "{tmp}/t"], 2, "there are no photos in .*nowhere"),
         (["ingest", "{tmp}", "{tmp}"], 2, "source and target are both "),
         (["ingest", "{tmp}", "{tmp}/full"], 2, "is not empty .* and no image set"),
