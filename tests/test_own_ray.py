@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +27,6 @@ PROGRAM = """
 import time
 from pathlib import Path
 import ray
-from ray._common.utils import get_default_ray_temp_dir
 from ray._private.worker import global_worker
 from pipeline.connection import connected
 
@@ -106,6 +106,7 @@ def test_a_signal_while_it_starts_is_for_the_handler_that_was_there(sent: signal
     process = subprocess.Popen([sys.executable, "-c", TOLD], stderr=subprocess.PIPE, text=True)
     while not list(Path(get_default_ray_temp_dir()).glob(f"session_*_{process.pid}/{sign}")):
         assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.splitlines()[-1]) == (1, "told")
