@@ -97,7 +97,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 @pytest.mark.parametrize(
     ("sent", "sign"),
     [
-        pytest.param(signal.SIGTERM, "", id="starting"),
+        pytest.param(signal.SIGTERM, "", id="starting", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "logs/python-core-driver-*", id="connecting"),
         pytest.param(signal.SIGTERM, "logs/python-core-driver-*", id="TERM-connecting", marks=pytest.mark.slow),
     ],
