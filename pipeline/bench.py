@@ -3,14 +3,14 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoInWork:
-    """A photo, the stage that it is at, and the seconds since the worker took it up."""
+    """A photo, the stage that it is at, and the seconds since the worker took it up, without those that it waited."""
 
     key: str
     stage: str
@@ -33,6 +33,12 @@ class _Photo:
     key: str
     stage: str
     since: float
+    waits_since: float | None = None
+
+    def look(self) -> PhotoInWork:
+        waits_since = self.waits_since
+        until = time.monotonic() if waits_since is None else waits_since
+        return PhotoInWork(self.key, self.stage if waits_since is None else "wait", until - self.since)
 
 
 _current: ContextVar[_Photo | None] = ContextVar("the photo that this thread works on", default=None)
@@ -71,12 +77,26 @@ class Bench:
             self._finished[shard] += 1
 
     def look(self) -> Look:
-        now = time.monotonic()
-        photos = tuple(PhotoInWork(photo.key, photo.stage, now - photo.since) for photo in list(self._photos))
-        return Look(photos, tuple(dict(self._finished).items()))
+        return Look(tuple(photo.look() for photo in list(self._photos)), tuple(dict(self._finished).items()))
 
 
 def enter_stage(stage: str) -> None:
     """Note the stage of the photo that this thread works on, if it is on a bench."""
     if (photo := _current.get()) is not None:
         photo.stage = stage
+
+
+@contextmanager
+def in_turn(turn: AbstractContextManager[object]) -> Iterator[None]:
+    """Inside of `turn`. If the photo that this thread works on has to wait for it, that is no time of its own."""
+    with ExitStack() as stack:
+        photo = _current.get()
+        if photo is not None:
+            photo.waits_since = time.monotonic()
+        try:
+            stack.enter_context(turn)
+        finally:
+            if photo is not None and photo.waits_since is not None:
+                photo.since += time.monotonic() - photo.waits_since
+                photo.waits_since = None
+        yield

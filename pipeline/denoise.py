@@ -24,6 +24,7 @@ from model.strength import TEXTURE, Dose, Strength, check_strength, choose_dose,
 from model.texture import Removed
 from model.weights import parse_weights
 from pipeline.bands import Bands
+from pipeline.bench import in_turn
 from pipeline.errors import PhotoKept
 from pipeline.ifd import FileBytes
 from pipeline.images import HEAD_BYTES, Limits, Pixels, can_be_a_file, decode, encode, inspect
@@ -128,16 +129,16 @@ def denoise_photo(
         if header.untouched_reason is not None:
             result.data = data
             return _untouched(result, header.untouched_reason)
-        with (room or Room()).taken(COPIES * header.decoded_bytes):
-            with cores, timed(result, "decode"), codec_faults():
+        with in_turn((room or Room()).taken(COPIES * header.decoded_bytes)):
+            with in_turn(cores), timed(result, "decode"), codec_faults():
                 noisy = decode(data, header)
-            with cores, timed(result, "measure"):
+            with in_turn(cores), timed(result, "measure"):
                 noise = estimate_noise(noisy.colour)
                 is_gray = noisy.colour.ndim == 2
                 reason = config.why_left_alone(noise, is_gray=is_gray)
             with timed(result, "denoise"):
                 clean = noisy.colour if reason else denoise(noisy.colour, config.dose(noise))
-            with cores, timed(result, "measure"):
+            with in_turn(cores), timed(result, "measure"):
                 change = Change(noisy.colour.dtype, None if reason else config.removed(noise, is_gray=is_gray))
                 change.add_sample(noisy.colour, clean)
                 reason = reason or change.reason
@@ -146,7 +147,7 @@ def denoise_photo(
                 result.data = data
                 return _untouched(result, reason)
             try:
-                with cores, timed(result, "encode"), codec_faults():
+                with in_turn(cores), timed(result, "encode"), codec_faults():
                     result.data = encode(Pixels(clean, noisy.alpha), data, header)
             except PhotoKept as error:
                 result.data = data
@@ -256,7 +257,11 @@ def denoise_by_bands(
             result.file = target
             if header.untouched_reason is not None:
                 return _untouched(result, header.untouched_reason)
-            with (room or Room()).taken(COPIES * header.decoded_bytes), timed(result, "denoise"), codec_faults():
+            with (
+                in_turn((room or Room()).taken(COPIES * header.decoded_bytes)),
+                timed(result, "denoise"),
+                codec_faults(),
+            ):
                 bands = Bands(data, out)
                 noise = _estimate_by_bands(bands)
                 is_gray = len(bands.shape) == 2

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from pipeline.bench import Bench, Look, enter_stage
+from pipeline.bench import Bench, Look, enter_stage, in_turn
 from pipeline.errors import ObjectRefused, PhotoRejected, StorageError
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.images import Header, Limits
@@ -220,8 +220,7 @@ class Worker:
                 self._check_source(data)
                 yield planned, str(data), read_s
                 continue
-            with self._bench.photo(planned.key, "wait"):
-                self._source_room.take(len(data))
+            self._source_room.take(len(data))
             yield planned, data, read_s
 
     def _do(
@@ -252,8 +251,7 @@ class Worker:
 
     def _do_file(self, planned: PlannedPhoto, finish: Callable[[PlannedPhoto, PhotoResult], T]) -> T:
         assert self._recipe.process_file is not None
-        with self._bench.photo(planned.key, "wait"), self._source_room.taken(planned.size_bytes):
-            enter_stage("read")
+        with self._bench.photo(planned.key, "read"), in_turn(self._source_room.taken(planned.size_bytes)):
             start = time.perf_counter()
             with tempfile.TemporaryDirectory(prefix="degrain-") as folder:
                 try:
