@@ -1,6 +1,7 @@
 """The flow `nightly`: plan, a trial, perhaps a person's approval, denoise, verify, report."""
 
 import os
+from uuid import uuid4
 
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.client.schemas.objects import State
@@ -46,7 +47,8 @@ def nightly(settings: NightlySettings) -> Values | State[Values]:
     if settings.approval:
         get_run_logger().info("waiting for a person: look at the artifacts, and resume the run")
         timeout_s = round(settings.approval_hours * 3600)
-        pause_flow_run(timeout=timeout_s, poll_interval=APPROVAL_POLL_S, key="approval")
+        key = uuid4().hex  # a run that is taken up would pass by a key that it has paused at before
+        pause_flow_run(timeout=timeout_s, poll_interval=APPROVAL_POLL_S, key=key)
 
     summary = run_stage("denoise", "denoise", job, ray)
     show_summary("denoise", summary, settings.denoise.target)

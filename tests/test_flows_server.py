@@ -22,6 +22,7 @@ from flows.local_prefect import local_server, prefect_environment, wait_for_serv
 pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parent
 LOST_AFTER_S = 10
+TAKE_UP = "from flows.deployments import take_up_lost_runs; take_up_lost_runs()"
 FOR_SECONDS = "import os; from flows.automations import apply; apply(os.environ['WEBHOOK'], lost_after_s={})"
 
 
@@ -55,6 +56,10 @@ def begin(server: Server, *tags: str) -> str:
     }
     server.api("POST", "/events", [heartbeat])
     return str(run["id"])
+
+
+def execute(server: Server, *command: object) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, *map(str, command)], env=os.environ | server.environment)
 
 
 def acted_on(server: Server) -> set[str]:
@@ -92,7 +97,7 @@ def test_a_stage_goes_on_with_its_one_job_while_the_server_is_killed_and_started
     started: tuple[Server, Child], tmp_path: Path
 ) -> None:
     server, process = started
-    flow = subprocess.Popen([sys.executable, ROOT / "patient_flow.py", tmp_path], env=os.environ | server.environment)
+    flow = execute(server, ROOT / "patient_flow.py", tmp_path)
     asked = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}, "flows": {"name": {"any_": ["patient"]}}}
     wait_until(lambda: bool(server.api("POST", "/flow_runs/filter", asked)), 120)
     [run] = server.api("POST", "/flow_runs/filter", asked)
@@ -115,3 +120,27 @@ def test_a_stage_goes_on_with_its_one_job_while_the_server_is_killed_and_started
 def asked_of(folder: Path) -> Counter[str]:
     """What was asked of the job of `patient_flow.py`, and how often."""
     return Counter((folder / "asked").read_text().split())
+
+
+def test_a_night_that_waited_for_a_person_waits_again_when_it_is_taken_up(server: Server, tmp_path: Path) -> None:
+    flow = server.api("POST", "/flows/", {"name": "nightly"})
+    settings = {"denoise": {"source": "in", "target": "out"}, "approval": True}
+    asked = {"flow_id": flow["id"], "parameters": {"settings": settings}, "state": {"type": "PENDING"}}
+    run_id = str(server.api("POST", "/flow_runs/", asked)["id"])
+
+    def is_waiting_or_over() -> bool:
+        return server.run(run_id)["state_type"] in ("PAUSED", "COMPLETED", "FAILED", "CRASHED")
+
+    first = execute(server, ROOT / "approved_flow.py", run_id, tmp_path)
+    wait_until(is_waiting_or_over, 60)
+    first.kill()
+    first.wait()
+    assert execute(server, "-c", TAKE_UP).wait(60) == 0
+    assert server.run(run_id)["state"]["name"] == "AwaitingRetry"
+    again = execute(server, ROOT / "approved_flow.py", run_id, tmp_path)
+    wait_until(is_waiting_or_over, 60)
+    assert server.run(run_id)["state_type"] == "PAUSED"
+
+    server.api("POST", f"/flow_runs/{run_id}/resume")
+    assert again.wait(60) == 0
+    assert (tmp_path / "done").read_text().split() == ["plan", "canary"] * 2 + ["denoise", "verify", "report"]
