@@ -2,14 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 from prefect import Flow, get_client, serve
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled
@@ -22,6 +23,8 @@ from flows.nightly import nightly
 from flows.retrain import retrain
 from flows.stages import TARGET_LIMIT
 from flows.train import train
+
+T = TypeVar("T")
 
 DEPLOYMENT = "degrain"
 PARAMETERS = "DEGRAIN_PARAMETERS"  # of the process that serves: parameters by flow, as JSON
@@ -63,8 +66,10 @@ def take_up_lost_runs() -> list[str]:
     """
     at_work = {"any_": [StateType.RUNNING, StateType.PENDING, StateType.PAUSED, StateType.CANCELLING]}
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"state": {"type": at_work}}))
-        for limit in client.read_global_concurrency_limits(limit=200):
+        wanted = FlowRunFilter.model_validate({"state": {"type": at_work}})
+        by_id = FlowRunSort.ID_DESC
+        runs = _all(lambda offset: client.read_flow_runs(flow_run_filter=wanted, sort=by_id, offset=offset))
+        for limit in _all(lambda offset: client.read_global_concurrency_limits(limit=200, offset=offset)):
             if limit.name.startswith(TARGET_LIMIT) and limit.active_slots:  # held by a process that is gone
                 client.delete_global_concurrency_limit_by_name(limit.name)
         for run in runs:
@@ -78,6 +83,14 @@ def main() -> None:
     for name in take_up_lost_runs():
         print(f"taking up {name}", flush=True)
     serve(*deployments(json.loads(os.environ.get(PARAMETERS, "{}"))), pause_on_shutdown=False, limit=None)
+
+
+def _all(read: Callable[[int], list[T]]) -> list[T]:
+    """What a server lists by pages."""
+    found: list[T] = []
+    while page := read(len(found)):
+        found += page
+    return found
 
 
 def _schedule(cron: str, *, is_active: bool) -> DeploymentScheduleCreate:

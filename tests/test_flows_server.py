@@ -144,3 +144,14 @@ def test_a_night_that_waited_for_a_person_waits_again_when_it_is_taken_up(server
     server.api("POST", f"/flow_runs/{run_id}/resume")
     assert again.wait(60) == 0
     assert (tmp_path / "done").read_text().split() == ["plan", "canary"] * 2 + ["denoise", "verify", "report"]
+
+
+def test_all_runs_that_lost_their_process_are_taken_up_however_many_there_are(server: Server) -> None:
+    page = 200  # of the server's lists
+    flow = server.api("POST", "/flows/", {"name": "nightly"})
+    for _ in range(page + 1):
+        server.api("POST", "/flow_runs/", {"flow_id": flow["id"], "state": {"type": "RUNNING"}})
+
+    assert execute(server, "-c", TAKE_UP).wait(120) == 0
+
+    assert server.api("POST", "/flow_runs/count", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}) == 0
