@@ -25,7 +25,7 @@ from flows.local_ray import local_ray
 from flows.patience import passes, patiently
 from flows.ray_jobs import ClusterLost, JobName, RayJobs, address_of
 from flows.settings import RaySettings, Values, Verb
-from pipeline.errors import RunFailed
+from pipeline.errors import DegrainError, RunFailed
 from pipeline.events import Event, parse_event
 
 PROGRESS_INTERVAL_S = 2.0
@@ -85,7 +85,10 @@ def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
         except BaseException as error:
             if isinstance(error, StageTimedOut) or not isinstance(error, Exception):  # cancelled, or told to end
                 log_of_run.warning("stopping the Ray job %s", job_id)
-                jobs.stop(job_id)
+                try:
+                    jobs.stop(job_id)
+                except DegrainError as failure:  # as the flow ends, its hook tries again
+                    log_of_run.error("%s", failure)  # noqa: TRY400  # its message says all
             raise
 
 

@@ -14,6 +14,7 @@ from flows import stages
 from flows.ray_jobs import ClusterLost
 from flows.settings import RaySettings, Values, Verb
 from flows.stages import StageTimedOut, duration
+from pipeline.errors import RunFailed
 from pipeline.events import Event, event_line
 
 PROGRESS = event_line(Event.PROGRESS, done=1, planned=2, seconds=1.0)
@@ -80,6 +81,19 @@ def test_a_stage_that_takes_too_long_is_named_and_its_job_is_stopped(monkeypatch
         run_stage(jobs, monkeypatch, timeout_hours=0.5 / 3600)
 
     assert jobs.asked == ["begin", "stop"]
+
+
+@pytest.mark.parametrize("error", [StageTimedOut("too long"), KeyboardInterrupt()])
+@pytest.mark.parametrize("failure", [RunFailed("it goes on"), ClusterLost("away")])
+def test_a_job_that_cannot_be_stopped_does_not_hide_why_it_was_to_stop(
+    error: BaseException, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unstoppable(Jobs):
+        def stop(self, _job_id: str) -> None:
+            raise failure
+
+    with pytest.raises(type(error)):
+        run_stage(Unstoppable(failing(error)), monkeypatch)
 
 
 @pytest.mark.parametrize(("limit_h", "asked"), [(1.0, ["begin", "stop"]), (1.1, ["begin"])])
