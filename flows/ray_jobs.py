@@ -13,12 +13,13 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
 import aiohttp
 import requests
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from flows.local_ray import RayAddress
@@ -31,7 +32,7 @@ STATUS_INTERVAL_S = 5.0
 STOP_TIMEOUT_S = 60.0
 LOG_TIMEOUT_S = 15.0  # after a job ended, for the rest of its log: its node may be gone
 OWNER, STAGE, ORIGIN = "degrain_owner", "degrain_stage", "degrain_origin"
-_UNREACHABLE = (ConnectionError, requests.RequestException, aiohttp.ClientError, TimeoutError)
+_UNREACHABLE = (ConnectionError, requests.RequestException, aiohttp.ClientError, TimeoutError, AuthenticationError)
 
 
 class ClusterLost(DegrainError):
@@ -119,14 +120,13 @@ class RayJobs:
         Raises:
             ClusterLost: the cluster does not answer.
         """
-        try:
-            return self._client.get_job_info(job_id)
-        except RuntimeError as error:
-            if "status code 404" in str(error):
-                return None
-            raise ClusterLost(f"{self._address.url} fails: {_line(error)}") from error
-        except _UNREACHABLE as error:
-            raise ClusterLost(f"{self._address.url} does not answer: {_line(error)}") from error
+        with self._answering():
+            try:
+                return self._client.get_job_info(job_id)
+            except RuntimeError as error:
+                if "status code 404" in str(error):
+                    return None
+                raise
 
     def worked_s(self, job_id: str) -> float:
         """For how many seconds a job has been at work by now, by the clocks of its cluster and of this machine; 0 if it
@@ -141,14 +141,14 @@ class RayJobs:
         return max(0.0, time.time() - details.start_time / 1000)
 
     def follow(self, job_id: str, *, lost_s: float) -> Iterator[str | None]:
-        """The lines of a job's log from its start on, as they come, and None at least twice a second; ends with it.
+        """The lines of a job's log from its start on, as they come, and None where none came for a while; ends with it.
 
         Args:
             job_id: the job.
-            lost_s: how long the cluster may be out of reach.
+            lost_s: for how long neither lines may come nor the cluster tell of the job.
 
         Raises:
-            ClusterLost: it was for longer, or does not know the job any more.
+            ClusterLost: it was for longer, or the cluster does not know the job any more.
         """
         tail = _Tail(self._client, job_id)
         tail.start()
@@ -157,7 +157,7 @@ class RayJobs:
             while True:
                 with suppress(queue.Empty):
                     yield tail.lines.get(timeout=TICK_S)
-                    line_s = time.monotonic()
+                    seen_s = line_s = time.monotonic()
                     continue
                 yield None
                 now_s = time.monotonic()
@@ -203,10 +203,8 @@ class RayJobs:
         if details is None:
             return
         if not details.status.is_terminal():
-            try:
+            with self._answering():
                 self._client.stop_job(job_id)
-            except _UNREACHABLE as error:
-                raise ClusterLost(f"{self._address.url} does not answer: {_line(error)}") from error
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while True:
             details = self.find(job_id)
@@ -234,14 +232,26 @@ class RayJobs:
         Raises:
             ClusterLost: the cluster does not answer.
         """
-        try:
+        with self._answering():
             return [job for job in self._client.list_jobs() if not job.status.is_terminal() and job.submission_id]
-        except (*_UNREACHABLE, RuntimeError) as error:
-            raise ClusterLost(f"{self._address.url} does not answer: {_line(error)}") from error
 
     def has_actors(self, details: JobDetails) -> bool:
-        """Whether an actor of a job is alive, though the job may have ended."""
-        return details.job_id is not None and self._client.count_actors(details.job_id) > 0
+        """Whether an actor of a job is alive, though the job may have ended.
+
+        Raises:
+            ClusterLost: the cluster does not answer.
+        """
+        with self._answering():
+            return details.job_id is not None and self._client.count_actors(details.job_id) > 0
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise ClusterLost(f"{self._address.url} fails: {_line(error)}") from error
+        except _UNREACHABLE as error:
+            raise ClusterLost(f"{self._address.url} does not answer: {_line(error)}") from error
 
 
 class _Client(JobSubmissionClient):
@@ -256,8 +266,10 @@ class _Client(JobSubmissionClient):
             *(("filter_values", value) for _, _, value in filters),
             ("limit", "1"),
         ]
-        answer = self._do_request("GET", f"/api/v0/actors?{urlencode(query)}").json()
-        return len(answer["data"]["result"]["result"])
+        answer = self._do_request("GET", f"/api/v0/actors?{urlencode(query)}")
+        if answer.status_code != requests.codes.ok:
+            self._raise_error(answer)
+        return len(answer.json()["data"]["result"]["result"])
 
 
 class _Tail(threading.Thread):
