@@ -74,21 +74,20 @@ class Child:
         Raises:
             RunFailed: it is not.
         """
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._end()
         self._process = self._begin()
         self.wait_until(self._is_ready, timeout_s=self._ready_s)
 
     def stop(self, *, grace_s: float = 20.0) -> None:
-        """Ask it to end; end it if it does not."""
-        if self.is_running:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(grace_s)
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """Ask it to end; end it if it does not, and whatever it has left behind."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
+        self._end()
+
+    def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _last_line(self) -> str:
