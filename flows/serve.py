@@ -4,6 +4,7 @@ Everything but the links is in child processes that end with this one, even if i
 """
 
 import json
+import shlex
 import signal
 import sys
 import time
@@ -148,7 +149,7 @@ def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     names = [name for name in environment if name.startswith(FOR_SHELLS)]
-    path.write_text("".join(f"export {name}='{environment[name]}'\n" for name in sorted(names)))
+    path.write_text("".join(f"export {name}={shlex.quote(environment[name])}\n" for name in sorted(names)))
 
 
 @contextmanager

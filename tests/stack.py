@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -121,8 +122,8 @@ class Stack(Server):
             said.append(line)
             assert line, f"it ended with {self.process.wait()}: {''.join(said)}"
         self.links = dict(re.findall(r"^(\w+) +(http[^\s,]+)", "".join(said), re.MULTILINE))
-        script = (folder / "environment.sh").read_text()
-        super().__init__(dict(re.findall(r"export (\w+)='(.*)'", script)))
+        script = shlex.split((folder / "environment.sh").read_text())
+        super().__init__(dict(part.split("=", 1) for part in script if part != "export"))
 
     @property
     def ray(self) -> RayJobs:

@@ -1,7 +1,9 @@
 """What the flows decide and show, without a server: settings, gates, events, and the text of artifacts."""
 
 import dataclasses
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from flows.events import rejected_fraction
 from flows.nightly import closed_gates
 from flows.patience import patiently
+from flows.serve import _write_environment
 from flows.settings import (
     DenoiseSettings,
     Gates,
@@ -198,3 +201,11 @@ def test_a_prefect_server_that_is_away_for_a_while_is_asked_again() -> None:
 def test_patience_ends_and_is_not_for_what_stays_wrong(error: Exception, patience_s: float) -> None:
     with pytest.raises(type(error)):
         patiently(answering(error), patience_s=patience_s, interval_s=0)()
+
+
+def test_a_shell_reads_any_folder_in_what_it_is_told_of_degrain_up(tmp_path: Path) -> None:
+    profiles = f"{tmp_path}/o'brien & $HOME/profiles.toml"
+    _write_environment(tmp_path / "environment.sh", {"PREFECT_PROFILES_PATH": profiles})
+
+    script = f'. {tmp_path}/environment.sh; printf %s "$PREFECT_PROFILES_PATH"'
+    assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == profiles
