@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows.weights_commands import place_of
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Place = Annotated[str, Field(min_length=1)]
@@ -77,6 +79,7 @@ class RunSettings(Settings):
         0.05, description="Send the event degrain.too-many-rejected when more than this share of a run was rejected."
     )
     max_rejected_fraction: Fraction = Field(1.0, description="Fail as soon as more than this share is rejected.")
+    photo_timeout_s: float = Field(3600.0, gt=0, description="Reject photos that take longer than so many seconds.")
     key_table: str | None = Field(
         None, description="List the source by this Parquet or CSV table, or by the manifest.json of an S3 Inventory."
     )
@@ -96,7 +99,7 @@ class RunSettings(Settings):
         return {
             **{name: getattr(self, name) for name in names},
             "keys": self.key_table,  # the attribute `keys` is what dict() looks for: Prefect takes such for a mapping
-            "cluster": self.ray.cluster,
+            "cluster": {**self.ray.cluster, "photo_timeout_s": self.photo_timeout_s},
         }
 
 
@@ -104,6 +107,9 @@ class DenoiseSettings(RunSettings):
     """Denoise what is new or changed in a collection."""
 
     weights: Place = Field("photo", description="Shipped weights by name, or a path or URL of a weights file.")
+    registry: str | None = Field(
+        None, description="Look that name up there: folder or URL with weights/. Empty: among the weights that ship."
+    )
     strength: Literal["auto"] | Fraction = Field(
         "auto", description="Follow the noise and leave clean photos as they are, or remove that share of it from all."
     )
@@ -119,7 +125,8 @@ class DenoiseSettings(RunSettings):
 
         limits = asdict(Limits.of_megapixels(self.max_megapixels))
         denoise = {"strength": self.strength, "keeps_grain": self.keeps_grain, "limits": limits}
-        return {"weights": self.weights, "layout": self.layout, "denoise": denoise, **self.run}
+        weights = place_of(self.weights, self.registry)
+        return {"weights": weights, "layout": self.layout, "denoise": denoise, **self.run}
 
 
 class IngestSettings(RunSettings):

@@ -63,10 +63,14 @@ def add_registry_option(command: argparse.ArgumentParser) -> None:
 
 def weights_of(options: argparse.Namespace) -> str:
     """The weights that are asked for; a name in a registry as its URL."""
-    name: str = options.weights
-    if options.registry is None or "/" in name or name.endswith(".safetensors"):
-        return name
-    return f"{options.registry.rstrip('/')}/weights/{name}"
+    return place_of(options.weights, options.registry)
+
+
+def place_of(weights: str, registry: str | None) -> str:
+    """Weights as jobs take them; a name, if there is a registry to look it up in, as its URL."""
+    if registry is None or "/" in weights or weights.endswith(".safetensors"):
+        return weights
+    return f"{registry.rstrip('/')}/weights/{weights}"
 
 
 def evaluate(options: argparse.Namespace) -> int:

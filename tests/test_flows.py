@@ -24,6 +24,7 @@ from flows.settings import (
     TrainSettings,
 )
 from model.training import PRESETS
+from pipeline.cluster import ClusterConfig
 from pipeline.comparison import compare
 from pipeline.denoise import DenoiseConfig
 from pipeline.images import Limits
@@ -50,8 +51,7 @@ def test_settings_by_default_are_those_of_the_jobs() -> None:
     job = build(DenoiseJob, settings.job)
 
     by_default = DenoiseJob(**PLACES, denoise=DenoiseConfig(limits=Limits.of_megapixels(Limits().max_megapixels)))
-    assert dataclasses.replace(job, cluster=by_default.cluster) == by_default
-    assert (job.cluster.address, job.cluster.workers) == ("auto", None)
+    assert job == dataclasses.replace(by_default, cluster=ClusterConfig(address="auto"))
     assert build(IngestJob, IngestSettings(**PLACES).job).ingest == IngestJob(**PLACES).ingest
     assert train_job(TrainSettings(source="a", run="b").job) == TrainJob(source="a", run="b")
 
@@ -70,7 +70,8 @@ def test_settings_of_training_change_the_recipe_that_they_name() -> None:
 
 def test_every_setting_reaches_its_job() -> None:
     denoise = {
-        "weights": "w.safetensors",
+        "weights": "best",
+        "registry": "s3://models/",
         "strength": 0.5,
         "max_megapixels": 1000,
         "layout": "packed",
@@ -78,13 +79,14 @@ def test_every_setting_reaches_its_job() -> None:
         "where": "iso < 9",
     }
     run = {"limit": 3, "sample": 0.5, "retry_failed": True, "max_rejected_fraction": 0.1, "ray": {"workers": 4}}
+    run |= {"photo_timeout_s": 60}
 
     job = build(DenoiseJob, DenoiseSettings.model_validate({**PLACES, **denoise, **run}).job)
 
-    assert (job.weights, job.denoise.strength, job.layout, job.keys) == ("w.safetensors", 0.5, "packed", "k.csv")
-    assert job.denoise.limits == Limits.of_megapixels(1000)
+    assert (job.weights, job.layout, job.keys) == ("s3://models/weights/best", "packed", "k.csv")
+    assert (job.denoise.strength, job.denoise.limits) == (0.5, Limits.of_megapixels(1000))
     assert (job.where, job.limit, job.sample, job.retry_failed) == ("iso < 9", 3, 0.5, True)
-    assert (job.max_rejected_fraction, job.cluster.workers) == (0.1, 4)
+    assert (job.max_rejected_fraction, job.cluster.workers, job.cluster.photo_timeout_s) == (0.1, 4, 60)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from flows.settings_file import complete
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "night.toml"
     photos = 'source = "in"\ntarget = "out"\nmax_megapixels = 9\nkey_table = "k.csv"\n'
-    path.write_text(f"{photos}strength = 0.5\n[ray]\nworkers = 3\n")
+    path.write_text(f'{photos}strength = 0.5\nphoto_timeout_s = 60\nregistry = "models"\n[ray]\nworkers = 3\n')
     return path
 
 
@@ -23,7 +23,7 @@ def test_a_file_fills_in_what_the_command_line_does_not_say(file: Path) -> None:
     options = complete(parser, arguments, parser.parse_args(arguments))
 
     assert (options.source, options.target, options.strength) == ("elsewhere", "out", 0.7)
-    assert options.max_megapixels == 9
+    assert (options.max_megapixels, options.photo_timeout_s, options.registry) == (9, 60, "models")
     assert (options.keys, options.workers, options.weights) == ("k.csv", 3, "photo")
 
 
