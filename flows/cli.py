@@ -331,7 +331,7 @@ class _Version(argparse.Action):
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
     # Any: argparse keeps the type of its subparsers to itself
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     command.set_defaults(command=run)
     command.add_argument(
         "--verbose", action="store_true", help="a line on standard error for each shard, and tracebacks"
@@ -361,7 +361,8 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
         type=_strength,
         default="auto",
         metavar="auto|0..1",
-        help="follow the noise and leave clean photos as they are, or remove that share of it from all [auto]",
+        help="follow the noise and leave clean photos as they are, or apply that share of the network's correction "
+        "to every photo [auto]",
     )
     command.add_argument("--keep-grain", action="store_true", help="denoise the colour, and keep the luminance")
     command.add_argument(
@@ -398,12 +399,12 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     add_cluster_options(command)
     plan = command.add_argument_group("what a plan tells")
     plan.add_argument("--sample-photos", type=int, default=16, metavar="N", help="photos to measure; 0 for none [16]")
-    plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of all machines, for the money")
+    plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="hourly price of all machines")
     plan.add_argument(
         "--gpu-megapixels-per-s",
         type=float,
         metavar="SPEED",
-        help="of a GPU that is not here, for the cores to feed it",
+        help="assumed speed of a GPU: says how many cores keep it busy",
     )
 
 

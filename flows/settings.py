@@ -111,7 +111,9 @@ class DenoiseSettings(RunSettings):
         None, description="Look that name up there: folder or URL with weights/. Empty: among the weights that ship."
     )
     strength: Literal["auto"] | Fraction = Field(
-        "auto", description="Follow the noise and leave clean photos as they are, or remove that share of it from all."
+        "auto",
+        description="Follow the noise and leave clean photos as they are, or apply that share of the network's "
+        "correction to every photo.",
     )
     keeps_grain: bool = Field(False, description="Denoise the colour, and keep the luminance.")
     max_megapixels: float = Field(

@@ -200,6 +200,10 @@ def test_help_names_every_command() -> None:
     assert all(name in out for name in ("denoise", "plan", "ingest", "demo", "train", "evaluate", "weights"))
 
 
+def test_a_command_is_described_by_a_sentence_that_keeps_its_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\nPack a collection of photos into Parquet shards.\n" in run(capsys, "ingest", "--help")[1]
+
+
 def in_a_shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`degrain` is the command under test, and what it prints waits in a buffer, as it does for users."""
     script = f'degrain() {{ "{sys.executable}" -m flows.cli "$@"; }}; {command}'
