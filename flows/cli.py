@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 J = TypeVar("J")
 
 EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
+OF_COLLECTIONS = (  # options of `degrain denoise` that mean nothing for one photo
+    *("layout", "keys", "where", "limit", "sample", "retry_failed", "max_rejected_fraction", "photo_timeout_s"),
+    *("workers", "cluster", "sample_photos", "price_per_hour", "gpu_megapixels_per_s"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,15 +68,20 @@ def denoise(options: argparse.Namespace) -> int:
         keeps_grain=options.keep_grain,
         limits=Limits.of_megapixels(options.max_megapixels),
     )
-    if (photo := find_photo(options.source)) is not None:
-        if options.dry_run:
-            print(f"{photo} is one photo: it would be denoised into {options.target}")
-            return EXIT_OK
-        record = denoise_one(photo, options.target, weights=weights_of(options), config=config)
-        reason = f" ({record['reason']})" if record["reason"] else ""
-        print(json.dumps(record) if options.json else f"{record['outcome']}{reason}: {record['output']}")
+    if (photo := find_photo(options.source)) is None:
+        return _denoise_collection(options, config)
+    given = [name for name in OF_COLLECTIONS if getattr(options, name) != options.parser.get_default(name)]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{names}: for collections alone, and {photo} is one photo")
+    if options.dry_run:
+        plan = {"photo": photo, "output": options.target}
+        print(json.dumps(plan) if options.json else f"{photo} is one photo: it would be denoised into {options.target}")
         return EXIT_OK
-    return _denoise_collection(options, config)
+    record = denoise_one(photo, options.target, weights=weights_of(options), config=config)
+    reason = f" ({record['reason']})" if record["reason"] else ""
+    print(json.dumps(record) if options.json else f"{record['outcome']}{reason}: {record['output']}")
+    return EXIT_OK
 
 
 def ingest(options: argparse.Namespace) -> int:

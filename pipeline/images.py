@@ -5,6 +5,7 @@ pixels into the source's own container, so that its settings and metadata surviv
 """
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -121,12 +122,18 @@ class Limits:
     max_bytes: int = 2 * 1024**3
 
     def __post_init__(self) -> None:
-        if self.max_megapixels <= 0 or self.max_bytes <= 0:
+        if not self.max_megapixels > 0 or self.max_bytes <= 0:
             raise ValueError(f"limits must be positive: {self.max_megapixels} megapixels, {self.max_bytes} bytes")
 
     @classmethod
     def of_megapixels(cls, most: float) -> "Limits":
-        """Photos of so many megapixels, whatever their depth, and all files that the default allows."""
+        """Photos of so many megapixels, whatever their depth, and all files that the default allows.
+
+        Raises:
+            ValueError: that is no finite number above 0.
+        """
+        if not 0 < most < math.inf:
+            raise ValueError(f"max_megapixels is {most}: expected a finite number above 0")
         return cls(max_megapixels=most, max_bytes=max(cls().max_bytes, int(most * 1e6 * MOST_BYTES_PER_PX)))
 
 

@@ -124,8 +124,10 @@ def photos_of(store: Store, subset: Subset | None = None) -> Source:
     """The photos of an image set, where the store is one, and otherwise all that is in it; or a subset of them.
 
     Raises:
-        ValueError: there is a filter, and no index to filter by.
+        ValueError: the store is one file; or there is a filter, and no index to filter by.
     """
+    if Path(store.url).is_file():
+        raise ValueError(f"{store.url} is one file: name a folder, a bucket or an image set")
     subset = subset or Subset()
     try:
         manifest = ImageSet(store).read_manifest()

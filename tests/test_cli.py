@@ -106,6 +106,8 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["denoise", "{tmp}", "{tmp}/t", "--workers", "0"], 2, "workers is 0"),
         (["denoise", "{tmp}", "{tmp}/t", "--limit", "0"], 2, "limit is 0"),
         (["denoise", "{tmp}", "{tmp}/t", "--max-rejected-fraction", "7"], 2, "max_rejected_fraction is 7.0"),
+        (["denoise", "{tmp}", "{tmp}/t", "--max-megapixels", "nan"], 2, "max_megapixels is nan: expected a finite"),
+        (["denoise", "{tmp}", "{tmp}/t", "--max-megapixels", "inf"], 2, "max_megapixels is inf: expected a finite"),
         (["denoise", "{tmp}", "{tmp}/t", "--layout", "zip"], 2, "invalid choice: 'zip'"),
         (["denoise", "{tmp}", "{tmp}/t", "--misspelt"], 2, "unrecognized arguments: --misspelt"),
         (["denoise", "{tmp}", "nosuch://place"], 2, "cannot open nosuch://place"),
@@ -113,11 +115,15 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["denoise", "{tmp}", "{tmp}/full"], 2, "is not empty .* and no image set"),
         (["denoise", "{tmp}", "{photo}/t"], 1, "cannot list .*: not a directory"),
         (["denoise", "{photo}", "{tmp}/t.jpg"], 2, "degrain keeps the format of a photo"),
+        (["denoise", "{photo}", "{tmp}/t.png", "--workers", "2", "--where", "a"], 2, "--where, --workers: for"),
+        (["denoise", "{photo}", "{tmp}/t.png", "--photo-timeout-s", "9"], 2, "--photo-timeout-s: for collections"),
+        (["plan", "{photo}", "{tmp}/t.png", "--sample-photos", "9"], 2, "--sample-photos: for collections alone"),
         (["denoise", "{photo}", "{photo}"], 2, "exists already: degrain overwrites no photo"),
         (["denoise", "{photo}", "{photo}/t.png"], 1, "cannot write t.png to "),
         (["denoise", "{tmp}/" + 300 * "x", "{tmp}/t"], 1, "cannot look for .*x: file name too long$"),
         (["denoise", "{photo}", "{tmp}/" + 300 * "x"], 1, "cannot look for .*x: file name too long$"),
         (["ingest", "nowhere", "{tmp}/t"], 2, "there are no photos in .*nowhere"),
+        (["ingest", "{photo}", "{tmp}/t"], 2, "photo.png is one file: name a folder"),
         (["ingest", "{tmp}", "{tmp}"], 2, "source and target are both "),
         (["ingest", "{tmp}", "{tmp}/full"], 2, "is not empty .* and no image set"),
         (["ingest", "{tmp}", "memory://place"], 2, "memory:// is seen by one process alone"),
@@ -157,6 +163,18 @@ def test_a_dry_run_counts_and_writes_nothing(photo: Path, capsys: pytest.Capture
     assert [line.split()[:2] for line in out.splitlines()][1] == ["new", "1"]
     assert ["to", "do", "1"] in [line.split()[:3] for line in out.splitlines()]
     assert not (photo.parent / "target").exists()
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["denoise", "--dry-run"]])
+def test_a_plan_of_one_photo_is_json_where_that_is_asked_for(
+    photo: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    target = photo.with_name("clean.png")
+
+    code, out, _ = run(capsys, *verb, photo, target, "--json")
+
+    assert (code, json.loads(out)) == (0, {"photo": str(photo), "output": str(target)})
+    assert not target.exists()
 
 
 def test_the_shipped_weights_are_listed_and_name_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
