@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from photos import write_archive
+from ray.util.metrics import Counter
 from stack import Stack, wait_until
 
 from pipeline.meters import Meters
@@ -14,12 +15,29 @@ from pipeline.records import Outcome, Receipt
 DASHBOARD = Path(__file__).parents[1] / "deploy/monitoring/grafana-degrain.json"
 
 
-def test_without_a_cluster_nothing_is_counted() -> None:
+@pytest.mark.parametrize("has_cluster", [True, False])
+def test_a_shard_is_counted_where_there_is_a_cluster(has_cluster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: dict[str, float] = {}
+
+    def count(counter: Counter, amount: float, tags: dict[str, str]) -> None:
+        counted[" ".join([counter.info["name"], *tags.values()])] = amount
+
+    monkeypatch.setattr(Counter, "inc", count)
+    monkeypatch.setattr("ray.is_initialized", lambda: has_cluster)
     receipt = Receipt(
-        shard="s", outcomes={Outcome.DENOISED: 2}, megapixels=3.0, bytes_read=1, bytes_written=1, seconds=1.0
+        shard="s", outcomes={Outcome.DENOISED: 2}, megapixels=3.0, bytes_read=1, bytes_written=4, seconds=1.0
     )
 
-    Meters("denoise").count(receipt)  # and nothing is raised
+    Meters("denoise").count(receipt)
+
+    expected = {
+        "degrain_photos denoise denoised": 2,
+        "degrain_megapixels denoise": 3.0,
+        "degrain_bytes denoise in": 1,
+        "degrain_bytes denoise out": 4,
+        "degrain_shards denoise": 1,
+    }
+    assert counted == (expected if has_cluster else {})
 
 
 @pytest.mark.flows
