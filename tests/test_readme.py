@@ -10,6 +10,8 @@ from pipeline.records import INDEX_SCHEMA, Outcome
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+VERBS = ["denoise", "plan", "ingest", "verify", "diff", "report", "demo", "train", "evaluate", "up"]
+VERBS += [f"weights {action}" for action in ("list", "show", "promote")]
 
 
 def test_every_file_that_it_links_or_runs_exists() -> None:
@@ -25,13 +27,23 @@ def test_it_names_every_column_of_the_index_and_no_other() -> None:
     assert set(re.findall(r"`([a-z_0-9]+)`", table)) - set(Outcome) == set(INDEX_SCHEMA.names)
 
 
-def test_it_names_every_option_of_denoise(capsys: pytest.CaptureFixture[str]) -> None:
+def options_of(verb: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """By the verb's help; of those that have a short name, that is to be told."""
     with pytest.raises(SystemExit):
-        main(["denoise", "--help"])
-    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--verbose"}
+        main([*verb.split(), "--help"])
+    return set(re.findall(r"(?<!, )--[a-z0-9-]+", capsys.readouterr().out)) - {"--verbose"}
 
-    usage = README.split("degrain denoise SOURCE TARGET")[1].split("\ndegrain ")[0]
-    assert set(re.findall(r"--[a-z-]+", usage)) == options
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_it_names_every_option_and_once_those_that_denoise_has(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    usage = README.split("\n## Use\n")[1].split("```")[1]
+    texts = [text for text in usage.split("\ndegrain ") if text.startswith(verb.split(maxsplit=1)[0])]
+    named = set(re.findall(r"--[a-z0-9-]+", "".join(texts)))
+
+    told_before = set() if verb == "denoise" else options_of("denoise", capsys)
+    assert options_of(verb, capsys) - told_before - named == set()
+    if len(texts) == 1:  # else it names those of each
+        assert named - told_before - options_of(verb, capsys) == set()
 
 
 def test_it_names_every_module() -> None:
