@@ -9,14 +9,15 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +35,8 @@ VERSION = 1
 GATHERED_ROWS = 100_000  # of committed shards, held while they are gathered in one file
 PARALLEL_PARTS = 4  # of an index, read at once: 40 MB each
 PARALLEL_READS = 16  # of small objects, when an index is published
+READINGS = 4  # of an index that runs publish anew meanwhile
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +263,9 @@ class ImageSet:
         assert manifest is not None, "only an opened image set is published"
         if is_rebuilt:
             manifest = dataclasses.replace(manifest, index=())
-        with self._merged(manifest, shards) as parts:
+        with tempfile.TemporaryDirectory(prefix="degrain-") as name:
+            paths = _of_each_part(manifest, partial(self._fetch, Path(name)))
+            parts = self._merge(paths, shards, Path(name))
             index = tuple(self._publish_part(run, number, part, manifest) for number, part in enumerate(parts))
             counts = count_outcomes([part.path for part in parts])
         fault_point(FaultPoint.INDEX_WRITTEN)
@@ -288,28 +293,38 @@ class ImageSet:
     @contextmanager
     def local_index(self, shards: Sequence[str] = ()) -> Iterator[list[Path]]:
         """The index as local files, for as long as the context lasts, as if these shards were published too."""
-        manifest = self.read_manifest()
-        if manifest is None or not (manifest.index or shards):
-            yield []
-            return
-        with self._merged(manifest, shards) as parts:
-            yield [part.path for part in parts]
-
-    @contextmanager
-    def _merged(self, manifest: Manifest, shards: Iterable[str]) -> Iterator[list[Part]]:
-        """The index with what the shards have committed in it, as local files."""
         with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-            folder = Path(name)
-            with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-                paths = list(pool.map(self._fetch, manifest.index, (folder / f"{n}.parquet" for n in count())))
-            committed = folder / "committed.parquet"
-            rows = self._gather(shards, committed)
-            if rows or not paths:
-                yield merge(paths, committed, folder)
-            else:
-                yield [Part(path, kept=number) for number, path in enumerate(paths)]
+            _, paths = self.read_index(partial(self._fetch, Path(name)))
+            yield [part.path for part in self._merge(paths, shards, Path(name))] if paths or shards else []
 
-    def _fetch(self, key: str, path: Path) -> Path:
+    def read_index(self, read: Callable[[int, str], T]) -> tuple[Manifest | None, list[T]]:
+        """The manifest, and what `read` makes of the number and the key of each part of its index, some at once.
+
+        A run that publishes meanwhile removes parts: then all begins again, with the new manifest.
+
+        Raises:
+            ObjectMissing: `read` has raised it of a part that the manifest still names.
+            ImageSetError: the index is published anew again and again.
+        """
+        manifest = self.read_manifest()
+        for _ in range(READINGS):
+            try:
+                return manifest, _of_each_part(manifest, read)
+            except ObjectMissing:
+                before, manifest = manifest, self.read_manifest()
+                if manifest == before:
+                    raise
+        raise ImageSetError(f"the index of {self.store.url} was published anew {READINGS} times while it was read")
+
+    def _merge(self, paths: Sequence[Path], shards: Iterable[str], folder: Path) -> list[Part]:
+        """The parts of an index with what the shards have committed in it, as files of the folder."""
+        committed = folder / "committed.parquet"
+        if self._gather(shards, committed) or not paths:
+            return merge(paths, committed, folder)
+        return [Part(path, kept=number) for number, path in enumerate(paths)]
+
+    def _fetch(self, folder: Path, number: int, key: str) -> Path:
+        path = folder / f"{number}.parquet"
         path.write_bytes(self._read_parquet(key))
         return path
 
@@ -352,6 +367,11 @@ class ImageSet:
         with _damage(f"{self.store.url}/{key}"):
             pq.read_metadata(io.BytesIO(data))
         return data
+
+
+def _of_each_part(manifest: Manifest | None, read: Callable[[int, str], T]) -> list[T]:
+    with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+        return list(pool.map(read, count(), () if manifest is None else manifest.index))
 
 
 def _is_of_no_matter(key: str) -> bool:

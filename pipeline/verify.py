@@ -1,14 +1,14 @@
 """`degrain verify`: every object of an image set is read again, and held against what its index says.
 
 What lies where is compared in DuckDB, out of core; objects are read by the workers of a cluster. Nothing is written to
-the set: `repair` makes right what is found.
+the set: `repair` makes right what is found. While a run is at work, what it has under way is left out: the photos that
+it has planned, and what lies there unfinished.
 """
 
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 
 from pipeline.check import DIGEST, CheckedCommit, CheckedPhoto, CheckWorkerFactory, findings_table
 from pipeline.cluster import ClusterConfig
-from pipeline.database import in_batches, open_database, scan
-from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused
-from pipeline.imageset import PARALLEL_PARTS, ImageSet, Manifest
+from pipeline.database import in_batches, literal, open_database, scan
+from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
+from pipeline.imageset import ImageSet, Manifest
 from pipeline.index import is_sorted
+from pipeline.lease import refuse_if_leased
 from pipeline.planning import write_listing
 from pipeline.records import FINDING_SCHEMA, INDEX_SCHEMA, PLAN_SCHEMA, Fault, Finding, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable
-from pipeline.storage import open_store, split_url
+from pipeline.storage import Store, open_store, split_url
 from pipeline.survey import Seen, survey
 
 BATCH = 10_000  # rows of the index, or findings, that are held at a time
@@ -54,7 +55,8 @@ class VerifyJob:
 class Verdict:
     """What was found: `kinds` counts all findings, and `first` are some of them.
 
-    `interrupted` photos are left to be done by runs that did not end: that is no fault.
+    `interrupted` photos are left to be done by runs that did not end: that is no fault. Where it `is_in_use`, a run was
+    at work meanwhile, and what it had under way is left out.
     """
 
     target: str
@@ -62,6 +64,7 @@ class Verdict:
     bytes_read: int
     seconds: float
     interrupted: int
+    is_in_use: bool
     kinds: dict[Fault, int]
     first: tuple[Finding, ...]
 
@@ -77,6 +80,7 @@ class Verdict:
             "bytes_read": self.bytes_read,
             "seconds": self.seconds,
             "interrupted": self.interrupted,
+            "is_in_use": self.is_in_use,
             "findings": self.findings,
             "kinds": {str(kind): count for kind, count in self.kinds.items()},
             "first": [{"kind": each.kind, "key": each.key, "detail": each.detail} for each in self.first],
@@ -91,7 +95,11 @@ def format_verdict(verdict: Verdict) -> str:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in verdict.kinds.items())
     read = f"{verdict.objects:,} objects, {verdict.bytes_read / 1e6:,.1f} MB in {verdict.seconds:,.1f} s"
     lines.append(f"{read}: {kinds or 'nothing to report'}")
-    if verdict.interrupted:
+    if verdict.is_in_use:
+        lines.append(
+            "a run was at work meanwhile, and what it had under way was left out: verify again when it has ended"
+        )
+    elif verdict.interrupted:
         lines.append(f"a run was interrupted, and has {verdict.interrupted:,} photos to do: run the same command again")
     return "\n".join(lines)
 
@@ -108,7 +116,7 @@ class Examined:
     image_set: ImageSet
     manifest: Manifest
     database: duckdb.DuckDBPyConnection
-    findings: tuple[Path, ...]
+    findings: Sequence[Path]
     verdict: Verdict
 
 
@@ -129,14 +137,12 @@ def run_verify(job: VerifyJob, report: Report) -> Verdict:
 def examined(image_set: ImageSet, cluster: ClusterConfig, report: Report) -> Iterator[Examined]:
     """What `run_verify` does, with all that a repair needs to know."""
     start = time.monotonic()
-    manifest = image_set.read_manifest()
-    if manifest is None:
-        raise ValueError(f"there is no image set at {image_set.store.url}")
+    lease, ended = _free_lease(image_set.store), image_set.record_keys()
     with tempfile.TemporaryDirectory(prefix="degrain-") as name, open_database(Path(name)) as database:
         folder = Path(name)
-        files = folder / "findings.parquet", folder / "findings-of-workers.parquet"
+        files = [folder / "findings.parquet", folder / "findings-of-workers.parquet"]
         with _Notes(files[0]) as notes:
-            parts = _sound_parts(image_set, manifest, folder, notes)
+            manifest, parts = _sound_parts(image_set, folder, notes)
             create_views(database, image_set, parts, folder)
             for run in image_set.unfinished_runs():
                 with notes.of_damage(Fault.DAMAGED_PLAN, image_set.plan_key(run)):
@@ -153,6 +159,10 @@ def examined(image_set: ImageSet, cluster: ClusterConfig, report: Report) -> Ite
             for left in image_set.list_leftovers():
                 notes.add(Finding(Fault.LEFTOVER, left.key, f"an unfinished write of {left.size_bytes:,} bytes"))
         seen = _survey(database, image_set, manifest, cluster, path=files[1], report=report)
+        is_in_use = lease is None or _free_lease(image_set.store) != lease
+        if is_in_use:
+            runs = {*image_set.record_keys(), *image_set.unfinished_runs()}.difference(ended)
+            files = [_write_settled(database, files, _plans(image_set, runs, folder), folder)]
         kinds, first = _count(files)
         verdict = Verdict(
             target=image_set.store.url,
@@ -160,10 +170,13 @@ def examined(image_set: ImageSet, cluster: ClusterConfig, report: Report) -> Ite
             bytes_read=seen.bytes_read,
             seconds=round(time.monotonic() - start, 3),
             interrupted=_number(database, "FROM pending WHERE NOT is_committed"),
+            is_in_use=is_in_use,
             kinds=kinds,
             first=first,
         )
-        yield Examined(image_set=image_set, manifest=manifest, database=database, findings=files, verdict=verdict)
+        yield Examined(
+            image_set=image_set, manifest=manifest, database=database, findings=tuple(files), verdict=verdict
+        )
 
 
 # No row points to them, no run is to come back for them, and they are no packed shard whose photos all changed since.
@@ -207,12 +220,10 @@ def create_views(
         write_listing(objects, path)
         shard = "regexp_extract(key, '([^/]*)[.]parquet$', 1)"
         database.execute(f"CREATE TABLE {name} AS SELECT *, {shard} AS shard FROM {scan([path])}")
-    plans = [*_plans_of_unfinished(image_set, folder)]
-    empty_plan = folder / "no-plan.parquet"
-    pq.write_table(PLAN_SCHEMA.empty_table(), empty_plan)
+    plans = _plans(image_set, image_set.unfinished_runs(), folder)
     database.execute(
         "CREATE TABLE pending AS SELECT 'images/' || key AS object_key, 'shards/' || shard || '.parquet' AS shard_key, "
-        f"shard IN (SELECT shard FROM commits) AS is_committed FROM {scan([*plans, empty_plan])}"
+        f"shard IN (SELECT shard FROM commits) AS is_committed FROM {scan(plans)}"
     )
 
 
@@ -252,22 +263,46 @@ class _Notes:
         self._waiting = []
 
 
-def _sound_parts(image_set: ImageSet, manifest: Manifest, folder: Path, notes: _Notes) -> list[Path]:
-    """The parts of the published index that are as they were published, as local files."""
+def _free_lease(store: Store) -> int | None:
+    """What is another number when someone has held the lease meanwhile; None where someone holds it now."""
+    try:
+        return refuse_if_leased(store)
+    except TargetInUse:
+        return None
+
+
+def _write_settled(
+    database: duckdb.DuckDBPyConnection, files: Sequence[Path], plans: Sequence[Path], folder: Path
+) -> Path:
+    """Those findings that runs with these plans cannot have under way."""
+    path = folder / "settled-findings.parquet"
+    database.execute(
+        f"COPY (FROM {scan(files)} ANTI JOIN (SELECT unnest([key, 'images/' || key, 'shards/' || shard || '.parquet']) "
+        f"AS key FROM {scan(plans)}) USING (key) WHERE kind NOT IN ('{Fault.LEFTOVER}', '{Fault.STRAY_PART}')) "
+        f"TO {literal(str(path))}"
+    )
+    return path
+
+
+def _sound_parts(image_set: ImageSet, folder: Path, notes: _Notes) -> tuple[Manifest, list[Path]]:
+    """The manifest, and the parts of its index that are as they were published, as local files.
+
+    Raises:
+        ValueError: there is no image set.
+    """
+    manifest, reasons = image_set.read_index(partial(_fetch_part, image_set, folder))
+    if manifest is None:
+        raise ValueError(f"there is no image set at {image_set.store.url}")
     paths = []
-    with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-        fetch = partial(_fetch_part, image_set, folder)
-        for (number, key), reason in zip(
-            enumerate(manifest.index), pool.map(fetch, range(len(manifest.index)), manifest.index), strict=True
-        ):
-            if reason is None:
-                paths.append(_part_path(folder, number))
-            else:
-                notes.add(Finding(Fault.DAMAGED_PART, key, reason))
+    for number, (key, reason) in enumerate(zip(manifest.index, reasons, strict=True)):
+        if reason is None:
+            paths.append(_part_path(folder, number))
+        else:
+            notes.add(Finding(Fault.DAMAGED_PART, key, reason))
     for listed in image_set.list_parts():
         if listed.key not in manifest.index and not listed.key.rpartition("/")[2].startswith("."):
             notes.add(Finding(Fault.STRAY_PART, listed.key, "the manifest does not name it"))
-    return paths
+    return manifest, paths
 
 
 def _part_path(folder: Path, number: int) -> Path:
@@ -275,10 +310,17 @@ def _part_path(folder: Path, number: int) -> Path:
 
 
 def _fetch_part(image_set: ImageSet, folder: Path, number: int, key: str) -> str | None:
-    """Copy a part of the index to the folder; why it is not as it was published, or None."""
+    """Copy a part of the index to the folder; why it is not as it was published, or None.
+
+    Raises:
+        ObjectMissing: it is there no longer, as the index is another one by now.
+    """
     try:
         data = image_set.store.read(key)
     except ObjectRefused as error:
+        now = image_set.read_manifest() if isinstance(error, ObjectMissing) else None
+        if now is not None and key not in now.index:
+            raise
         return str(error)
     if not key.endswith(f"-{sha256(data).hexdigest()[:8]}.parquet"):
         return "its bytes are not those that its name tells of"
@@ -286,12 +328,16 @@ def _fetch_part(image_set: ImageSet, folder: Path, number: int, key: str) -> str
     return None
 
 
-def _plans_of_unfinished(image_set: ImageSet, folder: Path) -> Iterator[Path]:
-    for run in image_set.unfinished_runs():
-        with suppress(ImageSetError):
+def _plans(image_set: ImageSet, runs: Iterable[str], folder: Path) -> list[Path]:
+    """The plans of runs as local files, one without photos among them."""
+    paths = [folder / "no-plan.parquet"]
+    pq.write_table(PLAN_SCHEMA.empty_table(), paths[0])
+    for run in runs:
+        with suppress(ImageSetError, ObjectMissing):
             path = folder / f"plan-{run}.parquet"
             path.write_bytes(image_set.read_plan(run))
-            yield path
+            paths.append(path)
+    return paths
 
 
 def _find_lost_rows(database: duckdb.DuckDBPyConnection, image_set: ImageSet, folder: Path, notes: _Notes) -> None:

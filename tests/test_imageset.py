@@ -368,6 +368,41 @@ def test_an_index_can_be_read_as_if_shards_were_published(images: ImageSet) -> N
     assert keys(images.store, "") == before
 
 
+@pytest.mark.parametrize("times", [1, 9])
+def test_an_index_that_is_published_anew_while_it_is_read_is_read_anew_a_few_times(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    runs = [f"run-{number}" for number in range(times + 1)]
+    commit(images, {run: [row("a", run, attempts=number)] for number, run in enumerate(runs, 1)})
+    images.publish(runs[0], [runs[0]])
+    late, read, following = ImageSet(images.store), images.store.read, runs[1:]
+
+    def read_late(key: str) -> bytes:
+        if key.startswith("index/") and following:
+            monkeypatch.undo()
+            images.publish(following[0], [following.pop(0)])
+            monkeypatch.setattr(images.store, "read", read_late)
+        return read(key)
+
+    monkeypatch.setattr(images.store, "read", read_late)
+
+    if times == 1:
+        with late.local_index() as [part]:
+            assert pq.read_table(part)["run"].to_pylist() == ["run-1"]
+    else:
+        with pytest.raises(ImageSetError, match="was published anew 4 times while it was read"), late.local_index():
+            pass
+
+
+def test_a_part_that_is_gone_and_still_named_is_missing(images: ImageSet) -> None:
+    commit(images, {"s1": [row("a")]})
+    [part] = images.publish("run-1", ["s1"]).index
+    images.store.delete(part)
+
+    with pytest.raises(ObjectMissing, match=part), images.local_index():
+        pass
+
+
 def test_a_local_index_lasts_as_long_as_its_context(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "PART_ROWS", 3)
     images.commit("s1", [row(str(number)) for number in range(5)])

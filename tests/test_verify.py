@@ -22,8 +22,8 @@ from pipeline.jobs import DenoiseJob, run_denoise
 from pipeline.records import Fault, Layout
 from pipeline.registry import read_weights
 from pipeline.repair import Repaired, RepairJob, run_repair
-from pipeline.storage import Store, open_store
-from pipeline.verify import Verdict, VerifyJob, run_verify
+from pipeline.storage import LocalStore, Store, open_store
+from pipeline.verify import Verdict, VerifyJob, format_verdict, run_verify
 
 
 def silent(*_: object) -> None:
@@ -339,6 +339,64 @@ def test_what_an_interrupted_run_wrote_is_no_fault_and_is_left_to_it(loop: Loop,
 
     run_denoise(job, silent)
     assert repair(job.target).after.kinds == {}
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_what_a_run_at_work_has_under_way_is_left_out_and_other_damage_is_found(
+    loop: Loop, tmp_path: Path, layout: Layout
+) -> None:
+    job = sound_set_with_changes(tmp_path, layout)
+    open_store(job.target).delete(f"commits/{index_of(job.target)['0.png']['shard']}.parquet")
+    seen: list[Verdict] = []
+
+    def look(_: object) -> None:
+        for name in (".degrain-tmp/5", "index/part-new.parquet"):
+            (tmp_path / "target" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "target" / name).touch()
+        seen.append(verify(job.target))
+
+    run_denoise(job, look)
+
+    assert [(verdict.kinds, verdict.is_in_use) for verdict in seen] == [({Fault.MISSING_COMMIT: 1}, True)] * len(seen)
+    assert "a run was at work meanwhile" in format_verdict(seen[-1])
+    assert (verify(job.target).kinds, verify(job.target).is_in_use) == ({Fault.MISSING_COMMIT: 1}, False)
+
+
+@pytest.mark.parametrize("before", ["index/", "0.png"])
+def test_a_run_that_comes_and_goes_meanwhile_is_no_fault(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    job = sound_set_with_changes(tmp_path, Layout.FILES)
+    read, read_many, waiting = LocalStore.read, LocalStore.read_many, [job]
+
+    def run_before(first: str) -> None:
+        if first.startswith(before) and waiting:
+            run_denoise(waiting.pop(), silent)
+
+    def late_read(store: LocalStore, key: str) -> bytes:
+        run_before(key)
+        return read(store, key)
+
+    def late_read_many(store: LocalStore, wanted: list, **options: int) -> object:
+        run_before(wanted[0].key)
+        return read_many(store, wanted, **options)
+
+    monkeypatch.setattr(LocalStore, "read", late_read)
+    monkeypatch.setattr(LocalStore, "read_many", late_read_many)
+
+    verdict = verify(job.target)
+
+    assert (verdict.kinds, verdict.is_in_use, waiting) == ({}, True, [])
+
+
+def sound_set_with_changes(folder: Path, layout: Layout) -> DenoiseJob:
+    """Of four photos, after which one was changed, and one came new."""
+    write_photos(folder / "source")
+    job = DenoiseJob(source=str(folder / "source"), target=str(folder / "target"), layout=layout)
+    run_denoise(job, silent)
+    for number in (3, 4):
+        (folder / f"source/{number}.png").write_bytes(saved(scene(seed=9 + number, side_px=32), "PNG"))
+    return job
 
 
 @pytest.mark.parametrize(("kind", "dies_before_commit"), [("files", True), ("packed", False)])
