@@ -53,12 +53,16 @@ class Process:
 
     @classmethod
     def this(cls) -> "Process":
-        return cls(host=socket.gethostname(), pid=os.getpid(), machine=_machine(), started=_start_of(os.getpid()))
+        started = _start_of(os.getpid()) or ""
+        return cls(host=socket.gethostname(), pid=os.getpid(), machine=_machine(), started=started)
 
     @property
     def is_gone(self) -> bool:
         """Whether it is certain that it has ended: that can be told only of a process on this machine."""
-        return bool(self.machine) and self.machine == _machine() and _start_of(self.pid) != self.started
+        if not self.machine or self.machine != _machine():
+            return False
+        started = _start_of(self.pid)
+        return started != self.started if started is not None else not _is_there(self.pid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,10 +275,21 @@ def _machine() -> str:
         return ""
 
 
-def _start_of(pid: int) -> str:
-    """When a process of this machine started; empty where there is none, or only its remains."""
+def _start_of(pid: int) -> str | None:
+    """When a process of this machine started; empty where only its remains are there, None where nothing is told.
+
+    A `/proc` that is mounted with `hidepid` tells nothing of the processes of other users.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
+        return None
     return "" if state in "ZX" else fields[18]
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # it may be another user's
+    return True

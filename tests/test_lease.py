@@ -120,6 +120,24 @@ def test_another_process_with_the_same_id_is_not_taken_for_the_holder() -> None:
     assert not dataclasses.replace(Process.this(), started="1", machine="another boot").is_gone
 
 
+def test_a_process_of_which_proc_tells_nothing_is_not_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    here = dataclasses.replace(Process.this(), pid=process.pid, started=lease._start_of(process.pid))
+    read_text = Path.read_text
+
+    def hidden(path: Path) -> str:
+        if path.name == "stat":
+            raise FileNotFoundError(path)
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert not here.is_gone
+
+    process.kill()
+    process.wait()
+    assert here.is_gone
+
+
 def test_a_holder_whose_lease_was_taken_over_stops_before_it_does_any_harm(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
