@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 from threading import Thread
@@ -23,9 +24,10 @@ from pipeline.charts import draw_loss
 from pipeline.clean_photos import digest_of
 from pipeline.connection import connected
 from pipeline.errors import RunFailed
+from pipeline.lease import leased
 from pipeline.registry import read_weights
 from pipeline.sources import photos_of
-from pipeline.storage import open_store
+from pipeline.storage import Store, open_store
 from pipeline.subset import Split
 from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker
 
@@ -43,16 +45,28 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     """Train to the last step, write the weights with their card, and return its scores.
 
     Raises:
+        TargetInUse: another process is at work on the run.
         ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
         StorageError: the photos cannot be read, or the run's folder cannot be written.
         RunFailed: there is no such cluster, it has too little for the workers, or they were lost too often.
     """
-    if job.workers == 1 and job.address is None:
-        gpu = job.use_gpus and count_gpus()
-        train_worker(job, Worker(device="cuda:0" if gpu else "cpu"), report)
-    else:
-        _train_on_cluster(job, report)
-    store = open_store(job.run)
+    with closing(open_store(job.run)) as store, leased(store, "degrain train") as lease:
+
+        def check_and_report(metrics: StepMetrics) -> None:
+            lease.check()
+            report(metrics)
+
+        if job.workers == 1 and job.address is None:
+            gpu = job.use_gpus and count_gpus()
+            train_worker(job, Worker(device="cuda:0" if gpu else "cpu"), check_and_report)
+        else:
+            _train_on_cluster(job, report)
+        lease.check()
+        return _write_weights(job, store)
+
+
+def _write_weights(job: TrainJob, store: Store) -> dict[str, float]:
+    """What a run whose steps are done ends in; returns the scores."""
     photos = photos_of(open_store(job.source), job.subset(Split.TRAIN)).table()
     config = job.config.for_photos(len(photos))
     start = read_weights(job.start_from)[1] if job.start_from else None
@@ -63,7 +77,6 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     store.write(WEIGHTS, dump_weights(network, card, white=white))
     if metrics := read_metrics(store):
         store.write(CURVE, draw_loss(metrics).encode())
-    store.close()
     return card.scores
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState
 from model.weights import Part, load_weights
 from pipeline.clean_photos import read_clean_photos
+from pipeline.errors import StorageError, TargetInUse
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.storage import open_store
 from pipeline.subset import Split, split_of
@@ -178,6 +179,29 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
     assert _bytes(stopped) == _bytes(whole)
     losses = [[row["loss"] for row in read_metrics(open_store(job.run))] for job in (stopped, whole)]
     assert losses[0] == losses[1]
+
+
+def test_a_run_that_is_at_work_is_left_to_itself(folder: Path) -> None:
+    refusals: list[str] = []
+
+    def begin_again(_: StepMetrics) -> None:
+        with pytest.raises(TargetInUse, match="/run is in use by 'degrain train'") as refused:
+            run_train(_job(folder), print)
+        refusals.append(str(refused.value))
+
+    run_train(_job(folder), begin_again)
+
+    assert len(refusals) == 2
+
+
+def test_a_place_that_cannot_be_written_is_known_before_any_step(folder: Path) -> None:
+    (folder.parent / "run").touch()
+    steps: list[StepMetrics] = []
+
+    with pytest.raises(StorageError, match="/run"):
+        run_train(_job(folder), steps.append)
+
+    assert steps == []
 
 
 def test_the_recipe_of_a_run_may_not_change_but_its_length_may(folder: Path) -> None:
