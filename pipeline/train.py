@@ -3,8 +3,8 @@
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from threading import Thread
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 from torch import nn
 
 from model.denoiser import Denoiser, count_gpus
@@ -154,8 +155,6 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
         # Here: with another node it would be lost, and the run with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        reader = Thread(target=_pass_on, args=(news, report), daemon=True)
-        reader.start()
         trainer = TorchTrainer(
             partial(_train_as_ray_worker, job, threads, news),
             scaling_config=ScalingConfig(
@@ -169,12 +168,10 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
             torch_config=ProcessGroupConfig(),
         )
         try:
-            trainer.fit()
+            with _passed_on(news, report):
+                trainer.fit()
         except TrainingFailedError as error:
             raise RunFailed(f"training stopped: {_innermost(error)}; it goes on from its last checkpoint") from error
-        finally:
-            news.put(None)
-            reader.join(timeout=10)
 
 
 def _share_of(job: TrainJob) -> tuple[int, bool]:
@@ -203,14 +200,27 @@ def _train_as_ray_worker(job: TrainJob, threads: int, news: Any) -> None:  # Any
     train_worker(job, worker, news.put_nowait)
 
 
-def _pass_on(news: Any, report: Callable[[StepMetrics], None]) -> None:  # Any: Ray's queue is untyped
-    """Report what the first worker tells, until it is told that there is no more."""
-    step = 0
-    while (metrics := news.get()) is not None:
-        if metrics.step <= step:
-            log.warning("a worker was lost, or one more has come: all go on at step %d", metrics.step - 1)
-        step = metrics.step
-        report(metrics)
+@contextmanager
+def _passed_on(news: Any, report: Callable[[StepMetrics], None]) -> Iterator[None]:  # Any: Ray's queue is untyped
+    """Report what the first worker tells, as long as the context lasts and the queue's cluster does."""
+
+    def pass_on() -> None:
+        step = 0
+        with suppress(RayError):
+            while (metrics := news.get()) is not None:
+                if metrics.step <= step:
+                    log.warning("a worker was lost, or one more has come: all go on at step %d", metrics.step - 1)
+                step = metrics.step
+                report(metrics)
+
+    reader = Thread(target=pass_on, daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        with suppress(RayError):
+            news.put(None)
+        reader.join(timeout=10)
 
 
 def _innermost(error: BaseException) -> str:

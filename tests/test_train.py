@@ -13,11 +13,13 @@ import torch
 from loop import Loop
 from photos import saved, scene
 from PIL import Image
+from ray.exceptions import RayActorError
 
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState
 from model.weights import Part, load_weights
+from pipeline import train
 from pipeline.clean_photos import read_clean_photos
-from pipeline.errors import StorageError, TargetInUse
+from pipeline.errors import RunFailed, StorageError, TargetInUse
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.storage import open_store
 from pipeline.subset import Split, split_of
@@ -212,6 +214,18 @@ def test_the_recipe_of_a_run_may_not_change_but_its_length_may(folder: Path) -> 
     seen: list[StepMetrics] = []
     run_train(_job(folder, config=TrainConfig(steps=4, batch_size=1, patch_px=32)), seen.append)
     assert [metrics.step for metrics in seen] == [3, 4]
+
+
+def test_a_cluster_that_is_gone_hides_no_error_by_its_own() -> None:
+    class Gone:
+        def get(self) -> None:
+            raise RayActorError
+
+        def put(self, _: object) -> None:
+            raise RayActorError
+
+    with pytest.raises(RunFailed, match="training stopped"), train._passed_on(Gone(), print):
+        raise RunFailed("training stopped")
 
 
 def test_photos_that_cannot_be_used_are_made_up_for_by_others(folder: Path) -> None:
