@@ -142,6 +142,8 @@ class PackedReader:
             return [(photo, self._missing(place, photo)) for photo in photos]
         try:
             table = self._read_group(shard, place, group)
+        except ObjectRefused as error:  # it has gone since its footer was read
+            return [(photo, error) for photo in photos]
         except (pa.ArrowException, OSError) as error:
             return [(photo, self._damaged(place, error)) for photo in photos]
         images = table["image"].chunk(0).field("bytes")

@@ -157,6 +157,21 @@ def test_what_is_not_there_or_damaged_stands_in_its_place(store: Counting, photo
     assert isinstance(found(store, wanted("0", "2019/é 05 and a half.jpg", "z"))["z"], ObjectMissing)
 
 
+def test_a_shard_that_goes_while_it_is_read_refuses_the_rest_of_its_photos(
+    store: Counting, photos: dict[str, bytes]
+) -> None:
+    store.write("shards/s2.parquet", shard_of({"z.jpg": b"photo"}))
+    reader = PackedReader(store).read_many([*wanted(*photos), *wanted("z.jpg", place="shards/s2.parquet")])
+    first = [next(reader)]
+    store.delete(PLACE)
+
+    read = {photo.key: data for photo, data in [*first, *reader]}
+
+    assert list(read) == [*photos, "z.jpg"]
+    assert isinstance(read["2019/é 19.jpg"], ObjectMissing)
+    assert read["z.jpg"] == b"photo"
+
+
 def test_a_store_that_is_down_is_no_photos_fault(store: Counting, photos: dict[str, bytes]) -> None:
     reader = PackedReader(store).read_many(wanted(*photos))
     next(reader)
