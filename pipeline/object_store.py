@@ -6,7 +6,7 @@ import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -192,7 +192,10 @@ class ObjectStore:
 
         if await self._request(what, _uploading(len(data), create)):
             return
-        if await self._request(what, lambda: self._cloud.writer(path)) != writer:
+        creator = None
+        with suppress(ObjectMissing):  # whoever was first has removed it again
+            creator = await self._request(what, lambda: self._cloud.writer(path))
+        if creator != writer:
             raise ObjectExists(f"{key} is already in {self.url}")
 
     async def _sign(self, key: str, expires_s: int, content_type: str, endpoint: str | None) -> str | None:

@@ -341,6 +341,18 @@ def test_a_create_whose_answer_was_lost_finds_its_own_object() -> None:
         store.create("commit", b"1")
 
 
+def test_a_create_that_met_an_object_which_is_gone_by_now_was_not_the_first() -> None:
+    class Passing(Cloud):
+        async def create(self, path: str, data: bytes, writer: str) -> None:
+            raise FileExistsError(errno.EEXIST, "it is there")
+
+        async def writer(self, path: str) -> str | None:
+            raise FileNotFoundError(errno.ENOENT, "it is gone")
+
+    with pytest.raises(ObjectExists):
+        ObjectStore("s3://photos", Passing(fsspec.filesystem("memory")), "photos", patience=HASTE).create("a", b"1")
+
+
 @pytest.mark.parametrize("server", ["s3", "seaweed", "gs", "az"])
 def test_an_object_knows_its_creator_whatever_its_bytes(server: str, request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue(f"{server}_url")
