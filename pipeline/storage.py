@@ -292,7 +292,8 @@ class LocalStore:
         folder = self.root / TEMPORARY
         if folder.is_dir():
             for path in folder.iterdir():
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a folder is none of ours
+                    path.unlink()
         self.close()
 
     def close(self) -> None:

@@ -549,6 +549,15 @@ def test_a_killed_writer_leaves_a_file_that_is_never_listed_and_that_clean_remov
     assert list(local.root.iterdir()) == []
 
 
+def test_cleaning_passes_over_a_folder_that_someone_has_made_there(local: LocalStore) -> None:
+    (local.root / TEMPORARY / "mine").mkdir(parents=True)
+    (local.root / TEMPORARY / "left").touch()
+
+    local.clean()
+
+    assert [path.name for path in (local.root / TEMPORARY).iterdir()] == ["mine"]
+
+
 def test_closing_leaves_only_objects_and_the_store_goes_on(local: LocalStore) -> None:
     local.write("a.jpg", b"1")
     local.close()
