@@ -1,11 +1,12 @@
 """DuckDB, kept within bounds: how much memory it may take, where it spills, and how SQL names our files and columns."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+
+from pipeline.room import usable_cores
 
 MEMORY_LIMIT = "1GiB"  # beyond it, joins and sorts of ten million keys spill to disk
 MAX_THREADS = 4  # the buffers of each count against the memory limit
@@ -13,7 +14,7 @@ MAX_THREADS = 4  # the buffers of each count against the memory limit
 
 def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     """A database in memory that spills to `folder`; rows come in no order but the one asked for."""
-    threads = min(os.cpu_count() or 1, MAX_THREADS)
+    threads = min(usable_cores(), MAX_THREADS)
     database = duckdb.connect(
         config={"temp_directory": str(folder / "spilled"), "memory_limit": MEMORY_LIMIT, "threads": threads}
     )

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ from pipeline.images import Header, Limits, can_shrink, inspect, shrink
 from pipeline.imageset import ImageSet
 from pipeline.planning import PlanCounts, PlanHeader, ShardSize
 from pipeline.records import Layout, Outcome
-from pipeline.room import Room
+from pipeline.room import Room, usable_cores
 from pipeline.run import Progress, Summary, Work, do_work, plan_work
 from pipeline.sample import look_ahead
 from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, codec_faults, rejecting, timed
@@ -164,7 +163,7 @@ class IngestWorkerFactory:
 def ingest_work(job: IngestJob) -> Work:
     """The life of the run that a job asks for; raises what `run_ingest` does of a wrong one."""
     source, target = open_both(job.source, job.target, keys=job.keys, where=job.where)
-    workers = job.cluster.workers or os.cpu_count() or 1
+    workers = job.cluster.workers or usable_cores()
     return Work(
         command="degrain ingest",
         header=PlanHeader(source=source.url, weights="", parameters=job.ingest.parameters),

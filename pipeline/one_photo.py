@@ -1,6 +1,5 @@
 """One photo into one file, in this process and without a cluster."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pipeline.images import promised_format
 from pipeline.records import Outcome
 from pipeline.redaction import explain
 from pipeline.registry import read_weights
+from pipeline.room import usable_cores
 from pipeline.shard import FILE_BYTES, PhotoResult
 from pipeline.storage import Store, open_store, split_url
 
@@ -54,7 +54,7 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
     if to_store.exists(target_key):
         raise ValueError(f"{target} exists already: degrain overwrites no photo (name another file, or remove it)")
     _, parsed = read_weights(weights)
-    photos = PhotoDenoiser(Denoiser(parsed), config, threads=os.cpu_count() or 1)
+    photos = PhotoDenoiser(Denoiser(parsed), config, threads=usable_cores())
     if from_store.size(source_key) > FILE_BYTES:
         result = _denoise_large(photos, from_store, source_key, to_store, target_key)
     else:

@@ -1,7 +1,8 @@
-"""Room in a worker's memory for the photos that it works on: bounded by their bytes, and not by their number."""
+"""What a process may take: its cores, and room in memory for photos, by their bytes and not by their number."""
 
 import ctypes
 import math
+import os
 import sys
 import threading
 from collections import deque
@@ -12,6 +13,11 @@ KEPT_BYTES = 64 * 1024**2  # of what is free at the end of a heap
 MAPPED_BYTES = 16 * 1024**2  # blocks of this size and larger go back to the system at once
 HEAPS = 2
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

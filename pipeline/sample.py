@@ -1,7 +1,6 @@
 """A sample of the photos of a plan, read and processed in this process as workers will, without writing anything."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pipeline.cluster import ClusterConfig
 from pipeline.errors import ObjectRefused
 from pipeline.forecast import ForecastOptions, Machine, Outlook, Sample, SampledPhoto, make_forecast
 from pipeline.records import Outcome, PlannedPhoto
+from pipeline.room import usable_cores
 from pipeline.run import Work, planned
 from pipeline.shard import FILE_BYTES, PhotoResult, Recipe
 from pipeline.sources import read_photos
@@ -54,7 +54,7 @@ def look_ahead(work: Work, options: ForecastOptions, *, gpus: int) -> Outlook:
 
 def find_machine(config: ClusterConfig, *, gpus: int) -> Machine:
     """What a run is on: this machine, or as many like it as hold its workers, one for each GPU or core."""
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     workers = config.workers or gpus or cores
     hosts = math.ceil(workers / (gpus or cores))
     return Machine(

@@ -364,13 +364,13 @@ def test_nothing_to_do_is_no_sample(tmp_path: Path, source: LocalStore) -> None:
 def test_more_workers_than_cores_are_on_more_machines(
     monkeypatch: pytest.MonkeyPatch, workers: int | None, expected: Machine
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
 
     assert find_machine(ClusterConfig(workers=workers), gpus=0) == expected
 
 
 def test_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16))
 
     here = find_machine(ClusterConfig(shards_per_worker=3), gpus=2)
 

@@ -1,5 +1,6 @@
 """Photos wait for room in memory: nobody is starved, and no more is taken than was promised."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 import pytest
 
-from pipeline.room import Room
+from pipeline.room import Room, usable_cores
 
 
 @pytest.fixture
@@ -87,6 +88,16 @@ def test_whatever_comes_no_more_is_taken_than_half_of_the_room_and_one_large_pho
 
     assert [future.exception() for future in done] == [None] * len(sizes)
     assert most[0] <= 50 + max(sizes)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="here a process runs on every core")
+def test_cores_that_a_process_may_not_run_on_do_not_count() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library of this system is not glibc")
