@@ -127,7 +127,7 @@ def render(job: ReportJob) -> str:
         tempfile.TemporaryDirectory(prefix="degrain-") as name,
         open_database(Path(name)) as database,
     ):
-        if not parts:
+        if not any(manifest.counts.values()):
             raise ValueError(f"nothing is done in {image_set.store.url} yet: there is nothing to report")
         database.execute(f"CREATE VIEW photos AS FROM {scan(parts)}")
         facts = {**_totals(database), **_noise(database), **_work(database)}

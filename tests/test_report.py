@@ -13,10 +13,12 @@ from photos import saved, scene, write_archive
 from flows.cli import main
 from pipeline.charts import Series, draw_histogram, draw_timeline, nice_step
 from pipeline.denoise import DenoiseConfig
+from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
 from pipeline.records import Layout
 from pipeline.report import ReportJob, render
+from pipeline.storage import open_store
 
 
 class Page(HTMLParser):
@@ -150,6 +152,15 @@ def test_where_there_is_little_to_tell_it_says_so(job: DenoiseJob) -> None:
     assert "rejected the file is empty 3" in text
     sound = report(denoise(dataclasses.replace(job, target=f"{job.target}-2", retry_failed=True)))
     assert "No photo was rejected." not in sound.text
+
+
+def test_a_set_in_which_nothing_is_done_yet_is_one_clear_line(job: DenoiseJob) -> None:
+    image_set = ImageSet(open_store(job.target))
+    image_set.open_for(job.source, Layout.FILES)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"nothing is done in .*/target yet: there is nothing to report"):
+            report(job.target)
+        image_set.publish("run-1", [])
 
 
 def test_a_photo_that_nothing_was_changed_of_breaks_no_chart(job: DenoiseJob) -> None:
