@@ -31,7 +31,7 @@ from pipeline.redaction import printable
 from pipeline.room import Room
 from pipeline.shard import PHOTO_BYTES, CodecFault, codec_faults
 from pipeline.sources import photos_of, read_photos
-from pipeline.storage import open_store, split_url
+from pipeline.storage import Destination, open_store
 from pipeline.subset import sample_condition
 from pipeline.survey import Surveyor, survey
 
@@ -99,6 +99,13 @@ class Difference:
     most_different: tuple[dict[str, Any], ...]  # Any: the columns of both indexes
     seconds: float
 
+    @property
+    def summary(self) -> str:
+        return (
+            f"{self.both:,} photos in both: {self.same_bytes:,} with the same bytes; "
+            f"{self.compared:,} others compared, {self.same_pixels:,} of them with the same pixels"
+        )
+
     def as_dict(self) -> dict[str, Any]:  # Any: JSON
         """As `--json` prints it."""
         names = ("both", "same_bytes", "other_source", "compared", "same_pixels", "incomparable", "seconds")
@@ -127,6 +134,7 @@ def run_diff(job: DiffJob, report: Callable[[int, int], None]) -> Difference:
         DegrainError: it cannot be read.
     """
     start = time.monotonic()
+    destination = None if job.rows is None else Destination.at(job.rows)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="degrain-")))
         database = stack.enter_context(open_database(folder))
@@ -149,9 +157,10 @@ def run_diff(job: DiffJob, report: Callable[[int, int], None]) -> Difference:
             report=lambda done: report(done, total),
         )
         database.execute(f"CREATE VIEW differences AS FROM {scan([found])}")
-        if job.rows is not None:
-            _export(database, folder / "rows.parquet", job.rows)
-        return _summary(database, job, time.monotonic() - start)
+        difference = _summary(database, job, time.monotonic() - start)
+        if destination is not None:
+            _export(database, folder / "rows.parquet", destination, difference)
+        return difference
 
 
 def format_difference(difference: Difference) -> str:
@@ -169,8 +178,7 @@ def format_difference(difference: Difference) -> str:
         f"{'noise after, median':24}{level(a.noise_sigma_after):>16}{level(b.noise_sigma_after):>16}",
         f"{'change in dB, median':24}{level(a.change_psnr_db):>16}{level(b.change_psnr_db):>16}",
         "",
-        f"{difference.both:,} photos in both: {difference.same_bytes:,} with the same bytes; "
-        f"{difference.compared:,} others compared, {difference.same_pixels:,} of them with the same pixels",
+        difference.summary,
     ]
     if difference.other_source:
         lines.append(f"{difference.other_source:,} photos had another source")
@@ -359,15 +367,12 @@ def _side(database: duckdb.DuckDBPyConnection, target: str, here: str, there: st
     )
 
 
-def _export(database: duckdb.DuckDBPyConnection, path: Path, url: str) -> None:
+def _export(database: duckdb.DuckDBPyConnection, path: Path, destination: Destination, difference: Difference) -> None:
     database.execute(
         f"COPY (SELECT pairs.*, psnr_db, note FROM pairs LEFT JOIN differences USING (key) ORDER BY key) "
         f"TO {literal(str(path))} (FORMAT parquet, COMPRESSION zstd)"
     )
-    root, key = split_url(url)
-    store = open_store(root)
-    store.write(key, path.read_bytes())
-    store.close()
+    destination.write(path.read_bytes(), found=difference.summary)
 
 
 def _one(database: duckdb.DuckDBPyConnection, query: str) -> int:

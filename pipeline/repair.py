@@ -28,7 +28,7 @@ from pipeline.planning import read_command, read_shard_sizes
 from pipeline.records import DUPLICATE_OF, Fault, Layout, index_rows
 from pipeline.registry import FOLDER, read_weights, split_reference
 from pipeline.run import Progress, Work, do_work
-from pipeline.storage import open_store
+from pipeline.storage import Destination, open_store
 from pipeline.strict import build
 from pipeline.verify import BATCH, ORPHANS, Examined, Report, Verdict, VerifyJob, create_views, examined, run_verify
 
@@ -88,6 +88,8 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
             interrupted, which must end first.
         DegrainError: the repair had to stop; what is done stays, and the same call does the rest.
     """
+    if job.verify.findings is not None:
+        Destination.at(job.verify.findings)
     image_set = ImageSet(open_store(job.verify.target))
     cluster = job.verify.cluster
     with examined(image_set, cluster, report) as found:

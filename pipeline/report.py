@@ -31,7 +31,7 @@ from pipeline.pictures import Pair, Picture, draw_pair, draw_whole, open_photo
 from pipeline.records import Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable, redacted
 from pipeline.sources import Source, photos_of, read_photos
-from pipeline.storage import open_store, split_url
+from pipeline.storage import Destination, open_store
 
 FOLDER = Path(__file__).parent / "page"
 MIN_BINS, MAX_BINS = 8, 32
@@ -105,9 +105,9 @@ def run_report(job: ReportJob) -> dict[str, Any]:  # Any: JSON
         ValueError: there is no image set.
         DegrainError: it cannot be read, or the page cannot be written.
     """
+    destination = Destination.at(job.output)
     page = render(job).encode()
-    root, key = split_url(job.output)
-    store = open_store(root)
+    store, key = destination.store, destination.key
     store.write(key, page, content_type=CONTENT_TYPE)
     link = None
     if job.link_s is not None:

@@ -5,6 +5,7 @@ could not hold, is unsafe: `unsafe_reason` says why, and every store refuses it 
 """
 
 import contextlib
+import dataclasses
 import errno
 import io
 import os
@@ -448,6 +449,40 @@ def _open_new(path: Path) -> io.FileIO:
         with contextlib.suppress(FileNotFoundError):
             return io.FileIO(path, "xb")
     raise FileNotFoundError(errno.ENOENT, "its folder keeps vanishing", str(path))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Destination:
+    """Where one object is written at the end of long work."""
+
+    store: Store
+    key: str
+
+    @classmethod
+    def at(cls, url: str) -> "Destination":
+        """Of a path or URL; an object that is there stays until it is replaced.
+
+        Raises:
+            StorageError: nothing can be written there, which is tried: better now than when the work is done.
+        """
+        root, key = split_url(url)
+        store = open_store(root)
+        try:
+            store.create(key, b"")
+            store.delete(key)
+        except ObjectExists:
+            if not store.exists(key):
+                raise ObjectRefused(f"cannot write {key} to {store.url}: a folder has this name") from None
+        store.close()
+        return cls(store, key)
+
+    def write(self, data: bytes, *, found: str) -> None:
+        """Write it; an error tells what was `found`, so that the work was not for nothing."""
+        try:
+            self.store.write(self.key, data)
+        except StorageError as error:
+            raise StorageError(f"{error}; what was found: {found}") from error
+        self.store.close()
 
 
 def split_url(url: str) -> tuple[str, str]:

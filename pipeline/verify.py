@@ -29,7 +29,7 @@ from pipeline.lease import refuse_if_leased
 from pipeline.planning import write_listing
 from pipeline.records import FINDING_SCHEMA, INDEX_SCHEMA, PLAN_SCHEMA, Fault, Finding, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable
-from pipeline.storage import Store, open_store, split_url
+from pipeline.storage import Destination, Store, open_store
 from pipeline.survey import Seen, survey
 
 BATCH = 10_000  # rows of the index, or findings, that are held at a time
@@ -72,6 +72,12 @@ class Verdict:
     def findings(self) -> int:
         return sum(self.kinds.values())
 
+    @property
+    def summary(self) -> str:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
+        read = f"{self.objects:,} objects, {self.bytes_read / 1e6:,.1f} MB in {self.seconds:,.1f} s"
+        return f"{read}: {kinds or 'nothing to report'}"
+
     def as_dict(self) -> dict[str, object]:
         """As `--json` prints it."""
         return {
@@ -92,9 +98,7 @@ def format_verdict(verdict: Verdict) -> str:
     lines = [f"{each.kind:16}  {printable(each.key)}  {printable(each.detail)}" for each in verdict.first]
     if verdict.findings > len(verdict.first):
         lines.append(f"… and {verdict.findings - len(verdict.first):,} more: --findings FILE writes them all")
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in verdict.kinds.items())
-    read = f"{verdict.objects:,} objects, {verdict.bytes_read / 1e6:,.1f} MB in {verdict.seconds:,.1f} s"
-    lines.append(f"{read}: {kinds or 'nothing to report'}")
+    lines.append(verdict.summary)
     if verdict.is_in_use:
         lines.append(
             "a run was at work meanwhile, and what it had under way was left out: verify again when it has ended"
@@ -127,9 +131,10 @@ def run_verify(job: VerifyJob, report: Report) -> Verdict:
         ValueError: there is no image set.
         DegrainError: it cannot be read.
     """
+    destination = None if job.findings is None else Destination.at(job.findings)
     with examined(ImageSet(open_store(job.target)), job.cluster, report) as found:
-        if job.findings is not None:
-            _export(found, job.findings)
+        if destination is not None:
+            _export(found, destination)
         return found.verdict
 
 
@@ -450,15 +455,12 @@ def _count(files: Sequence[Path]) -> tuple[dict[Fault, int], tuple[Finding, ...]
     return dict(sorted(kinds.items())), tuple(first)
 
 
-def _export(found: Examined, url: str) -> None:
+def _export(found: Examined, destination: Destination) -> None:
     path = found.findings[0].with_name("all-findings.parquet")
     with pq.ParquetWriter(path, FINDING_SCHEMA, compression="zstd") as writer:
         for batch in _batches(found.findings):
             writer.write_batch(batch)
-    root, key = split_url(url)
-    store = open_store(root)
-    store.write(key, path.read_bytes())
-    store.close()
+    destination.write(path.read_bytes(), found=found.verdict.summary)
 
 
 def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:

@@ -13,6 +13,7 @@ from flows.cli import main
 from model.metrics import psnr_db
 from pipeline.denoise import DenoiseConfig
 from pipeline.diff import Difference, DiffJob, run_diff
+from pipeline.errors import StorageError
 from pipeline.images import decode, inspect
 from pipeline.jobs import DenoiseJob, run_denoise
 from pipeline.records import Layout
@@ -139,6 +140,13 @@ def test_the_command_prints_a_table_or_one_object_and_writes_rows(
         "3.png",
         "notes.txt",
     ]
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StorageError, match=r"^cannot write rows\.parquet to \S+: "):
+        diff(tmp_path / "a", tmp_path / "b", rows=str(tmp_path / "file/rows.parquet"))
 
 
 def test_what_is_no_image_set_is_refused(job: DenoiseJob, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from photos import saved, scene, write_archive
 from flows.cli import main
 from pipeline.charts import Series, draw_histogram, draw_timeline, nice_step
 from pipeline.denoise import DenoiseConfig
+from pipeline.errors import StorageError
 from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
 from pipeline.records import Layout
-from pipeline.report import ReportJob, render
+from pipeline.report import ReportJob, render, run_report
 from pipeline.storage import open_store
 
 
@@ -189,6 +190,13 @@ def test_the_command_writes_the_page_and_refuses_another_kind_of_file(job: Denoi
 
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert not (tmp_path / "other.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+
+    with pytest.raises(StorageError, match=r"^cannot write page\.html to \S+: a folder has this name$"):
+        run_report(ReportJob(target=str(tmp_path / "none"), output=str(tmp_path / "page.html")))
 
 
 def test_the_page_is_installed_with_the_package() -> None:

@@ -26,6 +26,7 @@ from pipeline.storage import (
     PART_BYTES,
     QUEUED,
     TEMPORARY,
+    Destination,
     LocalStore,
     Store,
     open_store,
@@ -230,6 +231,17 @@ def test_of_eight_racing_creators_one_wins(store: Store) -> None:
         winners = [number for number in pool.map(create, range(8)) if number is not None]
 
     assert [b"%d" % number for number in winners] == [store.read("commit")]
+
+
+def test_a_destination_is_tried_and_left_as_it_was(store: Store) -> None:
+    store.write("old.html", b"1")
+
+    old, new = (Destination.at(f"{store.url}/{name}.html") for name in ("old", "new"))
+
+    assert (keys(store), store.read("old.html")) == (["old.html"], b"1")
+    for destination in (old, new):
+        destination.write(b"2", found="nothing")
+    assert (keys(store), store.read("old.html")) == (["new.html", "old.html"], b"2")
 
 
 def test_an_object_that_is_not_there_is_missing(store: Store) -> None:

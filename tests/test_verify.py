@@ -16,7 +16,7 @@ from flows.cli import main
 from model.weights import dump_weights
 from pipeline import check
 from pipeline.denoise import DenoiseConfig
-from pipeline.errors import ImageSetError
+from pipeline.errors import ImageSetError, StorageError
 from pipeline.ingest import IngestConfig, IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
 from pipeline.records import Fault, Layout
@@ -481,6 +481,26 @@ def test_all_findings_are_written_where_they_are_asked_for(folder: Path, tmp_pat
     rows = pq.read_table(tmp_path / "findings.parquet").to_pylist()
     assert [row["kind"] for row in rows] == [finding.kind for finding in verdict.first]
     assert [row["key"] for row in rows] == ["0.png", "2.png", "3.png"]
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work_or_costs_no_verdict(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage_photos(open_store(str(folder)))
+    (tmp_path / "file").touch()
+    job = VerifyJob(target=str(folder), findings=str(tmp_path / "file/findings.parquet"))
+    seen: list[int] = []
+    for run in (run_verify, lambda job, look: run_repair(RepairJob(verify=job), look, silent)):
+        with pytest.raises(StorageError, match=r"^cannot write findings\.parquet to \S+: "):
+            run(job, lambda done, _: seen.append(done))
+    assert seen == []
+
+    def fill_disk(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(LocalStore, "write", fill_disk)
+    with pytest.raises(StorageError, match=r"^the disk is full; what was found: .*: 1 missing, 1 wrong_bytes, "):
+        run_verify(dataclasses.replace(job, findings=str(tmp_path / "findings.parquet")), silent)
 
 
 def test_what_is_no_image_set_is_refused(tmp_path: Path) -> None:
