@@ -3,9 +3,13 @@
 import re
 from pathlib import Path
 
+import duckdb
 import pytest
+from loop import Loop
+from photos import saved, scene
 
 from flows.cli import main
+from pipeline.ingest import IngestJob, run_ingest
 from pipeline.records import INDEX_SCHEMA, Outcome
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +29,28 @@ def test_it_names_every_column_of_the_index_and_no_other() -> None:
     table = README.split("### Columns of the index")[1].split("\n## ")[0]
 
     assert set(re.findall(r"`([a-z_0-9]+)`", table)) - set(Outcome) == set(INDEX_SCHEMA.names)
+
+
+def test_its_queries_see_each_photo_once_though_a_part_of_another_index_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Loop.instead_of_cluster(monkeypatch)
+    (tmp_path / "source").mkdir()
+    for number in range(3):
+        (tmp_path / f"source/{number}.png").write_bytes(saved(scene(seed=number, side_px=32), "PNG"))
+    target = tmp_path / "target"
+    run_ingest(IngestJob(source=str(tmp_path / "source"), target=str(target)), lambda _: None)
+    [part] = (target / "index").iterdir()
+    (target / "index/part-other.parquet").write_bytes(part.read_bytes())
+
+    with duckdb.connect() as database:
+        reasons, photos = (
+            database.execute(query.replace("TARGET", str(target))).fetchall()
+            for query in re.findall(r"```sql\n(.+?)```", README, re.DOTALL)
+        )
+
+    assert reasons == [(None, 3)]
+    assert len(photos) == 3
 
 
 def options_of(verb: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
