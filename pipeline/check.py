@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.database import identifier
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, PhotoRejected
-from pipeline.images import Limits, decode, inspect
+from pipeline.images import NO_LIMITS, decode, inspect
 from pipeline.imageset import ImageSet, parse_commit
 from pipeline.packed import PackedReader
 from pipeline.records import DUPLICATE_OF, FINDING_SCHEMA, INDEX_SCHEMA, Fault, Finding, PlannedPhoto, ShardPlan
@@ -24,7 +24,6 @@ from pipeline.survey import Surveyor
 COPIES = 2  # of a photo decoded that are in memory at once: it, and what its codec works on
 IN_MEMORY_BYTES = 256 * 1024**2  # larger objects are hashed in parts, and not decoded
 PART_BYTES = 32 * 1024**2
-NO_LIMITS = Limits(max_megapixels=1e9, max_bytes=2**62)  # what the set holds was within those of its run
 
 # SQL: what tells whether the rows of a shard are the same in its commit and in the index, in whatever order.
 DIGEST = f"bit_xor(hash({', '.join(identifier(name) for name in INDEX_SCHEMA.names if name != DUPLICATE_OF)}))"
@@ -118,7 +117,7 @@ class CheckWorker(Surveyor):
 
     def _check_picture(self, photo: CheckedPhoto, data: bytes) -> Finding | None:
         try:
-            # What `ingest` made smaller is a PNG, whatever the name of its source.
+            # What `ingest` made smaller is a PNG, whatever the name of its source; and all was within its run's limits.
             header = inspect(data, name="" if photo.place else photo.key, limits=NO_LIMITS)
             found, expected = (header.width_px, header.height_px), (photo.width_px, photo.height_px)
             if found != expected:

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from model.metrics import psnr_db
-from pipeline.check import COPIES, IN_MEMORY_BYTES, NO_LIMITS
+from pipeline.check import COPIES, IN_MEMORY_BYTES
 from pipeline.cluster import ClusterConfig
 from pipeline.database import in_batches, literal, open_database, scan
 from pipeline.errors import ObjectRefused, PhotoRejected
-from pipeline.images import Header, decode, inspect
+from pipeline.images import NO_LIMITS, Header, decode, inspect
 from pipeline.imageset import ImageSet
 from pipeline.records import DIFFERENCE_SCHEMA, INDEX_SCHEMA, Layout, PlannedPhoto, ShardPlan
 from pipeline.redaction import printable

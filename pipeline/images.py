@@ -138,6 +138,7 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+NO_LIMITS = Limits(max_megapixels=1e9, max_bytes=2**62)
 
 
 def can_be_a_file(head: bytes) -> bool:

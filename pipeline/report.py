@@ -28,7 +28,7 @@ from pipeline.errors import DegrainError, PhotoRejected
 from pipeline.highlights import find_places
 from pipeline.imageset import ImageSet, Manifest
 from pipeline.pictures import Pair, Picture, draw_pair, draw_whole, open_photo
-from pipeline.records import Layout, Outcome, PlannedPhoto
+from pipeline.records import STAGES, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable, redacted
 from pipeline.sources import Source, photos_of, read_photos
 from pipeline.storage import Destination, open_store
@@ -42,11 +42,10 @@ REJECTED = 24  # photos that are told one by one
 CONTENT_TYPE = "text/html; charset=utf-8"
 MAX_LINK_S = 7 * 24 * 3600  # longer ones no store signs
 ENDPOINT = r"https?://[^\s/?#@]+/?"
-STAGES = ("read", "decode", "denoise", "encode", "write")
 COLUMNS = (
     "key", "source_size_bytes", "source_etag", "source_sha256", "outcome", "reason", "output_key", "output_size_bytes",
     "output_sha256", "format", "width_px", "height_px", "camera", "iso", "taken_at", "noise_sigma_before",
-    "noise_sigma_after", "strength", "change_psnr_db", "read_s", "decode_s", "denoise_s", "encode_s", "write_s",
+    "noise_sigma_after", "strength", "change_psnr_db", *(f"{stage}_s" for stage in STAGES),
 )  # fmt: skip
 GROUPS = {"changed": "Most changed", "noisiest": "Noisiest", "random": "At random"}
 
