@@ -12,10 +12,10 @@ from pipeline.errors import PhotoRejected
 from pipeline.forecast import ForecastOptions, Outlook
 from pipeline.images import Header, Limits, can_shrink, inspect, shrink
 from pipeline.imageset import ImageSet
-from pipeline.planning import PlanCounts, PlanHeader, ShardSize
+from pipeline.planning import PlanHeader, ShardSize
 from pipeline.records import Layout, Outcome
 from pipeline.room import Room, usable_cores
-from pipeline.run import Progress, Summary, Work, do_work, plan_work
+from pipeline.run import Progress, Summary, Work, do_work
 from pipeline.sample import look_ahead
 from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, codec_faults, rejecting, timed
 from pipeline.sources import open_both
@@ -78,15 +78,6 @@ class IngestJob:
     where: str = ""
     ingest: IngestConfig = field(default_factory=IngestConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-
-
-def plan_ingest(job: IngestJob) -> PlanCounts:
-    """What `run_ingest` would do now. Writes nothing to the target.
-
-    Raises:
-        ValueError: see `run_ingest`.
-    """
-    return plan_work(ingest_work(job))
 
 
 def forecast_ingest(job: IngestJob, options: ForecastOptions) -> Outlook:

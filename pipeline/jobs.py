@@ -12,10 +12,10 @@ from pipeline.cluster import ClusterConfig
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory
 from pipeline.forecast import ForecastOptions, Outlook
 from pipeline.imageset import ImageSet
-from pipeline.planning import PlanCounts, PlanHeader
+from pipeline.planning import PlanHeader
 from pipeline.records import Layout, Outcome
 from pipeline.registry import read_weights
-from pipeline.run import Progress, Summary, Work, do_work, plan_work
+from pipeline.run import Progress, Summary, Work, do_work
 from pipeline.sample import look_ahead
 from pipeline.sources import open_both
 
@@ -45,15 +45,6 @@ class DenoiseJob:
     where: str = ""
     denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-
-
-def plan_denoise(job: DenoiseJob) -> PlanCounts:
-    """What `run_denoise` would do now. Writes nothing to the target.
-
-    Raises:
-        ValueError: see `run_denoise`.
-    """
-    return plan_work(denoise_work(job))
 
 
 def forecast_denoise(job: DenoiseJob, options: ForecastOptions) -> Outlook:

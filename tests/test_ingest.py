@@ -21,10 +21,11 @@ from photos import saved, scene, write_archive
 from PIL import Image, ImageCms
 
 from pipeline import ingest
+from pipeline.cluster import ClusterConfig
 from pipeline.images import Limits
-from pipeline.ingest import IngestConfig, IngestJob, pack_photo, plan_ingest, run_ingest
+from pipeline.ingest import IngestConfig, IngestJob, ingest_work, pack_photo, run_ingest
 from pipeline.records import Outcome, PlannedPhoto, ShardPlan, Status
-from pipeline.run import Summary
+from pipeline.run import Summary, plan_work
 from pipeline.shard import PhotoResult
 from pipeline.storage import LocalStore
 
@@ -408,10 +409,10 @@ def test_a_large_collection_is_cut_by_bytes_and_a_small_one_for_the_workers(
     monkeypatch.setattr(ingest, "SHARD_BYTES", 4 * len(png(0)))
     workers = {1: 4, 6: 24}
 
-    by_bytes = plan_ingest(dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, workers=1)))
+    by_bytes = plan_work(ingest_work(dataclasses.replace(job, cluster=ClusterConfig(workers=1))))
     monkeypatch.undo()
     by_workers = {
-        count: plan_ingest(dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, workers=count))).shards
+        count: plan_work(ingest_work(dataclasses.replace(job, cluster=ClusterConfig(workers=count)))).shards
         for count in workers
     }
 

@@ -11,11 +11,11 @@ from photos import saved, scene, write_archive
 from model.weights import dump_weights
 from pipeline.denoise import DenoiseConfig
 from pipeline.ingest import IngestJob, run_ingest
-from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
+from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.one_photo import denoise_one
 from pipeline.records import Layout, Status
 from pipeline.registry import read_weights
-from pipeline.run import Summary
+from pipeline.run import Summary, plan_work
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_of_a_packed_image_set_only_what_changed_is_denoised_again(loop: Loop, j
     (Path(job.source) / "4.png").write_bytes(saved(scene(seed=4, side_px=32), "PNG"))
     ingest(Path(job.source), tmp_path / "packed")
 
-    plan, summary = plan_denoise(packed), run(packed)
+    plan, summary = plan_work(denoise_work(packed)), run(packed)
 
     assert plan.photos == {Status.NEW: 1, Status.CHANGED: 1, Status.UP_TO_DATE: 3}
     assert (summary.outcomes["denoised"], summary.up_to_date) == (2, 3)

@@ -14,10 +14,11 @@ from photos import saved, scene
 from pipeline.cluster import ClusterConfig
 from pipeline.denoise import DenoiseConfig
 from pipeline.errors import ImageSetError, RunFailed, TargetInUse
-from pipeline.ingest import IngestConfig, IngestJob, plan_ingest, run_ingest
-from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
+from pipeline.ingest import IngestConfig, IngestJob, ingest_work, run_ingest
+from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
+from pipeline.planning import PlanCounts
 from pipeline.records import Layout, Status
-from pipeline.run import Progress, Summary
+from pipeline.run import Progress, Summary, Work, plan_work
 
 ONE_A_SHARD = ClusterConfig(workers=4)
 
@@ -27,18 +28,21 @@ class Verb:
     """How a verb is called, what most photos end as, and its settings, which are other ones in `others`."""
 
     job: Callable[..., Any]
-    plan: Callable[[Any], Any]
+    work: Callable[[Any], Work]
     do: Callable[..., Summary]
     outcome: str
     others: dict[str, Any]
+
+    def plan(self, job: Any) -> PlanCounts:
+        return plan_work(self.work(job))
 
     def __call__(self, job: Any, **changes: Any) -> Summary:
         return self.do(dataclasses.replace(job, **changes), lambda progress: None)
 
 
 VERBS = {
-    "denoise": Verb(DenoiseJob, plan_denoise, run_denoise, "denoised", {"denoise": DenoiseConfig(strength=0.3)}),
-    "ingest": Verb(IngestJob, plan_ingest, run_ingest, "packed", {"ingest": IngestConfig(resize_px=16)}),
+    "denoise": Verb(DenoiseJob, denoise_work, run_denoise, "denoised", {"denoise": DenoiseConfig(strength=0.3)}),
+    "ingest": Verb(IngestJob, ingest_work, run_ingest, "packed", {"ingest": IngestConfig(resize_px=16)}),
 }
 
 
@@ -313,6 +317,6 @@ def test_a_set_that_one_verb_made_is_refused_to_another(verb: Verb, job: Any) ->
     verb(job)
     other = DenoiseJob(source=job.source, target=job.target, layout=Layout.PACKED)
 
-    for refused in (plan_denoise, lambda job: run_denoise(job, lambda progress: None)):
+    for refused in (lambda job: plan_work(denoise_work(job)), lambda job: run_denoise(job, lambda progress: None)):
         with pytest.raises(ValueError, match="holds photos that are packed, which another command made"):
             refused(other)

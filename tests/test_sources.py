@@ -13,9 +13,9 @@ from pipeline.denoise import DenoiseConfig
 from pipeline.errors import ObjectRefused
 from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, run_ingest
-from pipeline.jobs import DenoiseJob, plan_denoise, run_denoise
+from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.records import LISTING_SCHEMA, Layout, PlannedPhoto, SourceObject, Status
-from pipeline.run import Summary
+from pipeline.run import Summary, plan_work
 from pipeline.sources import Source, open_both, read_photos
 from pipeline.sources import photos_of as source_of
 from pipeline.storage import LocalStore, open_store
@@ -165,7 +165,8 @@ def test_a_run_takes_what_the_table_lists_and_says_what_is_gone(job: DenoiseJob,
 def test_a_target_in_its_source_is_left_out_of_a_table_too(job: DenoiseJob, tmp_path: Path) -> None:
     keys = table(tmp_path / "keys.csv", ["a.png", "clean/images/a.png"])
 
-    assert plan_denoise(dataclasses.replace(job, target=f"{job.source}/clean", keys=keys)).photos == {Status.NEW: 1}
+    work = denoise_work(dataclasses.replace(job, target=f"{job.source}/clean", keys=keys))
+    assert plan_work(work).photos == {Status.NEW: 1}
 
 
 def test_a_run_takes_what_the_filter_chooses_of_an_image_set(packed: DenoiseJob) -> None:
