@@ -112,6 +112,7 @@ def test_a_signal_while_it_starts_is_for_the_handler_that_was_there(sent: signal
     assert (process.returncode, errors.splitlines()[-1]) == (1, "told")
 
 
+@pytest.mark.slow
 def test_a_sigterm_after_it_has_stopped_is_for_that_handler_too() -> None:
     done = subprocess.run([sys.executable, "-c", TOLD], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "told")

@@ -65,6 +65,7 @@ def drain(cluster: Cluster, node: str) -> None:
     subprocess.run([*command, *why], check=True, capture_output=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_node_that_joins_gets_work_and_what_a_dying_one_had_is_done_by_others(
     tmp_path: Path, survived: Callable[[int], None]
 ) -> None:
