@@ -27,9 +27,7 @@ from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.lease import leased
 from pipeline.registry import read_weights
-from pipeline.sources import photos_of
 from pipeline.storage import Store, open_store
-from pipeline.subset import Split
 from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker
 
 log = logging.getLogger(__name__)
@@ -51,6 +49,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
         StorageError: the photos cannot be read, or the run's folder cannot be written.
         RunFailed: there is no such cluster, it has too little for the workers, or they were lost too often.
     """
+    _, photos = job.find_photos()
     with closing(open_store(job.run)) as store, leased(store, "degrain train") as lease:
 
         def check_and_report(metrics: StepMetrics) -> None:
@@ -63,12 +62,11 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
         else:
             _train_on_cluster(job, report)
         lease.check()
-        return _write_weights(job, store)
+        return _write_weights(job, photos, store)
 
 
-def _write_weights(job: TrainJob, store: Store) -> dict[str, float]:
+def _write_weights(job: TrainJob, photos: pa.Table, store: Store) -> dict[str, float]:
     """What a run whose steps are done ends in; returns the scores."""
-    photos = photos_of(open_store(job.source), job.subset(Split.TRAIN)).table()
     config = job.config.for_photos(len(photos))
     start = read_weights(job.start_from)[1] if job.start_from else None
     card = _card(job, config, photos, start)

@@ -31,7 +31,7 @@ from pipeline.examples import ExampleStream
 from pipeline.images import to_png
 from pipeline.records import TRAINING_SCHEMA
 from pipeline.registry import read_weights
-from pipeline.sources import photos_of
+from pipeline.sources import Source, photos_of
 from pipeline.storage import Store, open_store
 from pipeline.subset import Split, Subset
 
@@ -98,6 +98,19 @@ class TrainJob:
                 f"{self.config.batch_size} patches has"
             )
 
+    def find_photos(self) -> tuple[Source, pa.Table]:
+        """Where the photos to train on are, and which.
+
+        Raises:
+            ValueError: there are none.
+            StorageError: they cannot be read.
+        """
+        source = photos_of(open_store(self.source), self.subset(Split.TRAIN))
+        photos = source.table()
+        if not len(photos):
+            raise ValueError(f"there are no photos to train on in {self.source}")
+        return source, photos
+
     def subset(self, split: Split) -> Subset:
         """The photos of the source that are for training, or for validation."""
         return Subset(where=self.where, split=split, validation_fraction=self.validation_fraction)
@@ -132,10 +145,7 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
     """
     if worker.threads is not None:
         use_threads(worker.threads)
-    source = photos_of(open_store(job.source), job.subset(Split.TRAIN))
-    photos = source.table()
-    if not len(photos):
-        raise ValueError(f"there are no photos to train on in {job.source}")
+    source, photos = job.find_photos()
     config = job.config.for_photos(len(photos))
     state = TrainState(config)
     if job.start_from is not None:
