@@ -162,19 +162,15 @@ class Summary:
         return {"inputs": inputs, **{str(outcome): count for outcome, count in outcomes.items()}, **values}
 
 
-def plan_work(work: Work) -> PlanCounts:
-    """What a run would do now, what is left of an interrupted one included. Writes nothing to the target.
+@contextmanager
+def planned(work: Work) -> Iterator[tuple[PlanCounts, list[Path]]]:
+    """What a run would do now, and the plans that it would do, as local files for as long as the context lasts.
+
+    What is left of an interrupted one is included. Writes nothing to the target.
 
     Raises:
         ValueError: see `do_work`.
     """
-    with planned(work) as (counts, _):
-        return counts
-
-
-@contextmanager
-def planned(work: Work) -> Iterator[tuple[PlanCounts, list[Path]]]:
-    """What a run would do now, and the plans that it would do, as local files for as long as the context lasts."""
     _check_verb(work, work.target.check_for(work.header.source, work.layout))
     with tempfile.TemporaryDirectory(prefix="degrain-") as name:
         folder = Path(name)
@@ -241,7 +237,7 @@ def _do_listed(work: Work, folder: Path, report: Callable[[Progress], None]) -> 
     seconds = 0.0
     if shards.photos:
         try:
-            progress, seconds = _process(work, runs, shards, gate, report)
+            progress, seconds = _process(work, runs, shards, progress, report, gate=gate)
         except RunFailed:
             _publish(target, runs)
             raise
@@ -377,11 +373,12 @@ def _process(
     work: Work,
     runs: Sequence[_Run],
     shards: _Shards,
-    gate: "_Gate",
+    progress: Progress,
     report: Callable[[Progress], None],
+    *,
+    gate: "_Gate",
 ) -> tuple[Progress, float]:
     """Do the shards. Returns what was done, and the seconds that the work on photos took."""
-    progress = _no_progress(work, planned=shards.photos)
     with connected(work.cluster.address):
         start = time.monotonic()
         meters = Meters(work.command.removeprefix("degrain "))

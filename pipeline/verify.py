@@ -179,9 +179,7 @@ def examined(image_set: ImageSet, cluster: ClusterConfig, report: Report) -> Ite
             kinds=kinds,
             first=first,
         )
-        yield Examined(
-            image_set=image_set, manifest=manifest, database=database, findings=tuple(files), verdict=verdict
-        )
+        yield Examined(image_set=image_set, manifest=manifest, database=database, findings=files, verdict=verdict)
 
 
 # No row points to them, no run is to come back for them, and they are no packed shard whose photos all changed since.

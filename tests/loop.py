@@ -12,8 +12,16 @@ import pytest
 from pipeline import run, survey
 from pipeline.cluster import ClusterConfig, ShardWorker
 from pipeline.imageset import ImageSet
+from pipeline.planning import PlanCounts
 from pipeline.records import Receipt, ShardPlan
+from pipeline.run import Work, planned
 from pipeline.storage import LocalStore
+
+
+def plan_work(work: Work) -> PlanCounts:
+    """What a run would do now."""
+    with planned(work) as (counts, _):
+        return counts
 
 
 class Killed(BaseException):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from commands import degrain, start_degrain, summary_of, wait_for_commits, wait_until_workers_are_gone, write_many
 from faults.proxy import FaultProxy
-from loop import Loop, index_of, photos_of
+from loop import Loop, index_of, photos_of, plan_work
 from photos import saved, scene, write_archive
 from PIL import Image, ImageCms
 
@@ -25,7 +25,7 @@ from pipeline.cluster import ClusterConfig
 from pipeline.images import Limits
 from pipeline.ingest import IngestConfig, IngestJob, ingest_work, pack_photo, run_ingest
 from pipeline.records import Outcome, PlannedPhoto, ShardPlan, Status
-from pipeline.run import Summary, plan_work
+from pipeline.run import Summary
 from pipeline.shard import PhotoResult
 from pipeline.storage import LocalStore
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from loop import Loop, index_of, photos_of
+from loop import Loop, index_of, photos_of, plan_work
 from photos import saved, scene, write_archive
 
 from model.weights import dump_weights
@@ -15,7 +15,7 @@ from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.one_photo import denoise_one
 from pipeline.records import Layout, Status
 from pipeline.registry import read_weights
-from pipeline.run import Summary, plan_work
+from pipeline.run import Summary
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop import Killed, Loop, index_of, photos_of
+from loop import Killed, Loop, index_of, photos_of, plan_work
 from photos import saved, scene
 
 from pipeline.cluster import ClusterConfig
@@ -18,7 +18,7 @@ from pipeline.ingest import IngestConfig, IngestJob, ingest_work, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.planning import PlanCounts
 from pipeline.records import Layout, Status
-from pipeline.run import Progress, Summary, Work, plan_work
+from pipeline.run import Progress, Summary, Work
 
 ONE_A_SHARD = ClusterConfig(workers=4)
 

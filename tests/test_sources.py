@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from loop import Loop, index_of, photos_of
+from loop import Loop, index_of, photos_of, plan_work
 from photos import saved, scene
 
 from pipeline.denoise import DenoiseConfig
@@ -15,7 +15,7 @@ from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.records import LISTING_SCHEMA, Layout, PlannedPhoto, SourceObject, Status
-from pipeline.run import Summary, plan_work
+from pipeline.run import Summary
 from pipeline.sources import Source, open_both, read_photos
 from pipeline.sources import photos_of as source_of
 from pipeline.storage import LocalStore, open_store
