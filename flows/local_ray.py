@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from flows.child import Child, free_ports
 from pipeline.errors import RunFailed
+from pipeline.scratch import scratch_folder
 
 OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
 READY_S = 120.0
@@ -61,11 +61,11 @@ def local_ray(
         RunFailed: it does not start.
     """
     token = token or secrets.token_hex(32)
-    with tempfile.TemporaryDirectory(prefix="degrain-ray-", ignore_cleanup_errors=True) as name:
-        log = (folder or Path(name)) / "ray.log"
+    with scratch_folder() as scratch:
+        log = (folder or scratch) / "ray.log"
         for attempt in range(ATTEMPTS):
             ports = _free_ports(port)
-            head = Child("Ray", _command(Path(name), ports, cpus), log, _environment(token, environment or {}))
+            head = Child("Ray", _command(scratch, ports, cpus), log, _environment(token, environment or {}))
             address = RayAddress(
                 url=f"http://127.0.0.1:{ports['dashboard-port']}",
                 token=token,

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +30,7 @@ from pipeline.images import HEAD_BYTES, Limits, Pixels, can_be_a_file, decode, e
 from pipeline.imageset import ImageSet
 from pipeline.records import Layout, Outcome
 from pipeline.room import Room
+from pipeline.scratch import scratch_folder
 from pipeline.shard import (
     PHOTO_BYTES,
     PHOTOS_AT_ONCE,
@@ -219,8 +219,8 @@ def _denoise_in_scratch(
     data: bytes, name: str, denoise: DenoiseByWindows, config: DenoiseConfig, room: Room | None
 ) -> PhotoResult:
     """Of a file that is small, and whose picture is not."""
-    with tempfile.TemporaryDirectory(prefix="degrain-") as folder:
-        source, target = Path(folder) / "source", Path(folder) / "result"
+    with scratch_folder() as folder:
+        source, target = folder / "source", folder / "result"
         source.write_bytes(data)
         with source.open("rb") as file:
             result = denoise_by_bands(file, name, target, denoise, config, room=room)

@@ -4,7 +4,6 @@ Rows are compared in DuckDB, out of core; photos whose bytes differ are decoded 
 """
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from pipeline.imageset import ImageSet
 from pipeline.records import DIFFERENCE_SCHEMA, INDEX_SCHEMA, Layout, PlannedPhoto, ShardPlan
 from pipeline.redaction import printable
 from pipeline.room import Room
+from pipeline.scratch import scratch_folder
 from pipeline.shard import PHOTO_BYTES, CodecFault, codec_faults
 from pipeline.sources import photos_of, read_photos
 from pipeline.storage import Destination, open_store
@@ -136,7 +136,7 @@ def run_diff(job: DiffJob, report: Callable[[int, int], None]) -> Difference:
     start = time.monotonic()
     destination = None if job.rows is None else Destination.at(job.rows)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="degrain-")))
+        folder = stack.enter_context(scratch_folder())
         database = stack.enter_context(open_database(folder))
         layouts = [
             _open_side(database, target, side, folder, stack)

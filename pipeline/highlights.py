@@ -3,12 +3,10 @@
 import base64
 import io
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from pipeline.errors import DegrainError, ObjectRefused
 from pipeline.images import decode, inspect
 from pipeline.imageset import ImageSet
 from pipeline.records import Layout, Outcome, PlannedPhoto
+from pipeline.scratch import scratch_folder
 from pipeline.sources import photos_of, read_photos
 from pipeline.storage import Store, open_store
 
@@ -65,8 +64,8 @@ def find_highlights(target: str, *, since: datetime) -> Highlights:
     manifest = image_set.read_manifest()
     with (
         image_set.local_index() as parts,
-        tempfile.TemporaryDirectory(prefix="degrain-") as name,
-        open_database(Path(name)) as database,
+        scratch_folder() as folder,
+        open_database(folder) as database,
     ):
         if manifest is None or not parts:
             return Highlights(reasons={}, rejected=[], pictures=[])
@@ -160,8 +159,8 @@ def find_places(packed: ImageSet, keys: Sequence[str]) -> dict[str, str]:
     """In which shards of a packed image set the photos of these keys lie."""
     with (
         packed.local_index() as parts,
-        tempfile.TemporaryDirectory(prefix="degrain-") as name,
-        open_database(Path(name)) as database,
+        scratch_folder() as folder,
+        open_database(folder) as database,
     ):
         query = f"SELECT key, output_key FROM {scan(parts)} WHERE key IN $keys AND output_key IS NOT NULL"
         return dict(database.execute(query, {"keys": list(keys)}).fetchall())

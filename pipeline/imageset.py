@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.index import Part, count_outcomes, merge
 from pipeline.lease import Lease, is_lease, leased
 from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, SourceObject, index_rows, index_table
+from pipeline.scratch import scratch_folder
 from pipeline.storage import TEMPORARY, Store
 
 MANIFEST = "manifest.json"
@@ -263,9 +263,9 @@ class ImageSet:
         assert manifest is not None, "only an opened image set is published"
         if is_rebuilt:
             manifest = dataclasses.replace(manifest, index=())
-        with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-            paths = _of_each_part(manifest, partial(self._fetch, Path(name)))
-            parts = self._merge(paths, shards, Path(name))
+        with scratch_folder() as folder:
+            paths = _of_each_part(manifest, partial(self._fetch, folder))
+            parts = self._merge(paths, shards, folder)
             index = tuple(self._publish_part(run, number, part, manifest) for number, part in enumerate(parts))
             counts = count_outcomes([part.path for part in parts])
         fault_point(FaultPoint.INDEX_WRITTEN)
@@ -293,9 +293,9 @@ class ImageSet:
     @contextmanager
     def local_index(self, shards: Sequence[str] = ()) -> Iterator[list[Path]]:
         """The index as local files, for as long as the context lasts, as if these shards were published too."""
-        with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-            _, paths = self.read_index(partial(self._fetch, Path(name)))
-            yield [part.path for part in self._merge(paths, shards, Path(name))] if paths or shards else []
+        with scratch_folder() as folder:
+            _, paths = self.read_index(partial(self._fetch, folder))
+            yield [part.path for part in self._merge(paths, shards, folder)] if paths or shards else []
 
     def read_index(self, read: Callable[[int, str], T]) -> tuple[Manifest | None, list[T]]:
         """The manifest, and what `read` makes of the number and the key of each part of its index, some at once.

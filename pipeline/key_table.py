@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import json
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pipeline.database import explained, identifier, in_batches, literal, open_d
 from pipeline.errors import ObjectMissing, StorageError
 from pipeline.planning import write_listing
 from pipeline.records import DUPLICATE_OF, LISTING_SCHEMA
+from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store, split_url
 from pipeline.subset import Subset
 
@@ -52,9 +52,9 @@ def write_listing_from_table(table_url: str, source_url: str, path: Path, *, lea
         ValueError: there is no such table, it is damaged, it lacks a column, or holds what no listing can.
         StorageError: it cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="degrain-") as name, open_database(Path(name)) as database:
+    with scratch_folder() as folder, open_database(folder) as database:
         database.execute("CREATE TABLE listed (key VARCHAR, size_bytes BIGINT, etag VARCHAR, place VARCHAR)")
-        for table in _tables(table_url, source_url, Path(name)):
+        for table in _tables(table_url, source_url, folder):
             try:
                 _insert(database, table, source_url, leave_out)
             except duckdb.Error as error:
@@ -87,7 +87,7 @@ def write_listing_from_index(
     condition = f"output_key IS NOT NULL AND {subset.condition}"
     if is_distinct:
         condition += f" AND {DUPLICATE_OF} IS NULL"
-    with tempfile.TemporaryDirectory(prefix="degrain-") as name, open_database(Path(name)) as database:
+    with scratch_folder() as folder, open_database(folder) as database:
         photos = database.sql(
             f"SELECT key, output_size_bytes AS size_bytes, output_sha256 AS etag, {place} AS place "
             f"FROM {scan(parts)} AS photos WHERE {condition}"

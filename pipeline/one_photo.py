@@ -1,6 +1,5 @@
 """One photo into one file, in this process and without a cluster."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from pipeline.records import Outcome
 from pipeline.redaction import explain
 from pipeline.registry import read_weights
 from pipeline.room import usable_cores
+from pipeline.scratch import scratch_folder
 from pipeline.shard import FILE_BYTES, PhotoResult
 from pipeline.storage import Store, open_store, split_url
 
@@ -85,8 +85,8 @@ def _denoise_large(
     photos: PhotoDenoiser, from_store: Store, source_key: str, to_store: Store, target_key: str
 ) -> PhotoResult:
     """Of a file that memory should not hold. It is not there as a whole before it is done, so look again then."""
-    with tempfile.TemporaryDirectory(prefix="degrain-") as folder, from_store.opened(source_key) as file:
-        result = photos.denoise_file(file, source_key, Path(folder) / "result")
+    with scratch_folder() as folder, from_store.opened(source_key) as file:
+        result = photos.denoise_file(file, source_key, folder / "result")
         if to_store.exists(target_key):
             raise ObjectExists(f"{target_key} is already in {to_store.url}")
         if result.file is not None:

@@ -6,7 +6,6 @@ the record of their run tells; then all is verified anew.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pipeline.planning import read_command, read_shard_sizes
 from pipeline.records import DUPLICATE_OF, Fault, Layout, index_rows
 from pipeline.registry import FOLDER, read_weights, split_reference
 from pipeline.run import Progress, Work, do_work
+from pipeline.scratch import scratch_folder
 from pipeline.storage import Destination, open_store
 from pipeline.strict import build
 from pipeline.verify import BATCH, ORPHANS, Examined, Report, Verdict, VerifyJob, create_views, examined, run_verify
@@ -173,8 +173,8 @@ def _repair_index(found: Examined) -> bool:
 def _killed_repairs(image_set: ImageSet) -> dict[str, list[str]]:
     """The runs of repairs that never ended, with the names of their shards."""
     found: dict[str, list[str]] = {}
-    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-        plan = Path(name) / "plan.parquet"
+    with scratch_folder() as folder:
+        plan = folder / "plan.parquet"
         for run in image_set.unfinished_runs():
             with suppress(ImageSetError):
                 plan.write_bytes(image_set.read_plan(run))
@@ -322,8 +322,8 @@ def _process(
     database: duckdb.DuckDBPyConnection, recipe: _Recipe, work: Work, report: Callable[[Progress], None]
 ) -> int:
     """Do those photos of the table `wrong` again that the source still has; returns how many."""
-    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-        listed, listing, distrusted = (Path(name) / f"{each}.parquet" for each in ("listed", "listing", "distrusted"))
+    with scratch_folder() as folder:
+        listed, listing, distrusted = (folder / f"{each}.parquet" for each in ("listed", "listing", "distrusted"))
         work.write_listing(listed)
         database.execute(
             "CREATE OR REPLACE TEMP TABLE wanted AS SELECT key, max(attempt) AS attempt FROM wrong "
@@ -349,11 +349,11 @@ def _process(
 
 def _set_orphans_aside(image_set: ImageSet) -> int:
     with (
-        tempfile.TemporaryDirectory(prefix="degrain-") as name,
-        open_database(Path(name)) as database,
+        scratch_folder() as folder,
+        open_database(folder) as database,
         image_set.local_index() as parts,
     ):
-        create_views(database, image_set, parts, Path(name))
+        create_views(database, image_set, parts, folder)
         batches = in_batches(database.sql(ORPHANS), BATCH)
         return _set_aside(image_set, chain.from_iterable(batch["key"].to_pylist() for batch in batches))
 

@@ -7,7 +7,6 @@ did not write, and nothing be loaded.
 
 import base64
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from pipeline.imageset import ImageSet, Manifest
 from pipeline.pictures import Pair, Picture, draw_pair, draw_whole, open_photo
 from pipeline.records import STAGES, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable, redacted
+from pipeline.scratch import scratch_folder
 from pipeline.sources import Source, photos_of, read_photos
 from pipeline.storage import Destination, open_store
 
@@ -123,8 +123,8 @@ def render(job: ReportJob) -> str:
         raise ValueError(f"there is no image set at {image_set.store.url}")
     with (
         image_set.local_index() as parts,
-        tempfile.TemporaryDirectory(prefix="degrain-") as name,
-        open_database(Path(name)) as database,
+        scratch_folder() as folder,
+        open_database(folder) as database,
     ):
         if not any(manifest.counts.values()):
             raise ValueError(f"nothing is done in {image_set.store.url} yet: there is nothing to report")

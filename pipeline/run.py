@@ -5,7 +5,6 @@ What is committed stays, whatever happens: a run that was interrupted goes on un
 
 import dataclasses
 import logging
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from pipeline.planning import (
     write_plan,
 )
 from pipeline.records import Layout, Outcome, Receipt, ShardPlan, Status
+from pipeline.scratch import scratch_folder
 from pipeline.shard import Recipe
 
 log = logging.getLogger(__name__)
@@ -172,8 +172,7 @@ def planned(work: Work) -> Iterator[tuple[PlanCounts, list[Path]]]:
         ValueError: see `do_work`.
     """
     _check_verb(work, work.target.check_for(work.header.source, work.layout))
-    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         _list(work, folder / LISTING)
         interrupted = _interrupted(work, folder)
         counts = _plan(work, interrupted, folder)
@@ -200,8 +199,7 @@ def do_work(work: Work, report: Callable[[Progress], None]) -> Summary:
     refuse_if_leased(work.target.store)
     manifest = work.target.check_for(work.header.source, work.layout)
     _check_verb(work, manifest)
-    with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         _list(work, folder / LISTING)
         if manifest.run and is_given_up(work.target.store) and not work.target.unfinished_runs():
             counts = _plan(work, _Interrupted([], [], {}), folder)

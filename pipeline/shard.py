@@ -26,6 +26,7 @@ from pipeline.packed import PackedWriter
 from pipeline.records import Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
 from pipeline.redaction import explain
 from pipeline.room import Room
+from pipeline.scratch import scratch_folder
 from pipeline.sources import read_photos
 from pipeline.storage import PART_BYTES, Store, unsafe_reason
 
@@ -253,13 +254,13 @@ class Worker:
         assert self._recipe.process_file is not None
         with self._bench.photo(planned.key, "read"), in_turn(self._source_room.taken(planned.size_bytes)):
             start = time.perf_counter()
-            with tempfile.TemporaryDirectory(prefix="degrain-") as folder:
+            with scratch_folder() as folder:
                 try:
                     with self._source.opened(planned.key) as file:
                         sha256 = _sha256(file)
                         read_s = time.perf_counter() - start
                         file.seek(0)
-                        result = self._recipe.process_file(file, planned.key, Path(folder) / "result")
+                        result = self._recipe.process_file(file, planned.key, folder / "result")
                 except ObjectRefused as error:
                     self._check_source(error)
                     return finish(planned, PhotoResult(outcome=Outcome.REJECTED, reason=str(error)))

@@ -1,7 +1,6 @@
 """What can be a source: a collection of objects, or an image set. How it is listed, and how its photos are read."""
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.key_table import write_listing_from_index, write_listing_from_tabl
 from pipeline.packed import PackedReader
 from pipeline.planning import write_listing
 from pipeline.records import Layout, PlannedPhoto, SourceObject
+from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store
 from pipeline.subset import Subset, split_of
 
@@ -67,8 +67,8 @@ class Source:
 
         Exact duplicates in an image set are left out, but for the first.
         """
-        with tempfile.TemporaryDirectory(prefix="degrain-") as name:
-            path = Path(name) / "listing.parquet"
+        with scratch_folder() as folder:
+            path = folder / "listing.parquet"
             if self.image_set is None:
                 write_listing(self._in_split(), path)
             else:

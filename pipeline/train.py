@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -27,6 +26,7 @@ from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.lease import leased
 from pipeline.registry import read_weights
+from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store
 from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker
 
@@ -140,7 +140,7 @@ def read_run(run: str) -> dict[str, Any]:  # Any: JSON
 
 def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> None:
     """Ray Train starts the workers, joins them in a process group, and starts them again when one is lost."""
-    with connected(job.address), tempfile.TemporaryDirectory(prefix="degrain-") as folder:
+    with connected(job.address), scratch_folder() as folder:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchTrainer
         from ray.util.queue import Queue
@@ -161,7 +161,7 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
                 resources_per_worker={"CPU": threads, "GPU": int(has_gpus)},
             ),
             run_config=RunConfig(
-                name="run", storage_path=folder, failure_config=FailureConfig(max_failures=job.max_failures)
+                name="run", storage_path=str(folder), failure_config=FailureConfig(max_failures=job.max_failures)
             ),
             torch_config=ProcessGroupConfig(),
         )

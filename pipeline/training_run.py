@@ -8,13 +8,11 @@ checkpoint, and rows beyond that are dropped.
 import dataclasses
 import io
 import logging
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +29,7 @@ from pipeline.examples import ExampleStream
 from pipeline.images import to_png
 from pipeline.records import TRAINING_SCHEMA
 from pipeline.registry import read_weights
+from pipeline.scratch import scratch_folder
 from pipeline.sources import Source, photos_of
 from pipeline.storage import Store, open_store
 from pipeline.subset import Split, Subset
@@ -254,8 +253,9 @@ class _Board:
         from tensorboardX import SummaryWriter
 
         self._store = store
-        self._folder = tempfile.TemporaryDirectory(prefix="degrain-")
-        self._writer = SummaryWriter(self._folder.name, write_to_disk=True)
+        self._open = ExitStack()
+        self._folder = self._open.enter_context(scratch_folder())
+        self._writer = SummaryWriter(str(self._folder), write_to_disk=True)
 
     def add_scalars(self, row: dict[str, float | None]) -> None:
         for name, value in row.items():
@@ -267,7 +267,7 @@ class _Board:
 
     def close(self) -> None:
         self._writer.close()
-        self._folder.cleanup()
+        self._open.close()
 
     def upload(self, *, is_last: bool) -> None:
         """Copy what is written by now; after the last step all of it, for which the writer's thread has to end."""
@@ -275,7 +275,7 @@ class _Board:
             self._writer.close()
         else:
             self._writer.flush()
-        for path in sorted(Path(self._folder.name).iterdir()):
+        for path in sorted(self._folder.iterdir()):
             self._store.write(f"{TENSORBOARD}/{path.name}", path.read_bytes())
 
 

@@ -5,7 +5,6 @@ the set: `repair` makes right what is found. While a run is at work, what it has
 it has planned, and what lies there unfinished.
 """
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +28,7 @@ from pipeline.lease import refuse_if_leased
 from pipeline.planning import write_listing
 from pipeline.records import FINDING_SCHEMA, INDEX_SCHEMA, PLAN_SCHEMA, Fault, Finding, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable
+from pipeline.scratch import scratch_folder
 from pipeline.storage import Destination, Store, open_store
 from pipeline.survey import Seen, survey
 
@@ -143,8 +143,7 @@ def examined(image_set: ImageSet, cluster: ClusterConfig, report: Report) -> Ite
     """What `run_verify` does, with all that a repair needs to know."""
     start = time.monotonic()
     lease, ended = _free_lease(image_set.store), image_set.record_keys()
-    with tempfile.TemporaryDirectory(prefix="degrain-") as name, open_database(Path(name)) as database:
-        folder = Path(name)
+    with scratch_folder() as folder, open_database(folder) as database:
         files = [folder / "findings.parquet", folder / "findings-of-workers.parquet"]
         with _Notes(files[0]) as notes:
             manifest, parts = _sound_parts(image_set, folder, notes)
