@@ -30,7 +30,18 @@ from pipeline.run import Progress, Work, do_work
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Destination, open_store
 from pipeline.strict import build
-from pipeline.verify import BATCH, ORPHANS, Examined, Report, Verdict, VerifyJob, create_views, examined, run_verify
+from pipeline.verify import (
+    BATCH,
+    ORPHANS,
+    Examined,
+    Report,
+    Verdict,
+    VerifyJob,
+    create_views,
+    examined,
+    run_verify,
+    write_findings,
+)
 
 COMMAND = "degrain verify --repair"
 
@@ -88,13 +99,14 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
             interrupted, which must end first.
         DegrainError: the repair had to stop; what is done stays, and the same call does the rest.
     """
-    if job.verify.findings is not None:
-        Destination.at(job.verify.findings)
+    destination = None if job.verify.findings is None else Destination.at(job.verify.findings)
     image_set = ImageSet(open_store(job.verify.target))
     cluster = job.verify.cluster
     with examined(image_set, cluster, report) as found:
         before = found.verdict
         if not before.findings and not _killed_repairs(image_set):
+            if destination is not None:
+                write_findings(found, destination)
             return Repaired(before=before, after=before, processed=0, moved=0)
         with image_set.leased(COMMAND):
             moved = _repair_commits(found)

@@ -134,7 +134,7 @@ def run_verify(job: VerifyJob, report: Report) -> Verdict:
     destination = None if job.findings is None else Destination.at(job.findings)
     with examined(ImageSet(open_store(job.target)), job.cluster, report) as found:
         if destination is not None:
-            _export(found, destination)
+            write_findings(found, destination)
         return found.verdict
 
 
@@ -452,7 +452,8 @@ def _count(files: Sequence[Path]) -> tuple[dict[Fault, int], tuple[Finding, ...]
     return dict(sorted(kinds.items())), tuple(first)
 
 
-def _export(found: Examined, destination: Destination) -> None:
+def write_findings(found: Examined, destination: Destination) -> None:
+    """All of them as one Parquet file; without rows where there are none."""
     path = found.findings[0].with_name("all-findings.parquet")
     with pq.ParquetWriter(path, FINDING_SCHEMA, compression="zstd") as writer:
         for batch in _batches(found.findings):

@@ -483,6 +483,18 @@ def test_all_findings_are_written_where_they_are_asked_for(folder: Path, tmp_pat
     assert [row["key"] for row in rows] == ["0.png", "2.png", "3.png"]
 
 
+def test_a_repair_writes_what_is_left_even_where_nothing_was_found(folder: Path, tmp_path: Path) -> None:
+    job = VerifyJob(target=str(folder), findings=str(tmp_path / "findings.parquet"))
+
+    for damage in (lambda _: None, damage_photos):
+        damage(open_store(str(folder)))
+        run_repair(RepairJob(verify=job), silent, silent)
+
+        rows = pq.read_table(tmp_path / "findings.parquet")
+        assert (rows.num_rows, rows.column_names) == (0, ["kind", "key", "detail"])
+        (tmp_path / "findings.parquet").unlink()
+
+
 def test_a_place_that_cannot_be_written_is_known_before_the_work_or_costs_no_verdict(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
