@@ -316,6 +316,8 @@ class LocalStore:
             mode = path.stat().st_mode  # first: `resolve` answers a link to itself with a RuntimeError
             if not path.resolve().is_relative_to(self.root.resolve()):
                 raise ObjectRefused(f"{key} is a link that leads out of {self.url}")
+            if stat.S_ISDIR(mode):
+                os.scandir(path).close()  # says why it is in the listing, if it cannot be listed itself
             if not stat.S_ISREG(mode):  # a pipe would never end
                 raise ObjectRefused(f"cannot read {key} in {self.url}: it is no file")
             yield path

@@ -699,6 +699,24 @@ def test_a_folder_too_deep_for_a_path_is_listed_and_refused_and_the_others_are_r
         local.read(deep)
 
 
+def test_a_folder_that_may_not_be_listed_is_told_apart_from_what_is_no_file(
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.write("private/a.jpg", b"1")
+    scandir = os.scandir
+
+    def forbid(folder: Path) -> Iterator[os.DirEntry[str]]:  # the superuser is never forbidden
+        if Path(folder).name == "private":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(folder)
+
+    monkeypatch.setattr(storage.os, "scandir", forbid)
+
+    assert keys(local) == ["private"]
+    with pytest.raises(ObjectRefused, match=r"cannot read private in \S+: permission denied"):
+        local.read("private")
+
+
 def test_a_pipe_is_not_listed_and_a_link_to_it_is_refused(local: LocalStore) -> None:
     os.mkfifo(local.root / "pipe")
     (local.root / "link.jpg").symlink_to("pipe")
