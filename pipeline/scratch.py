@@ -51,7 +51,7 @@ def _remove_abandoned(temporary: Path) -> None:
             lock = os.open(folder, FOLDER)
             try:
                 if _lock(lock, folder):
-                    log.warning("removing %s, which a process left that was killed", folder)
+                    log.info("removing %s, which a process left that was killed", folder)
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
