@@ -39,6 +39,7 @@ PEAKS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.fl
 FILE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 CPU_BATCH_PX = 256**2
 GPU_BATCH_PX = 2048**2
+MOST_NEUTRAL = 1.5 / PEAK  # between the channels of what is black and white
 SMALLEST_TILE_PX = 64  # below this the halo is nearly all of the work, and a smaller tile would hardly need less memory
 
 
@@ -116,7 +117,7 @@ class Denoiser:
         """The clean photo, of the same shape and dtype.
 
         Args:
-            noisy: (H, W, 3) or (H, W) in sRGB, uint8 or uint16; any size. Gray stays gray.
+            noisy: (H, W, 3) or (H, W) in sRGB, uint8 or uint16; any size. Gray stays gray, in three equal channels, too.
             strength: how much of the noise is removed, from 0 (the photo unchanged, exactly) to 1.
             noise: what the network is told of the photo's noise; None estimates it.
             keeps_grain: take the noise out of the colour alone (see `model.grain`): a gray photo stays unchanged.
@@ -447,14 +448,27 @@ class Job:
                 f"the network made something that is not a number of a photo of shape {self.request.noisy.shape}, "
                 f"within {self.tile.core}: check the weights, or try precision float32"
             )
+        is_gray = self.request.noisy.ndim == 2
+        if is_gray:
+            clean_CHW = ((clean_CHW[0] + clean_CHW[1] + clean_CHW[2]) / 3).expand_as(clean_CHW)
+        elif _is_neutral(noisy_CHW):
+            clean_CHW = noisy_CHW + (clean_CHW - noisy_CHW).mean(dim=0)
         if self.request.keeps_grain:
             clean_CHW = keep_luminance(noisy_CHW, clean_CHW)
-        if self.request.noisy.ndim == 2:
-            clean, noisy = (clean_CHW[0] + clean_CHW[1] + clean_CHW[2]) / 3, noisy_CHW[0]
+        if is_gray:
+            clean, noisy = clean_CHW[0], noisy_CHW[0]
         else:
             clean, noisy = clean_CHW.permute(1, 2, 0), noisy_CHW.permute(1, 2, 0)
         blended = torch.lerp(noisy, clean, self.request.strength)
         self.request.clean[self.tile.core.slices] = _to_levels(blended, self.request.noisy.dtype)
+
+
+def _is_neutral(photo_CHW: Tensor) -> bool:
+    """Whether it shows no colour, though it could: black and white photos are often stored in three channels.
+
+    A lossy WebP has no exact gray: its channels differ by a level.
+    """
+    return bool((photo_CHW[1:] - photo_CHW[0]).abs().amax() < MOST_NEUTRAL)
 
 
 def _mirror(padded: NDArray[Any], filled: int) -> None:

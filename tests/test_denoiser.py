@@ -153,6 +153,32 @@ def test_gray_is_the_mean_of_three_equal_channels(weights):
     assert np.abs(denoiser(gray) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("options", [{}, {"strength": 0.5}, {"keeps_grain": True}])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_photo_of_three_equal_channels_shows_no_colour_after(weights, dtype, options):
+    gray = _photo(150, 41).astype(dtype) * dtype(np.iinfo(dtype).max // 255)
+    noisy = np.repeat(gray[..., None], 3, axis=2)
+    clean = Denoiser(weights, tile_px=64)(noisy, **options)
+    assert np.ptp(clean, axis=2).max() == 0
+    assert (clean == noisy).all() == ("keeps_grain" in options)
+
+
+def test_channels_that_are_equal_but_for_a_level_stay_as_they_are_to_each_other(weights):
+    noisy = np.repeat(_photo(150, 41)[..., None] // 2 + 60, 3, axis=2) + _photo(150, 41, 3, seed=1) % 2
+    change = Denoiser(weights, tile_px=64, precision="float32")(noisy).astype(int) - noisy
+    inside = np.all((change + noisy > 1) & (change + noisy < 254), axis=2)
+    assert inside.any()
+    assert np.ptp(change[inside], axis=1).max() == 0
+
+
+def test_a_little_colour_in_a_gray_photo_survives():
+    network = FakeNetwork()
+    network.forward = lambda noisy_BCHW, _level_B2: noisy_BCHW
+    photo = np.repeat(_photo(150, 41)[..., None], 3, axis=2)
+    photo[3, 3] = 200, 30, 30
+    assert (_denoiser(network, tile_px=64)(photo) == photo).all()
+
+
 def test_the_right_and_bottom_edges_are_mirrored():
     network = FakeNetwork()
     network.forward = lambda noisy_BCHW, _level_B2: noisy_BCHW.flip(3)
