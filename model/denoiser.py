@@ -117,7 +117,7 @@ class Denoiser:
         """The clean photo, of the same shape and dtype.
 
         Args:
-            noisy: (H, W, 3) or (H, W) in sRGB, uint8 or uint16; any size. Gray stays gray, in three equal channels, too.
+            noisy: (H, W, 3) or (H, W) in sRGB, uint8 or uint16; any size. Gray stays gray, also in three channels.
             strength: how much of the noise is removed, from 0 (the photo unchanged, exactly) to 1.
             noise: what the network is told of the photo's noise; None estimates it.
             keeps_grain: take the noise out of the colour alone (see `model.grain`): a gray photo stays unchanged.

@@ -6,6 +6,7 @@ pixels into the source's own container, so that its settings and metadata surviv
 
 import io
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +49,7 @@ DISPLAY_NAMES = {
     "": "not an image",
     "webp": "WebP",
     "heif": "HEIC",
+    "jls": "JPEG-LS",
     "jp2": "JPEG 2000",
     "jxl": "JPEG XL",
     "jxr": "JPEG XR",
@@ -88,6 +90,7 @@ BRANDS = {
     b"msf1": "heif",
     b"crx ": "raw",
 }
+JPEG_LS = re.compile(rb"\xff\xd8(?:\xff\xe8\x00\x20SPIFF\x00.*)?\xff\xf7", re.DOTALL)  # behind SPIFF, if any, its frame
 BMP_HEADER_SIZES = {12, 40, 52, 56, 64, 108, 124}
 # Camera raws are TIFF files to the eye: the name is the only sure sign of some.
 RAW_EXTENSIONS = {
@@ -301,6 +304,8 @@ def _sniff(data: bytes) -> str:
         return "webp"
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in BMP_HEADER_SIZES:
         return "bmp"
+    if JPEG_LS.match(data):
+        return "jls"
     if data[:4] == b"II*\0" and data[8:10] == b"CR":
         return "raw"
     if data[4:8] == b"ftyp":

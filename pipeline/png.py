@@ -20,6 +20,8 @@ MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 PALETTE = 3
 CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+# Apple's private kind begins with this: deflate without zlib's header, and blue before red.
+APPLE = b"CgBI"
 # Apple's index into the compressed data: it would point to the wrong places.
 DROPPED = {b"iDOT"}
 # Left, top, step across and step down of the seven passes of an interlaced picture; one pass holds all of another.
@@ -71,7 +73,7 @@ def inspect(data: bytes) -> Header:
     """
     layout = _layout(data)
     exif = next((data[c.start + 8 : c.end - 4] for c in layout.chunks if c.kind == b"eXIf"), b"")
-    mode = MODES[layout.colour_type]
+    mode = None if _is_apples(layout.chunks) else MODES[layout.colour_type]
     return Header(
         format="png",
         width_px=layout.width_px,
@@ -158,7 +160,7 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
 def _layout(data: bytes) -> Layout:
     chunks = _chunks(data)
     kinds = [chunk.kind for chunk in chunks]
-    first, last = chunks[0], chunks[-1]
+    first, last = chunks[1 if _is_apples(chunks) else 0], chunks[-1]
     count = kinds.count(b"IDAT")
     start = kinds.index(b"IDAT") if count else 0
     is_sound = (
@@ -198,6 +200,10 @@ def _chunks(data: bytes) -> tuple[Chunk, ...]:
     return tuple(chunks)
 
 
+def _is_apples(chunks: tuple[Chunk, ...]) -> bool:
+    return chunks[0].kind == APPLE
+
+
 def _untouched_reason(layout: Layout) -> str | None:
     kinds = {chunk.kind for chunk in layout.chunks}
     unknown = sorted(kind.decode() for kind in kinds - CRITICAL if kind[:1].isupper())
@@ -206,7 +212,7 @@ def _untouched_reason(layout: Layout) -> str | None:
         (layout.colour_type == PALETTE, "a palette is not denoised"),
         (layout.bit_depth < 8, f"a {layout.bit_depth}-bit picture is not denoised"),
         (b"tRNS" in kinds, "PNG with a transparent colour is not denoised: that colour would change"),
-        (b"CgBI" in kinds, "Apple's private kind of PNG is not denoised"),
+        (APPLE in kinds, "Apple's private kind of PNG is not denoised"),
         (bool(unknown), f"PNG with unknown critical parts ({', '.join(unknown)}) is not denoised"),
         (b"caBX" in kinds, SIGNED),
     )

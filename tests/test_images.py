@@ -73,6 +73,20 @@ def png_with(*chunks: bytes, behind: bytes = b"", samples: np.ndarray | None = N
     return data[:start] + b"".join(chunks) + data[start:end] + behind + data[end:]
 
 
+def apples_png() -> bytes:
+    """As Xcode writes it into apps: its own chunk first, and deflate without the header of zlib."""
+    pixels = b"".join(b"\0" + row.tobytes() for row in photo())
+    return b"".join(
+        [
+            PNG_SIGNATURE,
+            png_chunk(b"CgBI", bytes.fromhex("50002002")),
+            header_chunk(WIDTH, HEIGHT),
+            png_chunk(b"IDAT", zlib.compress(pixels, wbits=-15)),
+            png_chunk(b"IEND"),
+        ]
+    )
+
+
 def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     """Type and payload of all chunks, the image data merged into one."""
     found, start = [], 8
@@ -713,6 +727,7 @@ def test_the_header_tells_what_the_photo_is(kind):
         (lambda: webp(photo(4)), "RGBA", 8),
         (lambda: webp(photo(4), lossless=True), "RGBA", 8),
         (lambda: animated("WEBP"), "RGB", 8),
+        (apples_png, None, 8),
     ],
 )
 def test_the_header_names_the_mode_also_of_what_is_left_untouched(source, mode, bit_depth):
@@ -819,7 +834,8 @@ UNTOUCHED = {
     "a 1-bit picture is": lambda: saved(Image.fromarray(photo()).convert("1"), "TIFF"),
     "a 4-bit picture": lambda: PNG_SIGNATURE + header_chunk(8, 1, 4, 0) + FOUR_BYTES + png_chunk(b"IEND"),
     "transparent colour": lambda: png_with(png_chunk(b"tRNS", bytes(6))),
-    "Apple's private": lambda: png_with(png_chunk(b"CgBI", bytes(4))),
+    "Apple's private": apples_png,
+    "Apple's private kind": lambda: png_with(png_chunk(b"CgBI", bytes(4))),
     "unknown critical parts (ABcd)": lambda: png_with(png_chunk(b"ABcd")),
     "an animation": lambda: animated("PNG"),
     "an animation is": lambda: animated("WEBP"),
@@ -827,6 +843,8 @@ UNTOUCHED = {
     "BMP": lambda: saved(photo(), "BMP"),
     "AVIF": lambda: ftyp(b"avif"),
     "HEIC": lambda: ftyp(b"heic"),
+    "JPEG-LS": lambda: bytes(imagecodecs.jpegls_encode(photo())),
+    "JPEG-LS is": lambda: b"\xff\xd8\xff\xf7\0\x11" + bytes(30),
     "JPEG 2000": lambda: bytes(imagecodecs.jpeg2k_encode(photo())),
     "JPEG XL": lambda: b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20),
     "Photoshop": lambda: b"8BPS\0\1" + bytes(30),
