@@ -281,7 +281,7 @@ def _untouched_reason(data: bytes, layout: Layout) -> str | None:
             _is_out_of_place(data, layout),
             "JPEG with metadata amid its tables and data behind it cannot be written back",
         ),
-        (_subsampling(layout) is None, "JPEG with this chroma subsampling cannot be written back"),
+        (_is_subsampled_oddly(data, layout), "JPEG with this chroma subsampling cannot be written back"),
         (layout.are_tables_redefined, "JPEG that changes its quantisation tables midway cannot be written back"),
         (
             max(map(max, layout.tables.values()), default=0) > 255,
@@ -328,6 +328,12 @@ def _subsampling(layout: Layout) -> int | None:
     if len(layout.components) == 1:
         return 0  # sampling factors mean nothing for a single component
     return SUBSAMPLINGS.get(tuple(component.factors for component in layout.components))
+
+
+def _is_subsampled_oddly(data: bytes, layout: Layout) -> bool:
+    """Whether Pillow cannot write such sampling factors: of RGB, only equal ones."""
+    subsampling = _subsampling(layout)
+    return subsampling is None or (subsampling != 0 and _is_coded_as_rgb(data, layout))
 
 
 def _stripped(data: bytes, layout: Layout, canary: bytes = b"") -> bytes:

@@ -66,6 +66,12 @@ def png_chunk(kind: bytes, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(kind + payload))
 
 
+def subsampled_rgb_jpeg() -> bytes:
+    """Its header is that of `cjpeg -rgb -sample 2x2`."""
+    source = jpeg(keep_rgb=True, subsampling=0)
+    return source.replace(b"R\x11\0", b"R\x22\0", 1)
+
+
 def png_with(*chunks: bytes, behind: bytes = b"", samples: np.ndarray | None = None) -> bytes:
     """A PNG with `chunks` in front of its image data and `behind` after them."""
     data = png(samples)
@@ -822,6 +828,7 @@ UNTOUCHED = {
     "12-bit JPEG": lambda: jpeg_with_frame(0xC1, bit_depth=12),
     "metadata amid its tables": lambda: jpeg().replace(b"\xff\xc0", segment(0xE5, b"late") + b"\xff\xc0", 1) + b"SEFH",
     "chroma subsampling": lambda: bytes(imagecodecs.jpeg8_encode(photo(), subsampling="440")),
+    "chroma subsampling cannot": subsampled_rgb_jpeg,
     "this chroma subsampling": lambda: bytes(imagecodecs.jpeg8_encode(photo(), subsampling="411")),
     "16-bit quantisation": lambda: jpeg().replace(b"\xff\xc0", WIDE_TABLE + b"\xff\xc0", 1),
     "Content Credentials": lambda: jpeg(None, segment(0xEB, b"JP\0\1\0\0\0\1\0\0\0\x20jumb\0\0\0\x18jumdc2pa")),
