@@ -28,7 +28,8 @@ from pipeline.records import DUPLICATE_OF, Fault, Layout, index_rows
 from pipeline.registry import FOLDER, read_weights, split_reference
 from pipeline.run import Progress, Work, do_work
 from pipeline.scratch import scratch_folder
-from pipeline.storage import Destination, open_store
+from pipeline.sources import photos_of
+from pipeline.storage import Destination, open_store, split_url
 from pipeline.strict import build
 from pipeline.verify import (
     BATCH,
@@ -304,7 +305,7 @@ def _work(job: RepairJob, found: Examined, recipe: _Recipe, settings: dict[str, 
         )
     kind: type[DenoiseJob | IngestJob] = IngestJob if "ingest" in settings else DenoiseJob
     kept = {name: value for name, value in settings.items() if name in WHAT_DECIDES}
-    again = build(kind, {**kept, "source": found.manifest.source, "target": url})
+    again = build(kind, {**kept, "source": _source(found.manifest.source, settings), "target": url})
     again = dataclasses.replace(again, cluster=job.verify.cluster)
     if isinstance(again, DenoiseJob):
         again = dataclasses.replace(again, weights=job.weights or _by_hash(again.weights, recipe.weights))
@@ -322,6 +323,16 @@ def _work(job: RepairJob, found: Examined, recipe: _Recipe, settings: dict[str, 
             "of the same settings: repair it with the degrain that made it, or process all of it again"
         )
     return work
+
+
+def _source(photos: str, settings: dict[str, Any]) -> str:  # Any: JSON
+    """What the run had as its source: the image set whose photos lie there, unless their folder itself was named.
+
+    Its index tells other etags of them than the folder does, and alone can be filtered.
+    """
+    root, name = split_url(photos)
+    _, named = split_url(str(settings.get("source")))
+    return root if name == "images" != named and photos_of(open_store(root)).url == photos else photos
 
 
 def _by_hash(weights: str, sha256: str) -> str:

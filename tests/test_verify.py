@@ -284,6 +284,23 @@ def test_a_photo_is_made_again_by_the_settings_that_made_it_whatever_came_later(
     assert photos_of(job.target) == before
 
 
+@pytest.mark.parametrize(("source", "where"), [("clean", ""), ("clean", "width_px > 1"), ("clean/images", "")])
+def test_photos_of_an_image_set_are_made_again_from_it_and_are_up_to_date(
+    folder: Path, tmp_path: Path, source: str, where: str
+) -> None:
+    folder.rename(tmp_path / "clean")
+    job = DenoiseJob(
+        source=str(tmp_path / source), target=str(folder), where=where, denoise=DenoiseConfig(strength=0.5)
+    )
+    run_denoise(job, silent)
+    delete_one(open_store(job.target))
+
+    repaired = repair(job.target)
+
+    assert (repaired.processed, repaired.after.kinds) == (1, {})
+    assert run_denoise(job, silent).up_to_date == 4
+
+
 def test_weights_that_are_gone_are_asked_for(loop: Loop, tmp_path: Path) -> None:
     _, weights = read_weights("photo")
     other = dump_weights(weights.network(), dataclasses.replace(weights.card, white=None))
