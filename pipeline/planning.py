@@ -171,7 +171,7 @@ def write_plan(
         options: what makes a finished photo stale, and how large shards are.
         pending: plan files whose photos another run is still to do: they are left out, whatever became of them since.
         tainted: plan files whose photos may have been written by a run that was given up before it committed them: what
-            the index says of those is not to be trusted.
+            the index says of those is not to be trusted, unless it is of a later attempt.
         runs: names of those that go on.
     """
     with open_database(plan.parent) as database:
@@ -233,6 +233,20 @@ def count_outside_sample(plan: Path, sample: float) -> int:
     with duckdb.connect() as database:
         outside = database.sql(f"FROM {scan([plan])} WHERE NOT {sample_condition(sample)}")
         return int(outside.count("*").fetchall()[0][0])
+
+
+def is_overtaken(plan: Path, done: Sequence[Path]) -> bool:
+    """Whether another run has done photos of a plan since: the attempts that it holds are no longer their newest.
+
+    Args:
+        plan: what is left of one to be done.
+        done: as for `write_plan`.
+    """
+    if not done:
+        return False
+    with open_database(plan.parent) as database:
+        newer = f"FROM {scan([plan])} AS plan JOIN {scan(done)} AS done USING (key) WHERE done.attempts >= plan.attempt"
+        return bool(database.sql(f"SELECT 1 {newer} LIMIT 1").fetchall())
 
 
 def read_header(plan: Path) -> PlanHeader:
@@ -318,14 +332,14 @@ def _compare(
         pending AS ({_plan_rows(pending)}),
         tainted AS ({_plan_rows(tainted)}),
         judged AS (
-            SELECT listing.*, coalesce(done.attempts, 0) + 1 AS attempt, done.pixels,
+            SELECT listing.*, coalesce(greatest(done.attempts, tainted.attempt), 0) + 1 AS attempt, done.pixels,
                 list_contains($runs, done.run) AS is_of_runs,
                 CASE WHEN pending.key IS NOT NULL THEN 'planned'
                      WHEN done.key IS NULL THEN 'new'
                      WHEN done.source_etag <> listing.etag THEN 'changed'
                      WHEN done.source_size_bytes <> listing.size_bytes THEN 'changed'
                      WHEN done.is_stale THEN 'stale'
-                     WHEN tainted.attempt > done.attempts THEN 'stale'
+                     WHEN tainted.attempt >= done.attempts THEN 'stale'
                      WHEN done.is_rejected THEN 'failed'
                      ELSE 'up_to_date' END AS status
             FROM listing LEFT JOIN done USING (key) LEFT JOIN pending USING (key) LEFT JOIN tainted USING (key)

@@ -217,7 +217,7 @@ def _repair_photos(job: RepairJob, found: Examined, report: Callable[[Progress],
             WHERE output_key LIKE 'shards/%'
             UNION SELECT key {_of(found, OF_SHARDS)};
         CREATE TEMP TABLE wrong AS
-            SELECT key, attempts + 1 AS attempt, weights, parameters FROM photos
+            SELECT key, attempts AS attempt, weights, parameters FROM photos
             WHERE key IN (SELECT key {_of(found, OF_PHOTOS)}) OR output_key IN (SELECT place FROM bad_shards);
         """
     )
@@ -261,7 +261,7 @@ def _works(job: RepairJob, found: Examined) -> dict[_Recipe, Work]:
             lost.append("of_orphans")
         for keys_of_lost in lost:
             found.database.execute(
-                "INSERT INTO wrong SELECT key, 1, $weights, $parameters "
+                "INSERT INTO wrong SELECT key, 0, $weights, $parameters "
                 f"FROM {keys_of_lost} ANTI JOIN photos USING (key)",
                 dataclasses.asdict(newest),
             )

@@ -31,6 +31,7 @@ from pipeline.planning import (
     amount_of,
     count_outside_sample,
     count_photos,
+    is_overtaken,
     read_header,
     read_shard_sizes,
     read_shards,
@@ -74,7 +75,7 @@ class Work:
         retry_failed: process inputs again that were rejected before.
         max_rejected_fraction: fail as soon as more than this share of the planned photos is rejected.
         distrusted: a file with `key` and `attempt` of photos that are done again, whatever their rows say: those that
-            an earlier attempt made.
+            this attempt or an earlier one made.
         settings: for the record of the run: what repeats it.
     """
 
@@ -267,7 +268,7 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Interrupted:
-    """Runs that never ended: those to go on with, those with other settings, and the shards that each committed."""
+    """Runs that never ended: those to go on with, those given up, and the shards that each committed."""
 
     resumed: list[_Run]
     superseded: list[_Run]
@@ -309,10 +310,15 @@ def _interrupted(work: Work, folder: Path) -> _Interrupted:
         if shards:
             found.committed[name] = shards
         runs = found.resumed if read_header(plan) == work.header else found.superseded
-        if runs is found.resumed:
-            _check_within_sample(work, open_part)
         runs.append(_Run(name, open_part))
     return found
+
+
+def _give_up_overtaken(interrupted: _Interrupted, index: Sequence[Path]) -> None:
+    """A run with other settings has done a part of their work meanwhile: what they would do now is no longer newer."""
+    for run in [run for run in interrupted.resumed if is_overtaken(run.plan, index)]:
+        interrupted.resumed.remove(run)
+        interrupted.superseded.append(run)
 
 
 def _check_within_sample(work: Work, plan: Path) -> None:
@@ -325,18 +331,21 @@ def _check_within_sample(work: Work, plan: Path) -> None:
 
 
 def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
-    """Plan what the interrupted runs do not hold already."""
-    limit = None if work.limit is None else max(0, work.limit - sum(run.left for run in interrupted.resumed))
-    options = PlanOptions(
-        header=work.header,
-        command=work.command,
-        retry_failed=work.retry_failed,
-        sample=work.sample,
-        limit=limit,
-        shard_size=work.shard_size,
-    )
+    """Plan what the interrupted runs that go on do not hold already."""
     committed = list(chain.from_iterable(interrupted.committed.values()))
     with work.target.local_index(committed) as index:
+        _give_up_overtaken(interrupted, index)
+        for run in interrupted.resumed:
+            _check_within_sample(work, run.plan)
+        limit = None if work.limit is None else max(0, work.limit - sum(run.left for run in interrupted.resumed))
+        options = PlanOptions(
+            header=work.header,
+            command=work.command,
+            retry_failed=work.retry_failed,
+            sample=work.sample,
+            limit=limit,
+            shard_size=work.shard_size,
+        )
         return write_plan(
             folder / LISTING,
             index,

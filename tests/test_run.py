@@ -121,6 +121,32 @@ def test_what_an_abandoned_run_overwrote_is_made_right_again(
     assert verb(job).up_to_date == 4
 
 
+def test_what_was_tried_with_other_settings_in_the_middle_of_a_run_is_never_mistaken_for_its_own(
+    verb: Verb, job: Any, loop: Loop, tmp_path: Path
+) -> None:
+    verb(job, target=str(tmp_path / "others"), **verb.others)
+    killed(verb, job, loop, after=0)
+    verb(job, limit=1, **verb.others)
+    killed(verb, job, loop, after=0, before_commit=True)
+
+    assert verb(job, **verb.others).inputs == 4
+    assert photos_of(job.target) == photos_of(tmp_path / "others")
+
+
+def test_a_run_that_goes_on_after_other_settings_were_tried_does_each_photo_as_a_new_attempt(
+    verb: Verb, job: Any, loop: Loop
+) -> None:
+    killed(verb, job, loop, after=1)
+    verb(job, limit=2, **verb.others)
+
+    assert counts(verb(job), verb) == (4, 4, 0)
+    assert {key: row["attempts"] for key, row in index_of(job.target).items()} == {
+        "0.png": 3, "1.png": 3, "2.png": 2, "3.png": 2
+    }  # fmt: skip
+    assert len(photos_of(job.target)) == 4
+    assert verb(job).up_to_date == 4
+
+
 def test_what_an_abandoned_run_packed_and_never_committed_does_not_stay(job: Any, verb: Verb, loop: Loop) -> None:
     killed(verb, job, loop, after=0, before_commit=True, **verb.others)
     verb(job)
