@@ -446,7 +446,7 @@ class _Gate:
             RunFailed: they will.
         """
         rejected, planned = self.rejected_before + progress.rejected, self.done_before + progress.planned
-        if rejected > self.max_fraction * planned:
+        if planned and rejected / planned > self.max_fraction:  # their product may be a little less than a whole number
             raise RunFailed(
                 f"{rejected} of {planned} photos were rejected, more than the allowed share of "
                 f"{self.max_fraction:g}; what is finished stays, and the reasons are in the index "

@@ -266,6 +266,15 @@ def test_too_many_rejected_photos_end_the_run_and_can_be_tried_again(verb: Verb,
     assert counts(verb(job, retry_failed=True), verb) == (4, 4, 0)
 
 
+def test_as_many_rejected_photos_as_are_allowed_are_not_too_many(verb: Verb, job: Any) -> None:
+    for number in range(15):
+        (Path(job.source) / f"empty-{number}.png").write_bytes(b"")
+    for number in range(4, 7):
+        (Path(job.source) / f"{number}.png").write_bytes(saved(scene(seed=number, side_px=32), "PNG"))
+
+    assert verb(job, max_rejected_fraction=15 / 22).outcomes["rejected"] == 15  # 15 / 22 * 22 is less than 15
+
+
 @pytest.mark.parametrize(("finished", "fraction"), [(1, 0.0), (4, 0.9)])
 def test_too_many_rejected_photos_are_too_many_however_often_their_run_is_taken_up(
     verb: Verb, job: Any, loop: Loop, finished: int, fraction: float
