@@ -218,6 +218,7 @@ def _do_listed(work: Work, folder: Path, report: Callable[[Progress], None]) -> 
     interrupted = _interrupted(work, folder)
     for run_name, committed in interrupted.committed.items():
         manifest = target.publish(run_name, committed)
+        _check_verb(work, manifest)
     interrupted.committed.clear()
     counts = _plan(work, interrupted, folder)
     runs = interrupted.resumed

@@ -348,6 +348,16 @@ def test_a_dry_run_tells_what_is_left_of_an_interrupted_run(verb: Verb, job: Any
 
 
 @pytest.mark.parametrize("verb", [VERBS["ingest"]], ids=["ingest"])
+def test_a_set_that_one_verb_began_is_refused_to_another(verb: Verb, job: Any, loop: Loop) -> None:
+    killed(verb, job, loop, after=1)
+    other = DenoiseJob(source=job.source, target=job.target, layout=Layout.PACKED, limit=1)
+
+    with pytest.raises(ValueError, match="holds photos that are packed, which another command made"):
+        run_denoise(other, lambda progress: None)
+    assert counts(verb(job), verb) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("verb", [VERBS["ingest"]], ids=["ingest"])
 def test_a_set_that_one_verb_made_is_refused_to_another(verb: Verb, job: Any) -> None:
     verb(job)
     other = DenoiseJob(source=job.source, target=job.target, layout=Layout.PACKED)
