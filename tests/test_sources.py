@@ -10,7 +10,7 @@ from loop import Loop, index_of, photos_of, plan_work
 from photos import saved, scene
 
 from pipeline.denoise import DenoiseConfig
-from pipeline.errors import ObjectRefused
+from pipeline.errors import ImageSetError, ObjectRefused
 from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
@@ -97,6 +97,23 @@ def test_a_folder_with_a_manifest_of_something_else_is_a_collection(tmp_path: Pa
     (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
 
     assert source_of(LocalStore(tmp_path)).image_set is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ('{"format": "degrain image set", "vers', r"manifest\.json is damaged .*put a sound copy back"),
+        ('{"format": "degrain image set", "version": 2}', r"is \('degrain image set', 2\), and this degrain reads"),
+    ],
+)
+def test_an_image_set_whose_manifest_cannot_be_read_is_no_collection(
+    packed: DenoiseJob, data: str, message: str
+) -> None:
+    (Path(packed.source) / "manifest.json").write_text(data)
+
+    with pytest.raises(ImageSetError, match=message):
+        run(packed)
+    assert not Path(packed.target).exists()
 
 
 @pytest.mark.parametrize("kind", ["objects", "packed", "files"])
