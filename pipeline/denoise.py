@@ -93,7 +93,9 @@ class DenoiseConfig:
 
         Limits decide what is rejected, and not what becomes of the rest: with others, nothing is done again.
         """
-        values = {"version": RESULT_VERSION, **dataclasses.asdict(dataclasses.replace(self, limits=Limits()))}
+        strength = self.strength if self.strength == "auto" else float(self.strength)  # it may be an int
+        config = dataclasses.replace(self, strength=strength, limits=Limits())
+        values = {"version": RESULT_VERSION, **dataclasses.asdict(config)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

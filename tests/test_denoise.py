@@ -116,6 +116,7 @@ def test_the_parameters_hash_changes_with_whatever_changes_a_result() -> None:
     assert DenoiseConfig().parameters != DenoiseConfig(keeps_grain=True).parameters
     assert DenoiseConfig().parameters == DenoiseConfig(limits=Limits(max_megapixels=1)).parameters
     assert DenoiseConfig().parameters == DenoiseConfig(strength="auto").parameters
+    assert DenoiseConfig(strength=1).parameters == DenoiseConfig(strength=1.0).parameters
 
 
 @pytest.mark.parametrize("height_px", [40, 3000])
