@@ -60,8 +60,9 @@ OF_COMMITS = (Fault.MISSING_COMMIT, Fault.DAMAGED_COMMIT)
 OF_THE_INDEX = (Fault.DAMAGED_PART, Fault.DUPLICATE_ROW, Fault.DAMAGED_PLAN)
 OF_RUNS = (Fault.DAMAGED_PLAN, Fault.DAMAGED_RECORD)
 
-# Of the settings of a run: which photos, and what becomes of them; not how many of them, or by which machines.
-WHAT_DECIDES = {"weights", "layout", "keys", "where", "denoise", "ingest"}
+# Of the settings of a run: where its photos are listed, and what becomes of them; not which of them (the last of some
+# runs with one recipe may have filtered by something else), how many, or by which machines.
+WHAT_DECIDES = {"weights", "layout", "keys", "denoise", "ingest"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +329,7 @@ def _work(job: RepairJob, found: Examined, recipe: _Recipe, settings: dict[str, 
 def _source(photos: str, settings: dict[str, Any]) -> str:  # Any: JSON
     """What the run had as its source: the image set whose photos lie there, unless their folder itself was named.
 
-    Its index tells other etags of them than the folder does, and alone can be filtered.
+    Its index tells other etags of them than the folder does.
     """
     root, name = split_url(photos)
     _, named = split_url(str(settings.get("source")))

@@ -301,6 +301,17 @@ def test_photos_of_an_image_set_are_made_again_from_it_and_are_up_to_date(
     assert run_denoise(job, silent).up_to_date == 4
 
 
+def test_a_photo_is_made_again_whatever_a_later_run_filtered_by(folder: Path, tmp_path: Path) -> None:
+    job = DenoiseJob(source=str(folder), target=str(tmp_path / "other"), denoise=DenoiseConfig(strength=0.5))
+    for where in ("key < '2'", "key >= '2'"):
+        run_denoise(dataclasses.replace(job, where=where), silent)
+    delete_one(open_store(job.target))
+
+    repaired = repair(job.target)
+
+    assert (repaired.processed, repaired.after.kinds) == (1, {})
+
+
 def test_weights_that_are_gone_are_asked_for(loop: Loop, tmp_path: Path) -> None:
     _, weights = read_weights("photo")
     other = dump_weights(weights.network(), dataclasses.replace(weights.card, white=None))
