@@ -16,6 +16,7 @@ from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.records import LISTING_SCHEMA, Layout, PlannedPhoto, SourceObject, Status
 from pipeline.run import Summary
+from pipeline.scratch import scratch_folder
 from pipeline.sources import Source, open_both, read_photos
 from pipeline.sources import photos_of as source_of
 from pipeline.storage import LocalStore, open_store
@@ -163,6 +164,27 @@ def test_what_refuses_one_photo_stands_in_its_place(job: DenoiseJob, packed: Den
 def test_what_cannot_be_used_together_is_refused(tmp_path: Path, source: str, target: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_both(source.format(tmp=tmp_path), target.format(tmp=tmp_path))
+
+
+def test_a_bucket_is_one_place_under_all_names_of_its_scheme(s3_url: str) -> None:
+    alias = s3_url.replace("s3://", "s3a://")
+    open_store(s3_url).write("photos/a.png", b"a")
+    open_store(s3_url).write("clean/images/a.png", b"b")
+
+    for source, target in ((s3_url, alias), (f"{s3_url}/photos", alias)):
+        with pytest.raises(ValueError, match=r"source and target are both|lies in the target"):
+            open_both(source, target)
+
+    source, target = open_both(s3_url, f"{alias}/clean")
+    with scratch_folder() as folder:
+        assert source.write_listing(folder / "listing", target=target) == 1
+
+
+def test_a_target_in_an_image_set_is_refused(job: DenoiseJob) -> None:
+    run(job)
+
+    with pytest.raises(ValueError, match="lies in the image set"):
+        open_both(job.target, f"{job.target}/images/again")
 
 
 # What is taken of it
