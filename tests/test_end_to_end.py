@@ -99,7 +99,7 @@ def test_rejected_photos_are_tried_again_only_when_asked(tmp_path: Path) -> None
         pytest.param([signal.SIGINT], id="INT", marks=pytest.mark.slow),
         pytest.param([signal.SIGTERM], id="TERM", marks=pytest.mark.slow),
         pytest.param([signal.SIGHUP], id="HUP", marks=pytest.mark.slow),
-        pytest.param([signal.SIGKILL], id="KILL"),
+        pytest.param([signal.SIGKILL], id="KILL", marks=pytest.mark.slow),  # `test_soak.py` kills runs, too
     ],
 )
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, signals: list[signal.Signals]) -> None:
@@ -163,6 +163,7 @@ def test_the_packed_layout_holds_the_same_photos(
     assert set(packed) == {key for key, outcome in expected.items() if outcome != "rejected"}
 
 
+@pytest.mark.slow  # `test_soak.py` has a real server for both
 def test_from_and_to_s3(s3_bucket: str, tmp_path: Path) -> None:
     expected = write_archive(tmp_path / "source")
     filesystem = fsspec.filesystem("s3", skip_instance_cache=True)

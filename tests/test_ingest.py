@@ -492,6 +492,7 @@ def kill_one_worker(session: int) -> int:
     return 0
 
 
+@pytest.mark.slow  # `test_denoise_faults.py` has such a day
 @pytest.mark.faults
 def test_from_and_to_a_real_s3_server_on_a_bad_day(tmp_path: Path, faulty_url: str, proxy: FaultProxy) -> None:
     expected = write_archive(tmp_path / "source")
