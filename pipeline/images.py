@@ -90,7 +90,8 @@ BRANDS = {
     b"msf1": "heif",
     b"crx ": "raw",
 }
-JPEG_LS = re.compile(rb"\xff\xd8(?:\xff\xe8\x00\x20SPIFF\x00.*)?\xff\xf7", re.DOTALL)  # behind SPIFF, if any, its frame
+# Its frame comes first, or behind a SPIFF header and the end of its directory.
+JPEG_LS = re.compile(rb"\xff\xd8(?:\xff\xe8\x00\x20SPIFF\x00.{24}\xff\xe8\x00\x08.{6})?\xff\xf7", re.DOTALL)
 BMP_HEADER_SIZES = {12, 40, 52, 56, 64, 108, 124}
 # Camera raws are TIFF files to the eye: the name is the only sure sign of some.
 RAW_EXTENSIONS = {

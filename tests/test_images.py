@@ -901,6 +901,13 @@ def test_companions_of_photos_are_not_photos(name):
     assert (header.format, header.untouched_reason) == ("", "not a photo")
 
 
+def test_a_jpeg_with_the_header_of_jpeg_ls_is_told_by_its_frame():
+    spiff = b"\xff\xe8\0\x20SPIFF\0\1\0\0\3" + bytes(20)
+    source = jpeg()
+    comment = b"\xff\xfe\0\4\xff\xf7"  # looks like the frame of JPEG-LS
+    assert images.inspect(source[:2] + spiff + comment + source[2:], name="a.jpg").format == "jpeg"
+
+
 # ---------------------------------------------------------------- rejected
 
 
