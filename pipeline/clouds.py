@@ -65,6 +65,12 @@ class Cloud:
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return cls(filesystem), path
 
+    @property
+    def scheme(self) -> str:
+        """Of its URLs: the first of those that mean the same."""
+        protocol = self.filesystem.protocol
+        return str(protocol if isinstance(protocol, str) else protocol[0])
+
     async def get(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """The object, or its bytes from `start` to `end`, of which there is at least one."""
         return bytes(await self.filesystem._cat_file(path, start=start, end=end))

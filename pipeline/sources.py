@@ -20,7 +20,6 @@ from pipeline.storage import Store, open_store
 from pipeline.subset import Subset, split_of
 
 READ_AHEAD_BYTES = 32 * 1024**2  # of photos that one shard in work has read, or is reading, before they are taken
-ALIASES = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}  # of schemes
 P = TypeVar("P", SourceObject, PlannedPhoto)
 
 
@@ -55,7 +54,7 @@ class Source:
         if self.image_set is not None:
             with self.image_set.local_index() as parts:
                 return write_listing_from_index(parts, self.subset, path, is_packed=self.is_packed)
-        source_url, target_url = (f"{_place_of(store)}/" for store in (self.store, target))
+        source_url, target_url = (f"{store.place}/" for store in (self.store, target))
         inside = target_url.removeprefix(source_url) if target_url.startswith(source_url) else None
         if self.keys is not None:
             return write_listing_from_table(self.keys, self.url, path, leave_out=inside)
@@ -111,23 +110,16 @@ def open_both(source_url: str, target_url: str, *, keys: str | None = None, wher
         raise ValueError(
             "memory:// is seen by one process alone, and the workers are others: name a folder or a bucket"
         )
-    source_place, target_place = _place_of(source), _place_of(target)
-    if source_place == target_place:
+    if source.place == target.place:
         raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
-    if source_place.startswith(target_place + "/"):
+    if source.place.startswith(target.place + "/"):
         raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")
     photos = photos_of(source, subset)
-    if photos.image_set is not None and target_place.startswith(source_place + "/"):
+    if photos.image_set is not None and target.place.startswith(source.place + "/"):
         raise ValueError(f"the target {target.url} lies in the image set {source.url}: name a target outside of it")
     if photos.image_set is not None and keys is not None:
         raise ValueError(f"{source.url} is an image set: its own index lists its photos, and no table of keys does")
     return dataclasses.replace(photos, keys=keys), target
-
-
-def _place_of(store: Store) -> str:
-    """Its URL, one for all names that a scheme goes by."""
-    scheme, separator, path = store.url.partition("://")
-    return f"{ALIASES.get(scheme, scheme)}{separator}{path}"
 
 
 def photos_of(store: Store, subset: Subset | None = None) -> Source:

@@ -56,6 +56,10 @@ class Store(Protocol):
     url: str
 
     @property
+    def place(self) -> str:
+        """Its URL, the same under all names that its scheme goes by."""
+
+    @property
     def retries(self) -> int:
         """Requests that failed and were made again so far, to whoever counts."""
 
@@ -205,7 +209,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))  # the same folder has the same URL, however it is named
-        self.url = str(self.root)
+        self.url = self.place = str(self.root)
         self._last_read: Path | None = None
 
     def list(self, prefix: str = "") -> Iterator[SourceObject]:
