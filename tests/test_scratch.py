@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def another() -> Iterator[Callable[[], tuple[subprocess.Popen[str], Path]]]:
 
 @pytest.mark.parametrize("error", [None, ValueError], ids=["returns", "raises"])
 def test_a_folder_goes_with_its_block(temporary: Path, error: type[Exception] | None) -> None:
-    with pytest.raises(error) if error else scratch_folder(), scratch_folder() as folder:
+    with pytest.raises(error) if error else nullcontext(), scratch_folder() as folder:
         assert folder.parent == temporary
         assert not list(folder.iterdir())
         (folder / "deep").mkdir()
