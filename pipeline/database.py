@@ -13,12 +13,17 @@ MAX_THREADS = 4  # the buffers of each count against the memory limit
 
 
 def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A database in memory that spills to `folder`; rows come in no order but the one asked for."""
+    """A database in memory that spills to `folder`; rows come in no order but the one asked for.
+
+    It keeps nothing of a file that it has read: of another with the same name and size, written soon after, it would
+    take the first one's footer.
+    """
     threads = min(usable_cores(), MAX_THREADS)
     database = duckdb.connect(
         config={"temp_directory": str(folder / "spilled"), "memory_limit": MEMORY_LIMIT, "threads": threads}
     )
     database.execute("SET preserve_insertion_order = false")
+    database.execute("SET enable_external_file_cache = false")
     return database
 
 
