@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.database import create_unique_view, in_batches, literal, open_database, scan
-from pipeline.records import DUPLICATE_OF, INDEX_SCHEMA, Outcome, index_rows
+from pipeline.records import DUPLICATE_OF, GONE, INDEX_SCHEMA, Outcome, index_rows
 
 PART_ROWS = 250_000  # of one part, at most: some 40 MB, and 150 MB in memory
 ROW_GROUP_ROWS = 100_000  # of files that only we read
@@ -48,8 +48,9 @@ class Range:
 def merge(parts: Sequence[Path], committed: Path, folder: Path) -> list[Part]:
     """The index with committed rows in it: the newest row of each key, which is that of its last attempt.
 
-    Every row that has a photo in the set says in `duplicate_of` which is the first key with the same bytes, if that is
-    another one.
+    A photo that was gone when it was to be read keeps the row that it has, as that of this attempt: if the photo comes
+    back, the next one does it again. Every row that has a photo in the set says in `duplicate_of` which is the first
+    key with the same bytes, if that is another one.
 
     Args:
         parts: of the index that is published, in their order.
@@ -57,6 +58,7 @@ def merge(parts: Sequence[Path], committed: Path, folder: Path) -> list[Part]:
         folder: where new parts are written.
     """
     with open_database(folder) as database:
+        committed = _keep_rows_of_gone(database, parts, committed, folder)
         _create_views(database, parts, _sorted(database, committed, folder))
         _find_corrections(database)
         bounds = ["", *(_first_key(part) for part in parts[1:]), None]
@@ -78,6 +80,30 @@ def count_outcomes(parts: Sequence[Path]) -> dict[Outcome, int]:
     with duckdb.connect() as database:
         counted = database.sql(f"SELECT outcome, count(*) FROM {scan(parts)} GROUP BY outcome").fetchall()
     return {Outcome(outcome): count for outcome, count in sorted(counted)}
+
+
+def _keep_rows_of_gone(
+    database: duckdb.DuckDBPyConnection, parts: Sequence[Path], committed: Path, folder: Path
+) -> Path:
+    """What is committed, where in place of a row that says that a photo is gone stands the last one before it."""
+    is_gone = f"coalesce(starts_with(reason, {literal(GONE)}), false)"
+    if not database.sql(f"SELECT 1 FROM {scan([committed])} WHERE {is_gone} LIMIT 1").fetchall():
+        return committed
+    path = folder / "committed-kept.parquet"
+    database.execute(
+        f"""
+        CREATE TEMP TABLE gone AS
+            SELECT key, max(attempts) AS attempt FROM {scan([committed])} WHERE {is_gone} GROUP BY key;
+        CREATE TEMP TABLE kept AS
+            SELECT known.* REPLACE (greatest(attempts, attempt) AS attempts, NULL AS {DUPLICATE_OF})
+            FROM {scan([*parts, committed])} AS known JOIN gone USING (key)
+            QUALIFY row_number() OVER (PARTITION BY key ORDER BY {is_gone}, known.attempts DESC, run DESC) = 1;
+        COPY (
+            FROM kept UNION ALL BY NAME FROM {scan([committed])} ANTI JOIN gone USING (key)
+        ) TO {literal(str(path))} (FORMAT parquet);
+        """
+    )
+    return path
 
 
 def _sorted(database: duckdb.DuckDBPyConnection, committed: Path, folder: Path) -> Path:

@@ -245,6 +245,8 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
+GONE = "gone since it was listed"  # begins the reason of a photo that nobody could read any more
+
 DUPLICATE_OF = "duplicate_of"  # the first key with the same bytes: a fact of the whole index, made when it is published
 
 INDEX_SCHEMA = pa.schema(

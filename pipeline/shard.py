@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from pipeline.bench import Bench, Look, enter_stage, in_turn
-from pipeline.errors import ObjectRefused, PhotoRejected, StorageError
+from pipeline.errors import ObjectMissing, ObjectRefused, PhotoRejected, StorageError
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.images import Header, Limits
 from pipeline.imageset import ImageSet
 from pipeline.packed import PackedWriter
-from pipeline.records import Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
+from pipeline.records import GONE, Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
 from pipeline.redaction import explain
 from pipeline.room import Room
 from pipeline.scratch import scratch_folder
@@ -218,8 +218,7 @@ class Worker:
                 _, data = next(reading)
             read_s = time.perf_counter() - start
             if isinstance(data, ObjectRefused):
-                self._check_source(data)
-                yield planned, str(data), read_s
+                yield planned, self._refused_reason(data), read_s
                 continue
             self._source_room.take(len(data))
             yield planned, data, read_s
@@ -240,10 +239,11 @@ class Worker:
             result.stage_s["read"] = read_s
             return finish(planned, result)
 
-    def _check_source(self, error: ObjectRefused) -> None:
-        """Raises StorageError if it is not the one object that is gone, but all."""
+    def _refused_reason(self, error: ObjectRefused) -> str:
+        """Why one photo could not be read; raises StorageError if it is not the one object that is gone, but all."""
         if next(iter(self._source.list()), None) is None:
             raise StorageError(f"nothing is left in {self._source.url}: is it still there?") from error
+        return f"{GONE}: {error}" if isinstance(error, ObjectMissing) else str(error)
 
     def _is_a_file(self, planned: PlannedPhoto) -> bool:
         """Whether a photo is to be read as a file. Its result is one too, which is not packed."""
@@ -262,8 +262,8 @@ class Worker:
                         file.seek(0)
                         result = self._recipe.process_file(file, planned.key, folder / "result")
                 except ObjectRefused as error:
-                    self._check_source(error)
-                    return finish(planned, PhotoResult(outcome=Outcome.REJECTED, reason=str(error)))
+                    reason = self._refused_reason(error)
+                    return finish(planned, PhotoResult(outcome=Outcome.REJECTED, reason=reason))
                 result.stage_s["read"], result.source_sha256 = read_s, sha256
                 if result.file is not None:
                     with result.file.open("rb") as written:

@@ -330,7 +330,8 @@ class LocalStore:
             is_bad_sector = error.errno in _SECTOR_ERRORS and self._reads_others(path)
             if error.errno in _MEDIUM_ERRORS and not is_bad_sector:
                 raise StorageError(f"cannot read {key} in {self.url}: {explain(error)}") from error
-            refusal = ObjectMissing if isinstance(error, FileNotFoundError | NotADirectoryError) else ObjectRefused
+            is_gone = isinstance(error, FileNotFoundError | NotADirectoryError) and not path.is_symlink()
+            refusal = ObjectMissing if is_gone else ObjectRefused  # a link that leads nowhere is still listed
             raise refusal(f"cannot read {key} in {self.url}: {explain(error)}") from error
 
     def _reads_others(self, path: Path) -> bool:

@@ -13,7 +13,7 @@ from rows import row
 
 from pipeline import index
 from pipeline.index import Part, count_outcomes, merge
-from pipeline.records import INDEX_SCHEMA, Outcome, PhotoRecord, index_table
+from pipeline.records import GONE, INDEX_SCHEMA, Outcome, PhotoRecord, index_table
 
 PART_ROWS = 4
 
@@ -80,6 +80,36 @@ def test_the_row_of_the_last_attempt_stays(merger: Merger, attempts: list[int], 
         merger([row("a", attempts=attempt)])
 
     assert [found["attempts"] for found in merger.rows] == [kept]
+
+
+def gone(key: str, attempts: int) -> PhotoRecord:
+    return row(key, attempts=attempts, outcome=Outcome.REJECTED, reason=f"{GONE}: no such object")
+
+
+def test_a_photo_that_was_gone_when_it_was_to_be_read_keeps_its_row_as_one_of_that_attempt(merger: Merger) -> None:
+    merger([row("a", "cat"), row("b", "cat"), row("c", outcome=Outcome.REJECTED, reason="bad")])
+
+    merger([gone("b", 2), gone("c", 2), gone("d", 1)])
+
+    assert [(found["key"], found["outcome"], found["reason"], found["attempts"]) for found in merger.rows] == [
+        ("a", "denoised", None, 1),
+        ("b", "denoised", None, 2),
+        ("c", "rejected", "bad", 2),
+        ("d", "rejected", f"{GONE}: no such object", 1),
+    ]
+    assert merger.duplicates["b"] == "a"
+
+    merger([row("a", "dog", attempts=2), gone("b", 3)])
+    assert merger.duplicates["b"] is None
+
+
+def test_an_index_that_is_made_anew_of_all_commits_keeps_the_rows_of_what_was_gone(merger: Merger) -> None:
+    merger([gone("a", 3), row("a", attempts=2), row("a", "old", attempts=1), gone("b", 2), gone("b", 1)])
+
+    assert [(found["source_sha256"], found["outcome"], found["attempts"]) for found in merger.rows] == [
+        ("only a", "denoised", 3),
+        ("only b", "rejected", 2),
+    ]
 
 
 def test_a_photo_with_the_bytes_of_another_names_the_first(merger: Merger) -> None:

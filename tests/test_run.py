@@ -19,6 +19,7 @@ from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.planning import PlanCounts
 from pipeline.records import Layout, Status
 from pipeline.run import Progress, Summary, Work
+from pipeline.verify import VerifyJob, run_verify
 
 ONE_A_SHARD = ClusterConfig(workers=4)
 
@@ -186,6 +187,25 @@ def test_photos_that_went_while_a_run_lay_still_are_rows_and_the_counts_add_up(
     assert counts(summary, verb) == (4, 1, 1)
     assert summary.outcomes["rejected"] == 2
     assert sum(summary.outcomes.values()) + summary.up_to_date == summary.inputs
+
+
+def test_a_photo_that_went_before_it_was_done_again_keeps_its_row_and_its_result_and_may_come_back(
+    verb: Verb, job: Any, loop: Loop
+) -> None:
+    verb(job)
+    before, rows = photos_of(job.target), index_of(job.target)
+    killed(verb, job, loop, after=0, **verb.others)
+    (Path(job.source) / "3.png").rename(Path(job.source).with_name("3.png"))
+
+    assert verb(job, **verb.others).outcomes["rejected"] == 1
+
+    assert photos_of(job.target)["3.png"] == before["3.png"]
+    assert index_of(job.target)["3.png"] == {**rows["3.png"], "attempts": 2}
+    assert run_verify(VerifyJob(target=job.target), lambda *_: None).kinds == {}
+
+    Path(job.source).with_name("3.png").rename(Path(job.source) / "3.png")
+    verb(job, **verb.others)
+    assert photos_of(job.target)["3.png"] != before["3.png"]
 
 
 def test_a_photo_that_changed_while_a_run_lay_still_ends_up_as_it_is_now(verb: Verb, job: Any, loop: Loop) -> None:

@@ -657,12 +657,13 @@ def test_a_link_within_the_root_is_read_and_has_the_files_size(local: LocalStore
     assert etag(local, "best.jpg") == etag(local, "2019/a.jpg")
 
 
-def test_a_broken_link_is_listed_and_missing(local: LocalStore) -> None:
-    (local.root / "gone.jpg").symlink_to("nowhere.jpg")
+def test_a_broken_link_is_listed_and_refused(local: LocalStore) -> None:
+    (local.root / "link.jpg").symlink_to("nowhere.jpg")
 
-    assert keys(local) == ["gone.jpg"]
-    with pytest.raises(ObjectMissing):
-        local.read("gone.jpg")
+    assert keys(local) == ["link.jpg"]
+    with pytest.raises(ObjectRefused, match="no such file") as refused:
+        local.read("link.jpg")
+    assert not isinstance(refused.value, ObjectMissing)  # it is not gone: the next listing has it again
 
 
 def test_a_link_to_itself_is_listed_and_refused(local: LocalStore) -> None:
