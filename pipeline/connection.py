@@ -14,6 +14,8 @@ import ray
 from pipeline.errors import RunFailed
 from pipeline.ray_dashboard import asking_no_cloud
 
+log = logging.getLogger(__name__)
+
 OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
 CONNECT_TIMEOUT_S = 10.0
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,17 +41,10 @@ def connected(address: str | None) -> Iterator[None]:
         with _connecting_as_a_whole():
             if address is None:
                 with asking_no_cloud():
-                    ours: Any = ray.init(  # Any: Ray's type lacks what it returns
-                        address="local",
-                        include_dashboard=False,
-                        object_store_memory=OBJECT_STORE_BYTES,
-                        _node_ip_address="127.0.0.1",
-                        **quiet,
-                    )
-                logs = ours.address_info["session_dir"]
+                    logs = _start(quiet)
             else:
                 ray.init(address=address, **quiet)
-    except Exception as error:  # Ray raises a bare Exception when a node takes too long to start
+    except Exception as error:  # see _start
         place = "on this machine" if address is None else f"at {address}"
         raise RunFailed(f"no Ray cluster {place}: {' '.join(str(error).split())[:300]}") from error
     try:
@@ -59,6 +54,30 @@ def connected(address: str | None) -> Iterator[None]:
         _restore(handlers)  # it takes that of SIGTERM away
     if logs is not None:
         shutil.rmtree(logs, ignore_errors=True)
+
+
+def _start(options: dict[str, Any]) -> str:  # Any: Ray's options
+    """Start a cluster on this machine; returns the folder of its logs.
+
+    Ray waits for half a minute, and then raises a bare Exception: on a busy machine the second start is in time.
+    """
+    for is_last in (False, True):
+        try:
+            ours: Any = ray.init(  # Any: Ray's type lacks what it returns
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                **options,
+            )
+        except Exception as error:
+            if is_last or type(error) is not Exception:
+                raise
+            log.warning("Ray takes long to start on this machine: trying once more")
+        else:
+            break
+    logs: str = ours.address_info["session_dir"]
+    return logs
 
 
 def check_own_cluster() -> None:

@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from ray._common.utils import get_default_ray_temp_dir
+from ray._private import services
 from ray._private.worker import global_worker
 
 from pipeline.connection import connected
+from pipeline.errors import RunFailed
 from pipeline.ray_dashboard import HOME
 
 START = {
@@ -67,6 +71,30 @@ def test_where_it_runs_is_asked_by_ray_and_not_by_us(asked: tuple[str, list[str]
 
 def test_the_home_of_the_dashboard_says_nothing() -> None:
     assert [path.name for path in HOME.iterdir()] == ["ray_bootstrap_config.yaml"]
+
+
+def test_a_node_that_takes_too_long_to_start_is_started_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[str] = []
+
+    def find_node(*arguments: Any) -> Any:
+        starts.append("one")
+        if len(starts) == 1:
+            raise Exception("The current node timed out during startup.")  # noqa: TRY002  # as Ray does after 30 s
+        return get_node(*arguments)
+
+    get_node = services.get_node
+    monkeypatch.setattr(services, "get_node", find_node)
+    with connected(None):
+        assert ray.cluster_resources()["CPU"] >= 1  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+
+
+def test_a_node_that_never_starts_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002  # as Ray does after 30 s
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RunFailed, match="no Ray cluster on this machine: The current node timed out"), connected(None):
+        pass
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
