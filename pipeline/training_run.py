@@ -204,7 +204,7 @@ class _Folder:
         psnr = None
         if self._photos and (metrics.step % self._job.validate_every == 0 or is_last):
             psnr = self._validate(metrics.step, state)
-        if metrics.step % self._job.log_every == 0 or psnr is not None:
+        if metrics.step % self._job.log_every == 0 or is_last or psnr is not None:
             self._log(metrics, psnr)
         if metrics.step % self._job.checkpoint_every == 0 or is_last:
             buffer = io.BytesIO()

@@ -161,6 +161,14 @@ def test_a_run_keeps_its_metrics_pictures_and_tensorboard(folder: Path) -> None:
     assert read_run(str(run))["metrics"] == rows
 
 
+def test_the_metrics_reach_the_last_step(folder: Path) -> None:
+    config = TrainConfig(steps=3, batch_size=1, patch_px=32)
+
+    run_train(_job(folder, config=config, log_every=2), lambda metrics: None)
+
+    assert [row["step"] for row in read_metrics(open_store(str(folder.parent / "run")))] == [2, 3]
+
+
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
     class Stop(Exception):
         pass
