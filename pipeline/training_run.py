@@ -158,7 +158,7 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
             for _ in steps:
                 pass
             return
-        with closing(_Board(store)) as board:
+        with closing(_Board(store, state.step)) as board:
             folder = _Folder(store, job, config, rows, board)
             for metrics in steps:
                 report(metrics)
@@ -210,7 +210,7 @@ class _Folder:
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(self._rows, schema=TRAINING_SCHEMA), buffer)
             self._store.write(METRICS, buffer.getvalue())
-            self._board.upload(is_last=is_last)
+            self._board.upload()
             self._store.write(CHECKPOINT, state.dump(self._config))
 
     def _log(self, metrics: StepMetrics, psnr: float | None) -> None:
@@ -247,36 +247,51 @@ class _Folder:
 
 
 class _Board:
-    """TensorBoard's event file, written here and copied whole into the run's folder."""
+    """TensorBoard's event file, written here and copied whole into the run's folder.
 
-    def __init__(self, store: Store) -> None:
-        from tensorboardX import SummaryWriter
+    It is written in this thread: that of a `SummaryWriter` may be behind at a checkpoint, and waits for ever where the
+    disk is full.
+
+    Args:
+        step: after which the run goes on. What another file says of later steps is not shown.
+    """
+
+    def __init__(self, store: Store, step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
         self._store = store
         self._open = ExitStack()
         self._folder = self._open.enter_context(scratch_folder())
-        self._writer = SummaryWriter(str(self._folder), write_to_disk=True)
+        self._writer = EventsWriter(str(self._folder / "events"), filename_suffix=f".{step:08}")
+        self._open.callback(self._writer.close)
+        self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add_scalars(self, row: dict[str, float | None]) -> None:
+        from tensorboardX.summary import scalar
+
         for name, value in row.items():
             if value is not None and name != "step":
-                self._writer.add_scalar(name, value, int(row["step"] or 0))
+                self._add(int(row["step"] or 0), summary=scalar(name, value))
 
     def add_picture(self, picture_HWC: NDArray[np.uint8], step: int) -> None:
-        self._writer.add_image("validation", picture_HWC, step, dataformats="HWC")
+        from tensorboardX.summary import image
+
+        self._add(step, summary=image("validation", picture_HWC, dataformats="HWC"))
 
     def close(self) -> None:
-        self._writer.close()
         self._open.close()
 
-    def upload(self, *, is_last: bool) -> None:
-        """Copy what is written by now; after the last step all of it, for which the writer's thread has to end."""
-        if is_last:
-            self._writer.close()
-        else:
-            self._writer.flush()
+    def upload(self) -> None:
+        """Copy what is written by now."""
+        self._writer.flush()
         for path in sorted(self._folder.iterdir()):
             self._store.write(f"{TENSORBOARD}/{path.name}", path.read_bytes())
+
+    def _add(self, step: int, **content: object) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 def _start_from(state: TrainState, name: str, config: TrainConfig) -> None:

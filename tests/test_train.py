@@ -14,6 +14,7 @@ from loop import Loop
 from photos import saved, scene
 from PIL import Image
 from ray.exceptions import RayActorError
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState
 from model.weights import Part, load_weights
@@ -191,6 +192,28 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
     assert losses[0] == losses[1]
 
 
+def test_tensorboard_shows_every_row_once_after_a_run_that_was_killed_at_a_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(steps=5, batch_size=1, patch_px=32)
+    job = _job(folder, config=config, checkpoint_every=2, log_every=1)
+    dump = TrainState.dump
+
+    def dump_once(state: TrainState, *settings: object) -> bytes:
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return dump(state, *settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainState, "dump", dump_once)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(job, lambda metrics: None)
+    run_train(job, lambda metrics: None)
+
+    losses = [row["loss"] for row in read_metrics(open_store(job.run))]
+    assert list(_shown_losses(Path(job.run) / "tensorboard").values()) == pytest.approx(losses)
+
+
 def test_a_run_that_is_at_work_is_left_to_itself(folder: Path) -> None:
     refusals: list[str] = []
 
@@ -291,6 +314,24 @@ def _are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 def _bytes(job: TrainJob) -> bytes:
     return (Path(job.run) / "weights.safetensors").read_bytes()
+
+
+def _shown_losses(folder: Path) -> dict[int, float]:
+    """What TensorBoard shows by step: where a session starts at a step, it forgets those from there on."""
+    shown: dict[int, float] = {}
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            size_bytes = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size_bytes])
+            data = data[16 + size_bytes :]
+            if event.session_log.status == SessionLog.START:
+                shown = {step: loss for step, loss in shown.items() if step < event.step}
+            for value in event.summary.value:
+                if value.tag == "loss":
+                    assert event.step not in shown
+                    shown[event.step] = value.simple_value
+    return shown
 
 
 def _ray_training_workers() -> list[int]:
