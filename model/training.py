@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from model.estimate import measure_noise
 from model.jpeg import BLOCK_PX
 from model.muon import Muon
 from model.noise import PEAK, NoiseConfig, sample_noisy
-from model.weights import NETWORKS, Part
+from model.weights import NETWORKS, Part, header_size_bytes
 
 # How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
 TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.2, 0.08, 0.4
@@ -238,7 +239,18 @@ class TrainState:
         return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
     def load(self, data: bytes, step: int) -> None:
-        """Continue from a checkpoint that `dump` made at `step` (see `read_checkpoint_header`)."""
+        """Continue from a checkpoint that `dump` made at `step` (see `read_checkpoint_header`).
+
+        Raises:
+            ValueError: it is damaged, or of another network.
+        """
+        try:
+            self._load(data)
+        except (safetensors.SafetensorError, RuntimeError, KeyError) as error:
+            raise ValueError(f"its tensors are not those of a checkpoint: {error}") from error
+        self.step = step
+
+    def _load(self, data: bytes) -> None:
         tensors = safetensors.torch.load(data)
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -252,13 +264,19 @@ class TrainState:
                 index, moment = name.split(".")
                 moments.setdefault(int(index), {})[moment] = tensor
             optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-        self.step = step
 
 
 def read_checkpoint_header(data: bytes) -> tuple[int, dict[str, Any]]:  # Any: settings of every type
-    """The step at which a checkpoint was made, and the settings of its run by name."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    return int(header["step"]), json.loads(header["config"])
+    """The step at which a checkpoint was made, and the settings of its run by name.
+
+    Raises:
+        ValueError: it is no checkpoint.
+    """
+    try:
+        header = json.loads(data[8 : 8 + header_size_bytes(data)])["__metadata__"]
+        return int(header["step"]), dict(json.loads(header["config"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError("it has no header of a checkpoint") from error
 
 
 def train_steps(

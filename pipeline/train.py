@@ -47,7 +47,8 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
         TargetInUse: another process is at work on the run.
         ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
         StorageError: the photos cannot be read, or the run's folder cannot be written.
-        RunFailed: there is no such cluster, it has too little for the workers, or they were lost too often.
+        RunFailed: the run's checkpoint or metrics are damaged; or there is no such cluster, it has too little for the
+            workers, or they were lost too often.
     """
     _, photos = job.find_photos()
     with closing(open_store(job.run)) as store, leased(store, "degrain train") as lease:

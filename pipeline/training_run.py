@@ -25,6 +25,7 @@ from model.patches import parts_of
 from model.training import StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
 from model.weights import Card, Part, dump_weights, parse_weights
 from pipeline.clean_photos import read_clean_photos
+from pipeline.errors import RunFailed
 from pipeline.examples import ExampleStream
 from pipeline.images import to_png
 from pipeline.records import TRAINING_SCHEMA
@@ -141,6 +142,7 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
     Raises:
         ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
         StorageError: the photos cannot be read, or the run's folder cannot be written.
+        RunFailed: the run's checkpoint or its metrics are damaged.
     """
     if worker.threads is not None:
         use_threads(worker.threads)
@@ -174,10 +176,18 @@ def read_state(store: Store, config: TrainConfig) -> TrainState:
 
 
 def read_metrics(store: Store) -> list[dict[str, float | None]]:
-    """The rows of a run's metrics, with the columns of `TRAINING_SCHEMA`."""
+    """The rows of a run's metrics, with the columns of `TRAINING_SCHEMA`.
+
+    Raises:
+        RunFailed: the file is damaged.
+    """
     if not store.exists(METRICS):
         return []
-    rows: list[dict[str, float | None]] = pq.read_table(pa.BufferReader(store.read(METRICS))).to_pylist()
+    try:
+        table = pq.read_table(pa.BufferReader(store.read(METRICS)))
+        rows: list[dict[str, float | None]] = table.select(TRAINING_SCHEMA.names).to_pylist()
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise _damaged(store, METRICS, "go on without the rows that it had", error) from error
     return rows
 
 
@@ -306,7 +316,10 @@ def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[s
     if not store.exists(CHECKPOINT):
         return []
     checkpoint = store.read(CHECKPOINT)
-    step, before = read_checkpoint_header(checkpoint)
+    try:
+        step, before = read_checkpoint_header(checkpoint)
+    except ValueError as error:
+        raise _damaged(store, CHECKPOINT, "begin the run anew", error) from error
     now = dataclasses.asdict(config)
     differing = sorted(name for name in now if name not in MAY_CHANGE and now[name] != before.get(name))
     if differing:
@@ -314,10 +327,17 @@ def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[s
             f"the run at {store.url} has another recipe ({', '.join(differing)}): only {', '.join(MAY_CHANGE)} may "
             "change in a run"
         )
-    state.load(checkpoint, step)
+    try:
+        state.load(checkpoint, step)
+    except ValueError as error:
+        raise _damaged(store, CHECKPOINT, "begin the run anew", error) from error
     if step < config.steps:
         log.warning("going on at step %d", step)
     return [row for row in read_metrics(store) if (row["step"] or 0) <= step]
+
+
+def _damaged(store: Store, key: str, otherwise: str, error: Exception) -> RunFailed:
+    return RunFailed(f"{store.url}/{key} is damaged: put back a copy of it, or remove it to {otherwise} ({error})")
 
 
 def _centre(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:

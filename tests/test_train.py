@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -25,7 +26,7 @@ from pipeline.ingest import IngestJob, run_ingest
 from pipeline.storage import open_store
 from pipeline.subset import Split, split_of
 from pipeline.train import read_run, run_train
-from pipeline.training_run import CHECKPOINT, TrainJob, read_metrics
+from pipeline.training_run import CHECKPOINT, METRICS, TrainJob, read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -245,6 +246,22 @@ def test_the_recipe_of_a_run_may_not_change_but_its_length_may(folder: Path) -> 
     seen: list[StepMetrics] = []
     run_train(_job(folder, config=TrainConfig(steps=4, batch_size=1, patch_px=32)), seen.append)
     assert [metrics.step for metrics in seen] == [3, 4]
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, METRICS])
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda data: data[: len(data) // 2], lambda data: b"<html>" + data[6:]]
+)
+def test_a_damaged_file_of_a_run_is_named_and_stays(folder: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+    run_train(_job(folder), lambda metrics: None)
+    file = folder.parent / "run" / name
+    file.write_bytes(damage(file.read_bytes()))
+    before = file.read_bytes()
+
+    with pytest.raises(RunFailed, match=rf"/run/{name} is damaged: put back a copy of it, or remove it to"):
+        run_train(_job(folder, config=TrainConfig(steps=4, batch_size=1, patch_px=32)), print)
+
+    assert file.read_bytes() == before
 
 
 def test_a_cluster_that_is_gone_hides_no_error_by_its_own() -> None:
