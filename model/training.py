@@ -292,6 +292,9 @@ def train_steps(
         config: the recipe, the same that `state` was made with.
         examples: this process's share of a step's batch.
         device: as torch names it, such as "cpu" or "cuda:1".
+
+    Raises:
+        FloatingPointError: the loss or its gradient is not a finite number; the state stays that of the step before.
     """
     state.network.to(device).train()
     state.average.to(device)
@@ -307,6 +310,11 @@ def train_steps(
         state.network.zero_grad(set_to_none=True)
         loss = _add_gradients(network, config, examples(state.step), device=device, processes=processes)
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
+        if not math.isfinite(float(loss) + float(norm)):
+            raise FloatingPointError(
+                f"the loss of step {state.step + 1} is {float(loss):g}, and its gradient {float(norm):g}: check the "
+                "weights that it started from, or begin anew with another seed or a smaller learning rate"
+            )
         for optimizer in state.optimizers:
             optimizer.step()
         _update_average(state, config)

@@ -120,6 +120,22 @@ def test_gradients_are_measured_before_they_are_clipped():
     assert metrics.gradient_norm > 1e-3
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_training_and_spoils_nothing(bad):
+    config, before = _config(), _train(_config(), steps=1)
+    state = _train(config, steps=1)
+
+    def spoilt(step: int) -> Examples:
+        examples = _examples(config, step)
+        examples.noisy_BCHW[0, 0, 0, 0] = bad
+        return examples
+
+    with pytest.raises(FloatingPointError, match="the loss of step 2 is"):
+        next(train_steps(state, config, spoilt))
+
+    assert _same(state, before)
+
+
 def test_the_loss_is_the_mean_of_the_patches_own_errors_and_of_equal_ones_its_epsilon():
     clean = torch.zeros(2, 3, 4, 4)
     assert rmse(clean, clean) == pytest.approx(1e-3)
