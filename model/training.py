@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -29,6 +29,7 @@ from model.weights import NETWORKS, Part, header_size_bytes
 TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.2, 0.08, 0.4
 MOST_PARTS = 2**20  # of a batch
 MOST_CHANNELS_AT_THE_ENDS = 12  # three colours of 2 × 2 pixels
+NO_ORIGIN: Mapping[str, object] = {}
 
 
 class Loss(StrEnum):
@@ -228,14 +229,20 @@ class TrainState:
         self.network.load_state_dict(tensors)
         self.average.load_state_dict(tensors)
 
-    def dump(self, config: TrainConfig) -> bytes:
-        """The checkpoint: a safetensors file that `load` continues from bit by bit."""
+    def dump(self, config: TrainConfig, origin: Mapping[str, object] = NO_ORIGIN) -> bytes:
+        """The checkpoint: a safetensors file that `load` continues from bit by bit.
+
+        Args:
+            config: the recipe.
+            origin: what else the run depends on, by names that are none of the recipe's.
+        """
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for number, optimizer in enumerate(self.optimizers):
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in moments.items()}
-        metadata = {"step": str(self.step), "config": json.dumps(dataclasses.asdict(config), sort_keys=True)}
+        settings = json.dumps(dataclasses.asdict(config) | dict(origin), sort_keys=True)
+        metadata = {"step": str(self.step), "config": settings}
         return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
     def load(self, data: bytes, step: int) -> None:
@@ -267,7 +274,7 @@ class TrainState:
 
 
 def read_checkpoint_header(data: bytes) -> tuple[int, dict[str, Any]]:  # Any: settings of every type
-    """The step at which a checkpoint was made, and the settings of its run by name.
+    """The step at which a checkpoint was made, and by name the recipe and the origin of its run.
 
     Raises:
         ValueError: it is no checkpoint.

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from model.denoiser import Denoiser, use_threads
 from model.metrics import PEAK, psnr_db
 from model.patches import parts_of
-from model.training import StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
+from model.training import NO_ORIGIN, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
 from model.weights import Card, Part, dump_weights, parse_weights
 from pipeline.clean_photos import read_clean_photos
 from pipeline.errors import RunFailed
@@ -148,11 +148,10 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
         use_threads(worker.threads)
     source, photos = job.find_photos()
     config = job.config.for_photos(len(photos))
-    state = TrainState(config)
-    if job.start_from is not None:
-        _start_from(state, job.start_from, config)
     store = open_store(job.run)
-    rows = _resume(store, state, config)
+    state = TrainState(config)
+    origin = _begin(state, job, config)
+    rows = _resume(store, state, config, origin)
     parts = parts_of(worker.number, worker.count, config.parts)
     with ExampleStream(source, photos, config, parts) as examples:
         steps = train_steps(state, config, examples, device=worker.device)
@@ -161,7 +160,7 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
                 pass
             return
         with closing(_Board(store, state.step)) as board:
-            folder = _Folder(store, job, config, rows, board)
+            folder = _Folder(store, job, config, origin, rows=rows, board=board)
             for metrics in steps:
                 report(metrics)
                 folder.add(metrics, state)
@@ -195,11 +194,19 @@ class _Folder:
     """What the first worker writes into the run's folder: metrics, pictures, checkpoints."""
 
     def __init__(
-        self, store: Store, job: TrainJob, config: TrainConfig, rows: list[dict[str, float | None]], board: "_Board"
+        self,
+        store: Store,
+        job: TrainJob,
+        config: TrainConfig,
+        origin: Mapping[str, object],
+        *,
+        rows: list[dict[str, float | None]],
+        board: "_Board",
     ) -> None:
         self._store = store
         self._job = job
         self._config = config
+        self._origin = origin
         self._rows = rows
         self._means: list[StepMetrics] = []
         self._before_s = float(rows[-1]["seconds"] or 0) if rows else 0.0
@@ -221,7 +228,7 @@ class _Folder:
             pq.write_table(pa.Table.from_pylist(self._rows, schema=TRAINING_SCHEMA), buffer)
             self._store.write(METRICS, buffer.getvalue())
             self._board.upload()
-            self._store.write(CHECKPOINT, state.dump(self._config))
+            self._store.write(CHECKPOINT, state.dump(self._config, self._origin))
 
     def _log(self, metrics: StepMetrics, psnr: float | None) -> None:
         now = time.monotonic()
@@ -304,14 +311,26 @@ class _Board:
         self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
-def _start_from(state: TrainState, name: str, config: TrainConfig) -> None:
-    _, weights = read_weights(name)
-    if weights.card.network != config.network:
-        raise ValueError(f"{name} holds a network {weights.card.network!r}, not {config.network!r}")
-    state.start_from(weights.part(config.part))
+def _begin(state: TrainState, job: TrainJob, config: TrainConfig) -> dict[str, object]:
+    """Give a state what its run starts from; returns what the run depends on beside its recipe."""
+    sha256 = ""
+    if job.start_from is not None:
+        _, weights = read_weights(job.start_from)
+        if weights.card.network != config.network:
+            raise ValueError(f"{job.start_from} holds a network {weights.card.network!r}, not {config.network!r}")
+        state.start_from(weights.part(config.part))
+        sha256 = weights.sha256
+    return {
+        "source": open_store(job.source).place,
+        "where": job.where,
+        "validation_fraction": job.validation_fraction,
+        "start_from": sha256,
+    }
 
 
-def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[str, float | None]]:
+def _resume(
+    store: Store, state: TrainState, config: TrainConfig, origin: Mapping[str, object] = NO_ORIGIN
+) -> list[dict[str, float | None]]:
     """Load the run's last checkpoint into `state`, if there is one; returns the metrics up to it."""
     if not store.exists(CHECKPOINT):
         return []
@@ -320,13 +339,16 @@ def _resume(store: Store, state: TrainState, config: TrainConfig) -> list[dict[s
         step, before = read_checkpoint_header(checkpoint)
     except ValueError as error:
         raise _damaged(store, CHECKPOINT, "begin the run anew", error) from error
-    now = dataclasses.asdict(config)
+    now = dataclasses.asdict(config) | dict(origin)
+    before = dict(origin) | before  # which those of earlier versions do not tell
     differing = sorted(name for name in now if name not in MAY_CHANGE and now[name] != before.get(name))
     if differing:
         raise ValueError(
             f"the run at {store.url} has another recipe ({', '.join(differing)}): only {', '.join(MAY_CHANGE)} may "
             "change in a run"
         )
+    if step > config.steps:
+        raise ValueError(f"the run at {store.url} is at step {step} already, and steps is {config.steps}")
     try:
         state.load(checkpoint, step)
     except ValueError as error:

@@ -248,6 +248,28 @@ def test_the_recipe_of_a_run_may_not_change_but_its_length_may(folder: Path) -> 
     assert [metrics.step for metrics in seen] == [3, 4]
 
 
+def test_a_run_keeps_to_its_photos_and_to_what_it_started_from(folder: Path) -> None:
+    run_train(_job(folder), lambda metrics: None)
+    (folder.parent / "others").mkdir()
+    (folder.parent / "others/a.png").write_bytes((folder / "40.png").read_bytes())
+    file = folder.parent / "run/weights.safetensors"
+    before = file.read_bytes()
+
+    with pytest.raises(ValueError, match=r"has another recipe \(source, start_from\)"):
+        run_train(_job(folder.parent / "others", start_from="photo"), print)
+    with pytest.raises(ValueError, match=r"has another recipe \(validation_fraction\)"):
+        run_train(_job(folder, validation_fraction=0.3), print)
+
+    assert file.read_bytes() == before
+
+
+def test_a_run_that_is_further_than_it_is_to_go_is_refused(folder: Path) -> None:
+    run_train(_job(folder), lambda metrics: None)
+
+    with pytest.raises(ValueError, match="is at step 2 already, and steps is 1"):
+        run_train(_job(folder, config=TrainConfig(steps=1, batch_size=1, patch_px=32)), print)
+
+
 @pytest.mark.parametrize("name", [CHECKPOINT, METRICS])
 @pytest.mark.parametrize(
     "damage", [lambda _: b"", lambda data: data[: len(data) // 2], lambda data: b"<html>" + data[6:]]
