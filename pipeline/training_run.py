@@ -102,10 +102,14 @@ class TrainJob:
         """Where the photos to train on are, and which.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are none, or the run would write among them.
             StorageError: they cannot be read.
         """
         source = photos_of(open_store(self.source), self.subset(Split.TRAIN))
+        run = open_store(self.run)
+        for store in map(open_store, filter(None, (self.source, self.validation))):
+            if f"{run.place}/".startswith(f"{store.place}/"):
+                raise ValueError(f"the run {run.url} lies in the photos {store.url}: name a folder outside of them")
         photos = source.table()
         if not len(photos):
             raise ValueError(f"there are no photos to train on in {self.source}")

@@ -94,6 +94,17 @@ def test_what_chooses_nothing_is_refused_in_one_line(folder: Path, changes: dict
         run_train(_job(folder, **changes), lambda metrics: None)
 
 
+@pytest.mark.parametrize("place", ["photos", "photos/run", "others", "others/run"])
+def test_no_run_writes_among_photos(folder: Path, place: str) -> None:
+    (folder.parent / "others").mkdir()
+    before = sorted(folder.parent.rglob("*"))
+
+    with pytest.raises(ValueError, match=r"lies in the photos .*: name a folder outside of them"):
+        run_train(_job(folder, run=str(folder.parent / place), validation=str(folder.parent / "others")), print)
+
+    assert sorted(folder.parent.rglob("*")) == before
+
+
 def test_weights_are_scored_on_what_was_held_back(folder: Path) -> None:
     scores = run_train(_job(folder, validation_fraction=0.3), lambda metrics: None)
 
