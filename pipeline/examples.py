@@ -85,9 +85,22 @@ class ExampleStream:
             patches = self._plan.cut(photos, part, other, side_px=self._config.patch_px)
             if len(patches):
                 return patches
-        raise ValueError(
-            f"there are no 8-bit colour photos of at least {self._config.patch_px} pixels a side in {self._source.url}"
-        )
+        raise _no_photos(self._source, self._config)
+
+
+def check_photos(source: Source, photos: pa.Table, config: TrainConfig) -> None:
+    """Look for a photo that can be used.
+
+    Raises:
+        ValueError: there is none.
+        StorageError: the source cannot be read.
+    """
+    if next(clean_among(source.read(photos), min_side_px=config.patch_px), None) is None:
+        raise _no_photos(source, config)
+
+
+def _no_photos(source: Source, config: TrainConfig) -> ValueError:
+    return ValueError(f"there are no 8-bit colour photos of at least {config.patch_px} pixels a side in {source.url}")
 
 
 def _begin(begun: dict[K, "Future[T]"], key: K, pool: ThreadPoolExecutor, work: Callable[[], T]) -> None:

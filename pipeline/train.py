@@ -28,7 +28,7 @@ from pipeline.lease import leased
 from pipeline.registry import read_weights
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store
-from pipeline.training_run import TrainJob, Worker, read_metrics, read_state, train_worker
+from pipeline.training_run import TrainJob, Worker, check_job, read_metrics, read_state, train_worker
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
             gpu = job.use_gpus and count_gpus()
             train_worker(job, Worker(device="cuda:0" if gpu else "cpu"), check_and_report)
         else:
+            check_job(job)
             _train_on_cluster(job, report)
         lease.check()
         return _write_weights(job, photos, store)

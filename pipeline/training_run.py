@@ -26,7 +26,7 @@ from model.training import NO_ORIGIN, StepMetrics, TrainConfig, TrainState, read
 from model.weights import Card, Part, dump_weights, parse_weights
 from pipeline.clean_photos import read_clean_photos
 from pipeline.errors import RunFailed
-from pipeline.examples import ExampleStream
+from pipeline.examples import ExampleStream, check_photos
 from pipeline.images import to_png
 from pipeline.records import TRAINING_SCHEMA
 from pipeline.registry import read_weights
@@ -169,6 +169,20 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
                 report(metrics)
                 folder.add(metrics, state)
     store.close()
+
+
+def check_job(job: TrainJob) -> None:
+    """Raise what would stop the workers of a cluster: Ray starts them again whatever it was, and again.
+
+    Raises:
+        ValueError, StorageError, RunFailed: as `train_worker` does.
+    """
+    source, photos = job.find_photos()
+    config = job.config.for_photos(len(photos))
+    state = TrainState(config)
+    _resume(open_store(job.run), state, config, _begin(state, job, config))
+    check_photos(source, photos, config)
+    job.validation_photos(limit=1)
 
 
 def read_state(store: Store, config: TrainConfig) -> TrainState:

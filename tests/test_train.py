@@ -274,6 +274,27 @@ def test_a_run_keeps_to_its_photos_and_to_what_it_started_from(folder: Path) -> 
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": TrainConfig(steps=1, batch_size=3, patch_px=32, seed=1)}, r"another recipe \(seed\)"),
+        ({"run": "other", "config": TrainConfig(steps=1, batch_size=3, patch_px=64)}, "photos of at least 64 pixels"),
+        ({"run": "other", "start_from": "nothing"}, "unknown weights 'nothing'"),
+        ({"run": "other", "validation": "nothing"}, "there are no 8-bit colour photos"),
+    ],
+)
+def test_what_would_stop_every_worker_is_known_before_a_cluster_starts(
+    folder: Path, changes: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(steps=1, batch_size=3, patch_px=32)
+    monkeypatch.chdir(folder.parent)
+    run_train(_job(folder, config=config), lambda metrics: None)
+    monkeypatch.setattr(train, "_train_on_cluster", lambda *_: pytest.fail("a cluster was started"))
+
+    with pytest.raises(ValueError, match=message):
+        run_train(_job(folder, **{"config": config, "workers": 2} | changes), print)
+
+
 def test_a_run_that_is_further_than_it_is_to_go_is_refused(folder: Path) -> None:
     run_train(_job(folder), lambda metrics: None)
 
