@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -73,8 +73,9 @@ def _write_weights(job: TrainJob, photos: pa.Table, store: Store) -> dict[str, f
     start = read_weights(job.start_from)[1] if job.start_from else None
     card = _card(job, config, photos, start)
     network, white, card = _beside_other_part(read_state(store, config).average, card, start, config.part)
-    if clean := job.validation_photos(limit=SCORED_PHOTOS):
-        card = dataclasses.replace(card, scores=score(parse_weights(dump_weights(network, card, white=white)), clean))
+    if job.validation is not None or job.validation_fraction:
+        weights = parse_weights(dump_weights(network, card, white=white))
+        card = dataclasses.replace(card, scores=score(weights, partial(job.validation_photos, limit=SCORED_PHOTOS)))
     store.write(WEIGHTS, dump_weights(network, card, white=white))
     if metrics := read_metrics(store):
         store.write(CURVE, draw_loss(metrics).encode())
@@ -112,12 +113,17 @@ def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights |
     )
 
 
-def score(weights: Weights, photos: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Mean PSNR in dB over the photos, for white Gaussian noise in the protocol of papers."""
+def score(weights: Weights, read: Callable[[], Iterable[NDArray[np.uint8]]]) -> dict[str, float]:
+    """Mean PSNR in dB over the photos, for white Gaussian noise in the protocol of papers.
+
+    Args:
+        weights: on trial.
+        read: the photos, which are read for each level of the noise: memory would not hold many.
+    """
     denoiser = Denoiser(weights)
     return {
         f"psnr_db_sigma_{sigma}": round(
-            float(np.mean(gaussian_psnr_db(denoiser.denoise_float, photos, sigma=sigma))), 3
+            float(np.mean(gaussian_psnr_db(denoiser.denoise_float, read(), sigma=sigma))), 3
         )
         for sigma in SCORED_SIGMAS
     }

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -119,15 +119,20 @@ class TrainJob:
         """The photos of the source that are for training, or for validation."""
         return Subset(where=self.where, split=split, validation_fraction=self.validation_fraction)
 
-    def validation_photos(self, *, limit: int) -> list[NDArray[np.uint8]]:
-        """The first photos that weights are scored on; none where none were asked for."""
+    def validation_photos(self, *, limit: int) -> Iterator[NDArray[np.uint8]]:
+        """The first photos that weights are scored on, as they are read; none where none were asked for.
+
+        Raises:
+            ValueError: there are none, of those that were asked for.
+        """
         if self.validation is not None:
             found = read_clean_photos(self.validation)
         elif self.validation_fraction:
             found = read_clean_photos(self.source, self.subset(Split.VALIDATION))
         else:
-            return []
-        return [photo.pixels for photo in islice(found, limit)]
+            return
+        for photo in islice(found, limit):
+            yield photo.pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +187,7 @@ def check_job(job: TrainJob) -> None:
     state = TrainState(config)
     _resume(open_store(job.run), state, config, _begin(state, job, config))
     check_photos(source, photos, config)
-    job.validation_photos(limit=1)
+    next(job.validation_photos(limit=1), None)
 
 
 def read_state(store: Store, config: TrainConfig) -> TrainState:
@@ -382,7 +387,7 @@ def _damaged(store: Store, key: str, otherwise: str, error: Exception) -> RunFai
 
 def _centre(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     top, left = (max(0, extent - VALIDATION_PX) // 2 for extent in photo.shape[:2])
-    return photo[top : top + VALIDATION_PX, left : left + VALIDATION_PX]
+    return photo[top : top + VALIDATION_PX, left : left + VALIDATION_PX].copy()  # or all of it stays in memory
 
 
 def _padded(strip: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,10 +5,12 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 import torch
 from loop import Loop
@@ -19,8 +21,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState
 from model.weights import Part, load_weights
-from pipeline import train
-from pipeline.clean_photos import read_clean_photos
+from pipeline import train, training_run
+from pipeline.clean_photos import CleanPhoto, read_clean_photos
 from pipeline.errors import RunFailed, StorageError, TargetInUse
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.storage import open_store
@@ -113,6 +115,28 @@ def test_weights_are_scored_on_what_was_held_back(folder: Path) -> None:
     assert scores["psnr_db_sigma_15"] > scores["psnr_db_sigma_50"] > 10
     curve = ET.fromstring((folder.parent / "run/loss.svg").read_text())
     assert "step 2" in {text.text for text in curve.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_few_of_the_photos_that_weights_are_scored_on_are_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pixels(np.ndarray):
+        """An array that can be watched."""
+
+    seen: list[weakref.ref[Pixels]] = []
+    in_memory: list[int] = []
+
+    def read(_: object) -> Iterator[CleanPhoto]:
+        for number in range(6):
+            pixels = np.zeros((16, 16, 3), np.uint8).view(Pixels)
+            seen.append(weakref.ref(pixels))
+            in_memory.append(sum(each() is not None for each in seen))
+            yield CleanPhoto(str(number), "", pixels)
+
+    monkeypatch.setattr(training_run, "read_clean_photos", read)
+    run_train(_job(folder, validation="clean"), lambda metrics: None)
+
+    assert max(in_memory) <= 3
 
 
 def test_a_run_starts_from_the_weights_that_it_is_given(folder: Path) -> None:
