@@ -28,6 +28,7 @@ from model.weights import NETWORKS, Part, header_size_bytes
 # How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
 TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.2, 0.08, 0.4
 MOST_PARTS = 2**20  # of a batch
+MOST_SEED = 2**32 - 1
 MOST_CHANNELS_AT_THE_ENDS = 12  # three colours of 2 × 2 pixels
 NO_ORIGIN: Mapping[str, object] = {}
 
@@ -103,6 +104,8 @@ class TrainConfig:
                 f"patch_px is {self.patch_px}: network {self.network!r}, JPEG's blocks and small_share "
                 f"{self.small_share:g} need a multiple of {multiple}"
             )
+        if not 0 <= self.seed <= MOST_SEED:
+            raise ValueError(f"seed is {self.seed}: expected a number from 0 to {MOST_SEED}")
         for name in ("steps", "batch_size", "epochs", "patches_at_once"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -191,7 +194,7 @@ class Examples:
     def make(cls, patches_BHWC: NDArray[np.uint8], config: TrainConfig, *, step: int, part: int) -> "Examples":
         """The patches of a part with their noise, which depends on the seed, the step and the part alone."""
         clean_BCHW = torch.from_numpy(patches_BHWC).permute(0, 3, 1, 2).float() / PEAK
-        draw = Generator().manual_seed((config.seed * 1_000_003 + step) * MOST_PARTS + part)
+        draw = Generator().manual_seed(((config.seed * 1_000_003 + step) * MOST_PARTS + part) % 2**64)
         noisy_BCHW = sample_noisy(clean_BCHW, config.noise, draw)
         return cls(noisy_BCHW, tell_level(noisy_BCHW, clean_BCHW, draw), clean_BCHW)
 

@@ -120,6 +120,10 @@ def test_gradients_are_measured_before_they_are_clipped():
     assert metrics.gradient_norm > 1e-3
 
 
+def test_a_date_is_a_seed():
+    assert _train(_config(seed=20_261_129), steps=1).step == 1
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_training_and_spoils_nothing(bad):
     config, before = _config(), _train(_config(), steps=1)
@@ -186,10 +190,12 @@ def test_epochs_are_as_many_steps_as_show_a_patch_of_every_photo():
         {"batch_size": 0},
         {"small_share": 2},
         {"epochs": 0},
+        {"seed": -1},
+        {"seed": 2**32},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"network|patch_px|steps|small_share|batch_size|epochs"):
+    with pytest.raises(ValueError, match=r"network|patch_px|steps|small_share|batch_size|epochs|seed"):
         _config(**wrong)
 
 
