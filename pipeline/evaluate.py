@@ -19,9 +19,10 @@ from pipeline.peers import PEERS, check_libraries, is_tried
 from pipeline.registry import read_weights
 from pipeline.score_plot import draw_scores
 from pipeline.scores import Evaluation, PhotoScore, Row, format_markdown, summarise
-from pipeline.storage import open_store
+from pipeline.storage import Destination, open_store
 
 MIN_SIDE_PX = 16
+SCORES = "scores.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,8 @@ def run_evaluate(
     trials = choose_trials(job.trials)
     ours = read_distinct(job.weights, *job.against)
     photos = list(islice(read_clean_photos(job.photos, min_side_px=MIN_SIDE_PX), job.limit))
+    if job.folder is not None:
+        Destination.at(f"{job.folder.rstrip('/')}/{SCORES}")
     denoisers = {name: denoise_by(weights) for name, weights in ours.items()}
     denoisers |= {name: PEERS[name] for name in job.peers}
     hashes = {name: weights.sha256 for name, weights in ours.items()}
@@ -133,7 +136,7 @@ def run_evaluate(
 def write_evaluation(folder: str, evaluation: Evaluation) -> None:
     """Write scores.json, a table as scores.md, and a plot as scores.svg."""
     store = open_store(folder)
-    store.write("scores.json", evaluation.as_json())
+    store.write(SCORES, evaluation.as_json())
     auto = f"\n{format_auto(evaluation.auto)}\n" if evaluation.auto else ""
     store.write("scores.md", (format_markdown(evaluation.rows) + auto).encode())
     store.write("scores.svg", draw_scores(evaluation.rows))

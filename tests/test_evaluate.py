@@ -11,8 +11,10 @@ from flows.cli import main
 from model.evaluate import CAMERAS, PHOTO_ISOS, Score, Trial, mean_score, photograph, run_trial, standard_trials
 from model.photo import PhotoNetwork
 from model.weights import Card, dump_weights
+from pipeline.errors import StorageError
 from pipeline.evaluate import EvaluateJob, choose_trials, read_distinct, run_evaluate
 from pipeline.peers import PEERS
+from pipeline.scores import Row
 
 pytest.importorskip("cv2", reason="needs the extra 'evaluate'")
 pytest.importorskip("skimage", reason="needs the extra 'evaluate'")
@@ -144,6 +146,18 @@ def test_weights_are_measured_beside_others_and_told_apart(folder, capsys):
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[3] for line in lines] == ["photo", "run", "median"]
     assert float(lines[1].split()[-1]) > 5  # dB behind
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_any_trial(folder):
+    (folder / "scores").touch()
+    rows: list[Row] = []
+
+    with pytest.raises(StorageError, match="/scores"):
+        run_evaluate(
+            EvaluateJob(weights="photo", photos=str(folder / "photos"), folder=str(folder / "scores")), rows.append
+        )
+
+    assert rows == []
 
 
 def test_trials_are_chosen_by_words_of_their_names():
