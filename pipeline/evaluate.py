@@ -16,7 +16,7 @@ from model.weights import Weights
 from pipeline.auto_table import format_auto
 from pipeline.clean_photos import CleanPhoto, digest_of, read_clean_photos
 from pipeline.peers import PEERS, check_libraries, is_tried
-from pipeline.registry import read_weights
+from pipeline.registry import SHORTEST_HASH, SUFFIX, is_hash, read_weights
 from pipeline.score_plot import draw_scores
 from pipeline.scores import Evaluation, PhotoScore, Row, format_markdown, summarise
 from pipeline.storage import Destination, open_store
@@ -193,8 +193,12 @@ def _try(trial: Trial, name: str, denoise: Denoise, photos: Sequence[CleanPhoto]
 
 
 def _short_name(source: str) -> str:
-    """`photo` of "photo" and "s3://bucket/weights/photo"; of ".../runs/july/weights.safetensors" its run, `july`."""
+    """`photo` of "photo" and "s3://bucket/weights/photo"; of ".../runs/july/weights.safetensors" its run, `july`.
+
+    Of a hash, the first digits.
+    """
     path = PurePosixPath(source)
-    if path.suffix != ".safetensors":
-        return path.name
-    return path.parent.name or path.stem if path.stem == "weights" else path.stem
+    name = path.name if path.suffix != SUFFIX else path.stem
+    if path.name == f"weights{SUFFIX}":
+        name = path.parent.name or name
+    return name[:SHORTEST_HASH] if is_hash(name) else name

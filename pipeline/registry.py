@@ -270,6 +270,11 @@ def split_reference(source: str) -> tuple[str, str] | None:
     return (root, name) if last == FOLDER and not is_bucket and not name.endswith(SUFFIX) else None
 
 
+def is_hash(name: str) -> bool:
+    """Whether it is a sha256 in hexadecimal digits, which no name is."""
+    return _HASH.fullmatch(name) is not None
+
+
 def check_name(name: str) -> None:
     """Raises ValueError if weights cannot have this name."""
     if _NAME.fullmatch(name) is None or _HASH.fullmatch(name) or name.endswith((SUFFIX, ".json")):

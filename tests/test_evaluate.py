@@ -14,6 +14,7 @@ from model.weights import Card, dump_weights
 from pipeline.errors import StorageError
 from pipeline.evaluate import EvaluateJob, choose_trials, read_distinct, run_evaluate
 from pipeline.peers import PEERS
+from pipeline.registry import open_registry
 from pipeline.scores import Row
 
 pytest.importorskip("cv2", reason="needs the extra 'evaluate'")
@@ -146,6 +147,14 @@ def test_weights_are_measured_beside_others_and_told_apart(folder, capsys):
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[3] for line in lines] == ["photo", "run", "median"]
     assert float(lines[1].split()[-1]) > 5  # dB behind
+
+
+def test_weights_of_a_hash_are_called_by_its_first_digits(tmp_path):
+    weights = dump_weights(PhotoNetwork(), Card(network="photo", data="", licence="", noise=""))
+    sha256 = open_registry(str(tmp_path)).add(weights)
+
+    for source in (f"{tmp_path}/weights/{sha256}", f"{tmp_path}/weights/{sha256}.safetensors"):
+        assert list(read_distinct(source)) == [sha256[:8]]
 
 
 def test_a_folder_that_cannot_be_written_is_known_before_any_trial(folder):
