@@ -128,6 +128,12 @@ class TrainJob:
         if self.validation is not None:
             found = read_clean_photos(self.validation)
         elif self.validation_fraction:
+            held_back = photos_of(open_store(self.source), self.subset(Split.VALIDATION))
+            if not len(held_back.table()):
+                raise ValueError(
+                    f"validation_fraction is {self.validation_fraction:g}, which holds none of the photos of "
+                    f"{self.source} back: ask for more of them"
+                )
             found = read_clean_photos(self.source, self.subset(Split.VALIDATION))
         else:
             return

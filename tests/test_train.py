@@ -87,6 +87,7 @@ def test_a_filter_chooses_by_the_columns_of_the_index(image_set: Path) -> None:
         ({"where": "widht >= 48"}, "cannot filter by 'widht >= 48'"),
         ({"validation_fraction": 1.5}, "validation_fraction is 1.5"),
         ({"validation_fraction": 1.0}, "there are no photos to train on"),
+        ({"validation_fraction": 1e-9}, "is 1e-09, which holds none of the photos of .*/photos back"),
         ({"config": TrainConfig(steps=1, batch_size=1, patch_px=64)}, "no 8-bit colour photos of at least 64 pixels"),
         ({"workers": 2}, "workers is 2: expected 1 to 1, the parts that a batch of 1 patches has"),
     ],
