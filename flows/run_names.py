@@ -5,6 +5,8 @@ from typing import Any
 
 from prefect.runtime import flow_run as this_flow_run
 
+from flows.settings import dated
+
 
 def denoise_name() -> str:
     settings = _settings()
@@ -18,7 +20,7 @@ def ingest_name() -> str:
 
 def train_name() -> str:
     settings = _settings()
-    return f"train {settings.get('preset', 'photo')} on {settings['source']} in {settings['run']}"
+    return f"train {settings.get('preset', 'photo')} on {settings['source']} in {dated(settings['run'])}"
 
 
 def nightly_name() -> str:

@@ -14,6 +14,7 @@ from flows.weights_commands import place_of
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Place = Annotated[str, Field(min_length=1)]
+DATE = "{date}"
 
 
 class Layout(StrEnum):
@@ -148,7 +149,10 @@ class TrainSettings(Settings):
     """Train a network on clean photos."""
 
     source: Place = Field(description="Folder, URL or image set of clean photos.")
-    run: Place = Field(description="Folder or URL of the run: one that is there goes on at its last checkpoint.")
+    run: Place = Field(
+        description="Folder or URL of the run: one that is there goes on at its last checkpoint. {date} in it is the "
+        "day for which the flow was scheduled: each time on a schedule another run."
+    )
     preset: Preset = Field(Preset.PHOTO, description="Which recipe; what follows changes it.")
     network: Network | None = Field(None, description="Which architecture. Empty: the recipe's, as for those below.")
     steps: Positive | None = Field(None, description="Optimiser steps of the whole run.")
@@ -174,7 +178,17 @@ class TrainSettings(Settings):
         values = self.model_dump(mode="json", exclude={"ray", *self.CONFIG})
         workers = self.ray.workers or 1
         values |= {"workers": workers, "address": "auto" if workers > 1 else None}  # one trains in the job itself
+        values |= {"run": dated(self.run)}
         return {**values, "config": self.model_dump(mode="json", include=set(self.CONFIG), exclude_none=True)}
+
+
+def dated(place: str) -> str:
+    """The place, with the day (UTC) that this flow run was scheduled for in place of `{date}`, whenever it is tried."""
+    if DATE not in place:
+        return place
+    from prefect.runtime import flow_run
+
+    return place.replace(DATE, flow_run.scheduled_start_time.date().isoformat())
 
 
 class Gates(Settings):

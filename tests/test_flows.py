@@ -3,11 +3,13 @@
 import dataclasses
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from httpx import ConnectError, HTTPStatusError, ReadError, Request, Response
+from prefect.runtime import flow_run
 from pydantic import BaseModel, ValidationError
 
 from flows.events import rejected_fraction
@@ -60,6 +62,22 @@ def test_several_workers_train_on_the_cluster() -> None:
     job = train_job(TrainSettings(source="a", run="b", ray={"workers": 2}).job)
 
     assert (job.workers, job.address) == (2, "auto")
+
+
+@pytest.mark.parametrize(
+    ("place", "at"),
+    [
+        ("s3://models/runs/{date}", "s3://models/runs/2026-11-29"),
+        ("runs/night {date}/{seed}", "runs/night 2026-11-29/{seed}"),
+        ("runs/night", "runs/night"),
+    ],
+)
+def test_a_run_of_training_is_named_after_the_day_that_its_flow_was_scheduled_for(
+    monkeypatch: pytest.MonkeyPatch, place: str, at: str
+) -> None:
+    monkeypatch.setattr(flow_run, "scheduled_start_time", datetime(2026, 11, 29, 23, 59, tzinfo=UTC), raising=False)
+
+    assert train_job(TrainSettings(source="a", run=place).job).run == at
 
 
 def test_settings_of_training_change_the_recipe_that_they_name() -> None:

@@ -9,7 +9,7 @@ import signal
 import time
 import urllib.request
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -372,7 +372,7 @@ def test_retraining_promotes_weights_that_are_better(up: Stack, tmp_path: Path) 
     ingest = {"source": str(tmp_path / "clean"), "target": str(tmp_path / "packed"), "ray": {"workers": 1}}
     train = {
         "source": ingest["target"],
-        "run": str(tmp_path / "run"),
+        "run": str(tmp_path / "runs/{date}"),
         "steps": 2,
         "batch_size": 1,
         "patch_px": 32,
@@ -391,6 +391,7 @@ def test_retraining_promotes_weights_that_are_better(up: Stack, tmp_path: Path) 
     assert (worse["state_type"], worse["state"]["name"]) == ("COMPLETED", "NotBetter")
     assert worse["name"] == f"retrain {settings['promoted']} on {ingest['source']}"
     assert not (tmp_path / "weights").exists()
+    assert [date.fromisoformat(path.name) for path in (tmp_path / "runs").iterdir()]
 
     lenient = {**settings, "min_gain_db": -100, "max_loss_db": 100}
     run_id = up.begin("retrain", {"settings": lenient})
