@@ -63,9 +63,9 @@ LARGE_BODIES = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceW
     params=[
         "local",
         "memory",
-        "s3",
+        pytest.param("s3", marks=pytest.mark.slow),
         "seaweed",
-        pytest.param("faulty", marks=pytest.mark.faults),
+        pytest.param("faulty", marks=[pytest.mark.faults, pytest.mark.slow]),
         pytest.param("gs", marks=LARGE_BODIES),
         pytest.param("az", marks=LARGE_BODIES),
     ]
