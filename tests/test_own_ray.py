@@ -98,7 +98,7 @@ def test_a_node_that_never_starts_is_one_clear_line(monkeypatch: pytest.MonkeyPa
         pass
 
 
-@pytest.mark.parametrize("ends_well", [True, False])
+@pytest.mark.parametrize("ends_well", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_its_logs_stay_only_after_an_error(*, ends_well: bool) -> None:
     with suppress(RuntimeError), connected(None):
         logs = Path(global_worker.node.get_logs_dir_path())

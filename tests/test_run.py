@@ -106,7 +106,7 @@ def test_a_second_run_on_the_target_is_refused_while_the_first_is_at_work_and_do
     assert verb(job).up_to_date == 4
 
 
-@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize("limit", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_an_abandoned_run_overwrote_is_made_right_again(
     verb: Verb, job: Any, loop: Loop, limit: int | None
 ) -> None:
@@ -295,7 +295,7 @@ def test_as_many_rejected_photos_as_are_allowed_are_not_too_many(verb: Verb, job
     assert verb(job, max_rejected_fraction=15 / 22).outcomes["rejected"] == 15  # 15 / 22 * 22 is less than 15
 
 
-@pytest.mark.parametrize(("finished", "fraction"), [(1, 0.0), (4, 0.9)])
+@pytest.mark.parametrize(("finished", "fraction"), [pytest.param(1, 0.0, marks=pytest.mark.slow), (4, 0.9)])
 def test_too_many_rejected_photos_are_too_many_however_often_their_run_is_taken_up(
     verb: Verb, job: Any, loop: Loop, finished: int, fraction: float
 ) -> None:

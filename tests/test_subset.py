@@ -100,7 +100,7 @@ def test_a_split_is_that_of_all_other_versions() -> None:
     assert validation == [13, 20]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), unique=True, max_size=20), st.floats(0, 1))
 def test_sql_and_python_split_alike_and_every_key_is_in_one_part(keys: list[str], fraction: float) -> None:
     parts = {split: chosen(dict.fromkeys(keys), Subset(split=split, validation_fraction=fraction)) for split in Split}
