@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import ObjectRefused, PhotoRejected
 from pipeline.images import decode, inspect
-from pipeline.sources import photos_of
+from pipeline.sources import Source, photos_of
 from pipeline.storage import open_store
 from pipeline.subset import Subset
 
@@ -26,17 +27,47 @@ class CleanPhoto:
     pixels: NDArray[np.uint8]
 
 
-def read_clean_photos(collection: str, subset: Subset | None = None, *, min_side_px: int = 1) -> Iterator[CleanPhoto]:
-    """The clean photos of a collection, as they are read. Of an image set, exact duplicates are left out.
+@dataclass(frozen=True, slots=True)
+class CleanPhotos:
+    """The clean ones among listed photos, which are read each time that one goes over them.
+
+    Attributes:
+        photos: rows of the source's `table`, in the order in which they are read.
+        min_side_px: of smaller ones there are none.
+    """
+
+    source: Source
+    photos: pa.Table
+    min_side_px: int = 1
+
+    def __iter__(self) -> Iterator[CleanPhoto]:
+        """The photos, as they are read.
+
+        Raises:
+            ValueError: there are none.
+            StorageError: the source cannot be read.
+        """
+        found = clean_among(self.source.read(self.photos), min_side_px=self.min_side_px)
+        if (first := next(found, None)) is None:
+            raise no_clean_photos(self.source, min_side_px=self.min_side_px)
+        yield first
+        yield from found
+
+
+def find_clean_photos(collection: str, subset: Subset | None = None, *, min_side_px: int = 1) -> CleanPhotos:
+    """The clean photos of a collection, by key. Of an image set, exact duplicates are left out.
 
     Raises:
-        ValueError: there are none, or there is a filter and no index to filter by.
+        ValueError: there is a filter and no index to filter by.
+        StorageError: the collection cannot be listed.
     """
-    found = clean_among(photos_of(open_store(collection), subset).read_all(), min_side_px=min_side_px)
-    if (first := next(found, None)) is None:
-        raise ValueError(f"there are no 8-bit colour photos of at least {min_side_px} pixels a side in {collection}")
-    yield first
-    yield from found
+    source = photos_of(open_store(collection), subset)
+    return CleanPhotos(source, source.table().sort_by("key"), min_side_px)
+
+
+def no_clean_photos(source: Source, *, min_side_px: int) -> ValueError:
+    """What is raised where a source has none."""
+    return ValueError(f"there are no 8-bit colour photos of at least {min_side_px} pixels a side in {source.url}")
 
 
 def clean_among(files: Iterable[tuple[str, bytes | ObjectRefused]], *, min_side_px: int) -> Iterator[CleanPhoto]:

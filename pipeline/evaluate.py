@@ -14,7 +14,7 @@ from model.denoiser import Denoiser
 from model.evaluate import Denoise, Floats, Photo, Told, Trial, run_trial, standard_trials
 from model.weights import Weights
 from pipeline.auto_table import format_auto
-from pipeline.clean_photos import CleanPhoto, digest_of, read_clean_photos
+from pipeline.clean_photos import CleanPhoto, digest_of, find_clean_photos
 from pipeline.peers import PEERS, check_libraries, is_tried
 from pipeline.registry import SHORTEST_HASH, SUFFIX, is_hash, read_weights
 from pipeline.score_plot import draw_scores
@@ -82,7 +82,7 @@ def run_evaluate(
     check_libraries(job.peers)
     trials = choose_trials(job.trials)
     ours = read_distinct(job.weights, *job.against)
-    photos = list(islice(read_clean_photos(job.photos, min_side_px=MIN_SIDE_PX), job.limit))
+    photos = list(islice(find_clean_photos(job.photos, min_side_px=MIN_SIDE_PX), job.limit))
     if job.folder is not None:
         Destination.at(f"{job.folder.rstrip('/')}/{SCORES}")
     denoisers = {name: denoise_by(weights) for name, weights in ours.items()}

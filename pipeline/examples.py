@@ -12,7 +12,7 @@ import pyarrow as pa
 from model.denoiser import use_threads
 from model.patches import BLOCK_STEPS, Patches, PatchPlan
 from model.training import Examples, TrainConfig
-from pipeline.clean_photos import clean_among
+from pipeline.clean_photos import clean_among, no_clean_photos
 from pipeline.sources import Source
 
 STEPS_AHEAD = 4
@@ -85,22 +85,7 @@ class ExampleStream:
             patches = self._plan.cut(photos, part, other, side_px=self._config.patch_px)
             if len(patches):
                 return patches
-        raise _no_photos(self._source, self._config)
-
-
-def check_photos(source: Source, photos: pa.Table, config: TrainConfig) -> None:
-    """Look for a photo that can be used.
-
-    Raises:
-        ValueError: there is none.
-        StorageError: the source cannot be read.
-    """
-    if next(clean_among(source.read(photos), min_side_px=config.patch_px), None) is None:
-        raise _no_photos(source, config)
-
-
-def _no_photos(source: Source, config: TrainConfig) -> ValueError:
-    return ValueError(f"there are no 8-bit colour photos of at least {config.patch_px} pixels a side in {source.url}")
+        raise no_clean_photos(self._source, min_side_px=self._config.patch_px)
 
 
 def _begin(begun: dict[K, "Future[T]"], key: K, pool: ThreadPoolExecutor, work: Callable[[], T]) -> None:

@@ -16,7 +16,7 @@ from pipeline.packed import PackedReader
 from pipeline.planning import write_listing
 from pipeline.records import Layout, PlannedPhoto, SourceObject
 from pipeline.scratch import scratch_folder
-from pipeline.storage import Store, open_store
+from pipeline.storage import Store, open_store, prefix_in
 from pipeline.subset import Subset, split_of
 
 READ_AHEAD_BYTES = 32 * 1024**2  # of photos that one shard in work has read, or is reading, before they are taken
@@ -54,8 +54,7 @@ class Source:
         if self.image_set is not None:
             with self.image_set.local_index() as parts:
                 return write_listing_from_index(parts, self.subset, path, is_packed=self.is_packed)
-        source_url, target_url = (f"{store.place}/" for store in (self.store, target))
-        inside = target_url.removeprefix(source_url) if target_url.startswith(source_url) else None
+        inside = prefix_in(target, self.store)
         if self.keys is not None:
             return write_listing_from_table(self.keys, self.url, path, leave_out=inside)
         return write_listing(
@@ -85,10 +84,6 @@ class Source:
         wanted = [SourceObject(**row) for row in photos.to_pylist()]
         return ((photo.key, data) for photo, data in read_photos(self.store, wanted))
 
-    def read_all(self) -> Iterator[tuple[str, bytes | ObjectRefused]]:
-        """Every photo of `table`, in the order of the keys."""
-        return self.read(self.table().sort_by("key"))
-
     def _in_split(self) -> Iterator[SourceObject]:
         split, fraction = self.subset.split, self.subset.validation_fraction
         return (found for found in self.store.list() if split is None or split_of(found.key, fraction) == split)
@@ -112,10 +107,10 @@ def open_both(source_url: str, target_url: str, *, keys: str | None = None, wher
         )
     if source.place == target.place:
         raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
-    if source.place.startswith(target.place + "/"):
+    if prefix_in(source, target) is not None:
         raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")
     photos = photos_of(source, subset)
-    if photos.image_set is not None and target.place.startswith(source.place + "/"):
+    if photos.image_set is not None and prefix_in(target, source) is not None:
         raise ValueError(f"the target {target.url} lies in the image set {source.url}: name a target outside of it")
     if photos.image_set is not None and keys is not None:
         raise ValueError(f"{source.url} is an image set: its own index lists its photos, and no table of keys does")

@@ -176,6 +176,15 @@ def open_store(url: str) -> Store:
     return ObjectStore.open(url)
 
 
+def prefix_in(store: Store, other: Store) -> str | None:
+    """What the keys of a store begin with in another one that holds it, as `clean/`; None where none of it lies there.
+
+    It is empty where both are one place.
+    """
+    place, holder = (f"{each.place.rstrip('/')}/" for each in (store, other))
+    return place.removeprefix(holder) if place.startswith(holder) else None
+
+
 def unsafe_reason(key: str) -> str | None:
     """Why a key must not be used as a name below a target, or None where it may."""
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in key):

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from threading import Thread
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import RayError
 from torch import nn
 
@@ -21,7 +21,7 @@ from model.metrics import gaussian_psnr_db
 from model.training import StepMetrics, TrainConfig
 from model.weights import Card, Part, Provenance, Weights, dump_weights, parse_weights
 from pipeline.charts import draw_loss
-from pipeline.clean_photos import digest_of
+from pipeline.clean_photos import CleanPhoto, digest_of
 from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.lease import leased
@@ -73,9 +73,9 @@ def _write_weights(job: TrainJob, photos: pa.Table, store: Store) -> dict[str, f
     start = read_weights(job.start_from)[1] if job.start_from else None
     card = _card(job, config, photos, start)
     network, white, card = _beside_other_part(read_state(store, config).average, card, start, config.part)
-    if job.validation is not None or job.validation_fraction:
+    if (validation := job.find_validation()) is not None:
         weights = parse_weights(dump_weights(network, card, white=white))
-        card = dataclasses.replace(card, scores=score(weights, partial(job.validation_photos, limit=SCORED_PHOTOS)))
+        card = dataclasses.replace(card, scores=score(weights, validation))
     store.write(WEIGHTS, dump_weights(network, card, white=white))
     if metrics := read_metrics(store):
         store.write(CURVE, draw_loss(metrics).encode())
@@ -113,20 +113,20 @@ def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights |
     )
 
 
-def score(weights: Weights, read: Callable[[], Iterable[NDArray[np.uint8]]]) -> dict[str, float]:
-    """Mean PSNR in dB over the photos, for white Gaussian noise in the protocol of papers.
+def score(weights: Weights, photos: Iterable[CleanPhoto]) -> dict[str, float]:
+    """Mean PSNR in dB over the first photos, for white Gaussian noise in the protocol of papers.
 
     Args:
         weights: on trial.
-        read: the photos, which are read for each level of the noise: memory would not hold many.
+        photos: gone over for each level of the noise; those of `CleanPhotos` are read anew, as memory holds few.
     """
     denoiser = Denoiser(weights)
-    return {
-        f"psnr_db_sigma_{sigma}": round(
-            float(np.mean(gaussian_psnr_db(denoiser.denoise_float, read(), sigma=sigma))), 3
-        )
-        for sigma in SCORED_SIGMAS
-    }
+
+    def mean_db(sigma: int) -> float:
+        clean = (photo.pixels for photo in islice(photos, SCORED_PHOTOS))
+        return float(np.mean(gaussian_psnr_db(denoiser.denoise_float, clean, sigma=sigma)))
+
+    return {f"psnr_db_sigma_{sigma}": round(mean_db(sigma), 3) for sigma in SCORED_SIGMAS}
 
 
 def read_run(run: str) -> dict[str, Any]:  # Any: JSON

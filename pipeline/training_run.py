@@ -9,7 +9,7 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,15 +24,15 @@ from model.metrics import PEAK, psnr_db
 from model.patches import parts_of
 from model.training import NO_ORIGIN, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
 from model.weights import Card, Part, dump_weights, parse_weights
-from pipeline.clean_photos import read_clean_photos
+from pipeline.clean_photos import CleanPhotos, find_clean_photos
 from pipeline.errors import RunFailed
-from pipeline.examples import ExampleStream, check_photos
+from pipeline.examples import ExampleStream
 from pipeline.images import to_png
 from pipeline.records import TRAINING_SCHEMA
 from pipeline.registry import read_weights
 from pipeline.scratch import scratch_folder
 from pipeline.sources import Source, photos_of
-from pipeline.storage import Store, open_store
+from pipeline.storage import Store, open_store, prefix_in
 from pipeline.subset import Split, Subset
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class TrainJob:
         source = photos_of(open_store(self.source), self.subset(Split.TRAIN))
         run = open_store(self.run)
         for store in map(open_store, filter(None, (self.source, self.validation))):
-            if f"{run.place}/".startswith(f"{store.place}/"):
+            if prefix_in(run, store) is not None:
                 raise ValueError(f"the run {run.url} lies in the photos {store.url}: name a folder outside of them")
         photos = source.table()
         if not len(photos):
@@ -119,26 +119,24 @@ class TrainJob:
         """The photos of the source that are for training, or for validation."""
         return Subset(where=self.where, split=split, validation_fraction=self.validation_fraction)
 
-    def validation_photos(self, *, limit: int) -> Iterator[NDArray[np.uint8]]:
-        """The first photos that weights are scored on, as they are read; none where none were asked for.
+    def find_validation(self) -> CleanPhotos | None:
+        """The photos that weights are scored on, if any were asked for.
 
         Raises:
-            ValueError: there are none, of those that were asked for.
+            ValueError: of those that train, the share that was asked for has none.
+            StorageError: they cannot be listed.
         """
         if self.validation is not None:
-            found = read_clean_photos(self.validation)
-        elif self.validation_fraction:
-            held_back = photos_of(open_store(self.source), self.subset(Split.VALIDATION))
-            if not len(held_back.table()):
-                raise ValueError(
-                    f"validation_fraction is {self.validation_fraction:g}, which holds none of the photos of "
-                    f"{self.source} back: ask for more of them"
-                )
-            found = read_clean_photos(self.source, self.subset(Split.VALIDATION))
-        else:
-            return
-        for photo in islice(found, limit):
-            yield photo.pixels
+            return find_clean_photos(self.validation)
+        if not self.validation_fraction:
+            return None
+        found = find_clean_photos(self.source, self.subset(Split.VALIDATION))
+        if not len(found.photos):
+            raise ValueError(
+                f"validation_fraction is {self.validation_fraction:g}, which holds none of the photos of "
+                f"{self.source} back: ask for more of them"
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +190,8 @@ def check_job(job: TrainJob) -> None:
     config = job.config.for_photos(len(photos))
     state = TrainState(config)
     _resume(open_store(job.run), state, config, _begin(state, job, config))
-    check_photos(source, photos, config)
-    next(job.validation_photos(limit=1), None)
+    for clean in filter(None, (CleanPhotos(source, photos, config.patch_px), job.find_validation())):
+        next(iter(clean))
 
 
 def read_state(store: Store, config: TrainConfig) -> TrainState:
@@ -240,7 +238,7 @@ class _Folder:
         self._means: list[StepMetrics] = []
         self._before_s = float(rows[-1]["seconds"] or 0) if rows else 0.0
         self._start = self._last = time.monotonic()
-        self._photos = [_centre(photo) for photo in job.validation_photos(limit=VALIDATION_PHOTOS)]
+        self._photos = [_centre(photo.pixels) for photo in islice(job.find_validation() or (), VALIDATION_PHOTOS)]
         self._board = board
 
     def add(self, metrics: StepMetrics, state: TrainState) -> None:

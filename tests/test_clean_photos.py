@@ -8,7 +8,7 @@ import pytest
 from photos import saved, scene
 from PIL import Image
 
-from pipeline.clean_photos import digest_of, read_clean_photos
+from pipeline.clean_photos import digest_of, find_clean_photos
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_colour_photos_of_a_size_come_in_the_order_of_their_keys(folder: Path) -> None:
-    photos = list(read_clean_photos(str(folder), min_side_px=32))
+    photos = list(find_clean_photos(str(folder), min_side_px=32))
 
     assert [photo.key for photo in photos] == ["0.png", "1.png"]
     assert np.array_equal(photos[1].pixels, scene(side_px=32, seed=1))
@@ -29,7 +29,7 @@ def test_colour_photos_of_a_size_come_in_the_order_of_their_keys(folder: Path) -
 
 def test_a_collection_without_any_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="no 8-bit colour photos of at least 64 pixels a side"):
-        list(read_clean_photos(str(folder), min_side_px=64))
+        list(find_clean_photos(str(folder), min_side_px=64))
 
 
 def test_the_digest_is_that_of_sha256sum(folder: Path) -> None:
@@ -42,5 +42,5 @@ def test_the_digest_is_that_of_sha256sum(folder: Path) -> None:
         check=True,
     ).stdout
 
-    photos = read_clean_photos(str(folder))
+    photos = find_clean_photos(str(folder))
     assert digest_of((photo.key, photo.sha256) for photo in photos) == printed.split()[0]

@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState
 from model.weights import Part, load_weights
 from pipeline import train, training_run
-from pipeline.clean_photos import CleanPhoto, read_clean_photos
+from pipeline.clean_photos import CleanPhoto, find_clean_photos
 from pipeline.errors import RunFailed, StorageError, TargetInUse
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.storage import open_store
@@ -54,7 +54,7 @@ def image_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _sides(job: TrainJob, split: Split) -> list[int]:
-    return sorted(len(photo.pixels) for photo in read_clean_photos(job.source, job.subset(split)))
+    return sorted(len(photo.pixels) for photo in find_clean_photos(job.source, job.subset(split)))
 
 
 def _job(source: Path, **changes: object) -> TrainJob:
@@ -127,14 +127,15 @@ def test_few_of_the_photos_that_weights_are_scored_on_are_in_memory(
     seen: list[weakref.ref[Pixels]] = []
     in_memory: list[int] = []
 
-    def read(_: object) -> Iterator[CleanPhoto]:
-        for number in range(6):
-            pixels = np.zeros((16, 16, 3), np.uint8).view(Pixels)
-            seen.append(weakref.ref(pixels))
-            in_memory.append(sum(each() is not None for each in seen))
-            yield CleanPhoto(str(number), "", pixels)
+    class Photos:
+        def __iter__(self) -> Iterator[CleanPhoto]:
+            for number in range(6):
+                pixels = np.zeros((16, 16, 3), np.uint8).view(Pixels)
+                seen.append(weakref.ref(pixels))
+                in_memory.append(sum(each() is not None for each in seen))
+                yield CleanPhoto(str(number), "", pixels)
 
-    monkeypatch.setattr(training_run, "read_clean_photos", read)
+    monkeypatch.setattr(training_run, "find_clean_photos", lambda _: Photos())
     run_train(_job(folder, validation="clean"), lambda metrics: None)
 
     assert max(in_memory) <= 3

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from model import Denoiser
-from pipeline.clean_photos import read_clean_photos
+from pipeline.clean_photos import find_clean_photos
 
 SIDE_PX = 512
 SIGMA = 25
@@ -66,7 +66,7 @@ def read_noisy(folder: Path, count: int) -> list[Photo]:
     """The middle of photos, with white noise, as 8-bit files hold it."""
     draw = np.random.default_rng(0)
     noisy = []
-    for photo in read_clean_photos(str(folder), min_side_px=SIDE_PX):
+    for photo in find_clean_photos(str(folder), min_side_px=SIDE_PX):
         top, left = ((extent - SIDE_PX) // 2 for extent in photo.pixels.shape[:2])
         middle = photo.pixels[top : top + SIDE_PX, left : left + SIDE_PX].astype(float)
         noisy.append(np.rint(middle + draw.normal(0, SIGMA, middle.shape)).clip(0, 255).astype(np.uint8))

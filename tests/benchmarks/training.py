@@ -18,7 +18,7 @@ import torch
 
 from model.denoiser import use_threads
 from model.training import Examples, StepMetrics, TrainConfig, TrainState, rmse
-from pipeline.clean_photos import read_clean_photos
+from pipeline.clean_photos import find_clean_photos
 from pipeline.train import run_train
 from pipeline.training_run import TrainJob
 
@@ -51,7 +51,7 @@ def main() -> None:
 def bare_loop(folder: str, config: TrainConfig) -> float:
     """Patches a second of a loop as one writes it."""
     use_threads(torch.get_num_threads())
-    photos = [photo.pixels for photo in read_clean_photos(folder, min_side_px=config.patch_px)]
+    photos = [photo.pixels for photo in find_clean_photos(folder, min_side_px=config.patch_px)]
     state = TrainState(config)
     start = 0.0
     draw = np.random.default_rng(config.seed)
