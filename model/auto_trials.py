@@ -4,7 +4,7 @@ The noise is white, in files: clipped and rounded to 8 bits. Sigma is in 8-bit l
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,9 +70,14 @@ class AutoScores:
 
 
 def score_auto(
-    denoiser: Denoiser, photos: Sequence[Photo], *, seed: int = 0, watch: Callable[[], None] = lambda: None
+    denoiser: Denoiser, photos: Iterable[Photo], *, seed: int = 0, watch: Callable[[], None] = lambda: None
 ) -> AutoScores:
-    """Try the photos with noise of every level; `watch` is called for each photo at each of `STRENGTH_SIGMAS`."""
+    """Try the photos with noise of every level.
+
+    Args:
+        photos: gone over for each level.
+        watch: called for each photo at each of `STRENGTH_SIGMAS`.
+    """
     strengths, clean = [], None
     for sigma in STRENGTH_SIGMAS:
         found = []
@@ -89,7 +94,7 @@ def score_auto(
     )
 
 
-def score_estimates(photos: Sequence[Photo], sigma: float, *, seed: int = 0) -> EstimateScore:
+def score_estimates(photos: Iterable[Photo], sigma: float, *, seed: int = 0) -> EstimateScore:
     """Estimate the noise of every photo at one level."""
     noisy = (_noisy(photo, sigma, seed, number) for number, photo in enumerate(photos))
     found = np.array([estimate_noise(photo).sigma for photo in noisy])

@@ -1,12 +1,15 @@
 """Clean photos, to train on and to measure by: the 8-bit colour ones of a collection, in the order of their keys."""
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import ObjectRefused, PhotoRejected
@@ -52,6 +55,11 @@ class CleanPhotos:
             raise no_clean_photos(self.source, min_side_px=self.min_side_px)
         yield first
         yield from found
+
+    def only(self, keys: Iterable[str]) -> Self:
+        """Those with these keys."""
+        is_wanted = pc.is_in(self.photos["key"], pa.array(keys, pa.string()))
+        return dataclasses.replace(self, photos=self.photos.filter(is_wanted))
 
 
 def find_clean_photos(collection: str, subset: Subset | None = None, *, min_side_px: int = 1) -> CleanPhotos:

@@ -1,11 +1,13 @@
 """Evaluate weights on clean photos: the trials of `model.evaluate`, beside other weights and classical denoisers."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import PurePosixPath
+from typing import Self
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from model.denoiser import Denoiser
 from model.evaluate import Denoise, Floats, Photo, Told, Trial, run_trial, standard_trials
 from model.weights import Weights
 from pipeline.auto_table import format_auto
-from pipeline.clean_photos import CleanPhoto, digest_of, find_clean_photos
+from pipeline.clean_photos import CleanPhotos, digest_of, find_clean_photos
 from pipeline.peers import PEERS, check_libraries, is_tried
 from pipeline.registry import SHORTEST_HASH, SUFFIX, is_hash, read_weights
 from pipeline.score_plot import draw_scores
@@ -66,6 +68,52 @@ class Steps:
     denoiser: str
 
 
+@dataclass(frozen=True, slots=True)
+class PhotosOnTrial:
+    """Clean photos, which are read each time that one goes over them: memory holds few.
+
+    Attributes:
+        photos: what is read.
+        sha256s: of each of them, by key, in the order of the keys.
+    """
+
+    photos: CleanPhotos
+    sha256s: dict[str, str]
+
+    @classmethod
+    def find(cls, collection: str, limit: int | None) -> Self:
+        """The first so many of a collection, which are read once to know them.
+
+        Raises:
+            ValueError: there are none.
+            StorageError: they cannot be read.
+        """
+        found = find_clean_photos(collection, min_side_px=MIN_SIDE_PX)
+        sha256s = {photo.key: photo.sha256 for photo in islice(found, limit)}
+        return cls(found.only(sha256s), sha256s)
+
+    def only(self, keys: Sequence[str]) -> Self:
+        """Those with these keys."""
+        return dataclasses.replace(
+            self, photos=self.photos.only(keys), sha256s={key: self.sha256s[key] for key in keys}
+        )
+
+    def __iter__(self) -> Iterator[Photo]:
+        """The photos, as they are read.
+
+        Raises:
+            ValueError: one of them is no longer what it was.
+            StorageError: they cannot be read.
+        """
+        left = dict(self.sha256s)
+        for photo in self.photos:
+            if left.pop(photo.key) != photo.sha256:
+                raise ValueError(f"{photo.key} has changed while denoisers were tried on it")
+            yield photo.pixels
+        if left:
+            raise ValueError(f"{next(iter(left))} has gone while denoisers were tried on it")
+
+
 def run_evaluate(
     job: EvaluateJob, report: Callable[[Row], None], watch: Callable[[Steps], None] = lambda _steps: None
 ) -> Evaluation:
@@ -82,7 +130,7 @@ def run_evaluate(
     check_libraries(job.peers)
     trials = choose_trials(job.trials)
     ours = read_distinct(job.weights, *job.against)
-    photos = list(islice(find_clean_photos(job.photos, min_side_px=MIN_SIDE_PX), job.limit))
+    photos = PhotosOnTrial.find(job.photos, job.limit)
     if job.folder is not None:
         Destination.at(f"{job.folder.rstrip('/')}/{SCORES}")
     denoisers = {name: denoise_by(weights) for name, weights in ours.items()}
@@ -93,14 +141,14 @@ def run_evaluate(
         (trial, name, some)
         for trial in trials
         for name in denoisers
-        if (some := [photo for number, photo in enumerate(photos) if is_tried(name, trial, number)])
+        if (some := [key for number, key in enumerate(photos.sha256s) if is_tried(name, trial, number)])
     ]
-    planned = sum(len(some) for *_, some in plan) + job.has_auto * len(photos) * len(STRENGTH_SIGMAS)
+    planned = sum(len(some) for *_, some in plan) + job.has_auto * len(photos.sha256s) * len(STRENGTH_SIGMAS)
     rows: list[Row] = []
     scores: list[PhotoScore] = []
     for trial, name, some in plan:
         found: list[PhotoScore] = []
-        for score in _try(trial, name, denoisers[name], some):
+        for score in _try(trial, name, denoisers[name], photos.only(some)):
             found.append(score)
             watch(Steps(len(scores) + len(found), planned, trial.name, name))
         first = [score for score in scores if score.trial == trial.name and score.denoiser == plan[0][1]] or found
@@ -113,7 +161,7 @@ def run_evaluate(
     auto = (
         score_auto(
             Denoiser(weights),
-            [photo.pixels for photo in photos],
+            photos,
             watch=lambda: watch(Steps(next(tried), planned, "auto", name)),
         )
         if job.has_auto
@@ -121,7 +169,7 @@ def run_evaluate(
     )
     evaluation = Evaluation(
         photos=job.photos,
-        photos_sha256=digest_of((photo.key, photo.sha256) for photo in photos),
+        photos_sha256=digest_of(photos.sha256s.items()),
         version=version("degrain"),
         weights=hashes,
         rows=rows,
@@ -186,10 +234,9 @@ def denoise_by(weights: Weights) -> Denoise:
     return denoise
 
 
-def _try(trial: Trial, name: str, denoise: Denoise, photos: Sequence[CleanPhoto]) -> Iterator[PhotoScore]:
-    scores = run_trial(trial, denoise, (photo.pixels for photo in photos))
-    for photo, score in zip(photos, scores, strict=True):
-        yield PhotoScore(trial=trial.name, denoiser=name, key=photo.key, score=score)
+def _try(trial: Trial, name: str, denoise: Denoise, photos: PhotosOnTrial) -> Iterator[PhotoScore]:
+    for key, score in zip(photos.sha256s, run_trial(trial, denoise, photos), strict=True):
+        yield PhotoScore(trial=trial.name, denoiser=name, key=key, score=score)
 
 
 def _short_name(source: str) -> str:

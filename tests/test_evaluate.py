@@ -12,7 +12,7 @@ from model.evaluate import CAMERAS, PHOTO_ISOS, Score, Trial, mean_score, photog
 from model.photo import PhotoNetwork
 from model.weights import Card, dump_weights
 from pipeline.errors import StorageError
-from pipeline.evaluate import EvaluateJob, choose_trials, read_distinct, run_evaluate
+from pipeline.evaluate import EvaluateJob, PhotosOnTrial, choose_trials, read_distinct, run_evaluate
 from pipeline.peers import PEERS
 from pipeline.registry import open_registry
 from pipeline.scores import Row
@@ -167,6 +167,22 @@ def test_a_folder_that_cannot_be_written_is_known_before_any_trial(folder):
         )
 
     assert rows == []
+
+
+def test_photos_on_trial_are_read_anew_each_time_and_must_stay_what_they_are(folder):
+    """Memory would not hold all those of a large collection."""
+    photos = PhotosOnTrial.find(str(folder / "photos"), limit=None)
+    first, last = sorted((folder / "photos").iterdir())
+    assert next(iter(photos)) is not next(iter(photos))
+    assert [pixels.mean() for pixels in photos.only([last.name])] == [list(photos)[-1].mean()]
+
+    last.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=f"{last.name} has changed while denoisers were tried on it"):
+        list(photos)
+
+    last.unlink()
+    with pytest.raises(ValueError, match=f"{last.name} has gone while denoisers were tried on it"):
+        list(photos)
 
 
 def test_trials_are_chosen_by_words_of_their_names():
