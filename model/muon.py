@@ -70,7 +70,8 @@ def orthogonalise(matrices_BRC: Tensor) -> Tensor:
     linear, cubic, quintic = QUINTIC
     for _ in range(ITERATIONS):
         gram = wide @ wide.mT
-        wide = linear * wide + (cubic * gram + quintic * gram @ gram) @ wide
+        polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=linear)
     orthogonal_BRC: Tensor = wide.mT if is_tall else wide
     return orthogonal_BRC.to(matrices_BRC.dtype)
 

@@ -220,8 +220,7 @@ class TrainState:
 
     def __init__(self, config: TrainConfig) -> None:
         torch.manual_seed(config.seed)
-        self.network: nn.Module = NETWORKS[config.network]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
-        self.average: nn.Module = NETWORKS[config.network]()
+        self.network, self.average = (_new_network(config) for _ in range(2))
         self.average.load_state_dict(self.network.state_dict())
         self.average.requires_grad_(False)
         self.optimizers = _optimizers(self.network, config)
@@ -351,7 +350,8 @@ def _add_gradients(
         with waits:
             with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.bfloat16):
                 denoised_BCHW = network(noisy_BCHW, piece.level_B2.to(device))
-            loss = LOSSES[config.loss](denoised_BCHW.float(), piece.clean_BCHW.to(device))
+            clean_BCHW = piece.clean_BCHW.to(device, memory_format=torch.channels_last)
+            loss = LOSSES[config.loss](denoised_BCHW.float(), clean_BCHW)
             share = len(piece) / config.batch_size
             torch.autograd.backward(loss * share * processes)  # DistributedDataParallel takes the mean of the processes
         total += loss.detach() * share
@@ -382,6 +382,12 @@ def rmse(photo_BCHW: Tensor, reference_BCHW: Tensor, *, epsilon: float = 1e-3) -
 
 
 LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {Loss.RMSE: rmse, Loss.MSE: F.mse_loss}
+
+
+def _new_network(config: TrainConfig) -> nn.Module:
+    """One with random weights: channels last, as its average is, or what mixes both would take twice the time."""
+    network: nn.Module = NETWORKS[config.network]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
+    return network
 
 
 def _optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
