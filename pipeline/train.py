@@ -47,6 +47,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
         TargetInUse: another process is at work on the run.
         ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
         StorageError: the photos cannot be read, or the run's folder cannot be written.
+        FloatingPointError: the loss is no number any more.
         RunFailed: the run's checkpoint or metrics are damaged; or there is no such cluster, it has too little for the
             workers, or they were lost too often.
     """
@@ -161,8 +162,9 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
         # Here: with another node it would be lost, and the run with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        trainer = TorchTrainer(
-            partial(_train_as_ray_worker, job, threads, news),
+        train: Any = partial(_train_as_ray_worker, job, threads, news)  # Any: nor do they know what it returns
+        trainer: Any = TorchTrainer(
+            train,
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=has_gpus,
@@ -175,9 +177,11 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
         )
         try:
             with _passed_on(news, report):
-                trainer.fit()
+                broken = trainer.fit().return_value
         except TrainingFailedError as error:
             raise RunFailed(f"training stopped: {_innermost(error)}; it goes on from its last checkpoint") from error
+        if broken is not None:
+            raise FloatingPointError(broken)
 
 
 def _share_of(job: TrainJob) -> tuple[int, bool]:
@@ -193,8 +197,11 @@ def _share_of(job: TrainJob) -> tuple[int, bool]:
     return cores // job.workers, job.use_gpus and gpus >= job.workers
 
 
-def _train_as_ray_worker(job: TrainJob, threads: int, news: Any) -> None:  # Any: Ray's queue is untyped
-    """What each of Ray Train's workers runs."""
+def _train_as_ray_worker(job: TrainJob, threads: int, news: Any) -> str | None:  # Any: Ray's queue is untyped
+    """What each of Ray Train's workers runs; returns why the loss is no number, which all of them meet at once.
+
+    Raised, it would have Ray start them again, to meet it again.
+    """
     from ray.train import get_context
 
     from pipeline.process_group import device_of_worker
@@ -203,7 +210,11 @@ def _train_as_ray_worker(job: TrainJob, threads: int, news: Any) -> None:  # Any
     worker = Worker(
         number=context.get_world_rank(), count=context.get_world_size(), threads=threads, device=device_of_worker()
     )
-    train_worker(job, worker, news.put_nowait)
+    try:
+        train_worker(job, worker, news.put_nowait)
+    except FloatingPointError as error:
+        return str(error)
+    return None
 
 
 @contextmanager

@@ -365,6 +365,18 @@ def test_photos_that_cannot_be_used_are_made_up_for_by_others(folder: Path) -> N
     assert (folder.parent / "run/weights.safetensors").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_loss_that_is_no_number_stops_all_workers_of_a_cluster_at_once(folder: Path) -> None:
+    config = TrainConfig(steps=20, batch_size=8, patch_px=32, warmup_steps=0, learning_rate=1e30)
+    steps: list[int] = []
+
+    with pytest.raises(FloatingPointError, match="the loss of step 2 is"):
+        run_train(_job(folder, config=config, workers=2), lambda metrics: steps.append(metrics.step))
+
+    assert steps == [1]
+
+
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(400)
