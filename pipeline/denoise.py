@@ -277,6 +277,8 @@ def denoise_by_bands(
                     _copy(file, out)
                     return _untouched(result, change.reason)
         result.outcome, result.strength = Outcome.DENOISED, config.dose(noise).strength
+    if result.outcome == Outcome.REJECTED:
+        result.file = None  # it is not whole
     return result
 
 

@@ -302,6 +302,31 @@ def test_a_large_photo_that_is_gone_is_a_row(tmp_path: Path, monkeypatch: pytest
     assert (row["outcome"], row["source_sha256"]) == ("rejected", None)
 
 
+def test_a_large_photo_that_turns_out_to_be_damaged_has_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, scene(), photometric="rgb", compression="zlib", rowsperstrip=8)
+    data = bytearray(buffer.getvalue())
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        offset = file.pages[0].dataoffsets[-1]
+    data[offset : offset + 32] = bytes(32)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/scan.tif").write_bytes(data)
+    monkeypatch.setattr(shard, "FILE_BYTES", 0)
+    weights, _ = read_weights("photo")
+    factory = DenoiseWorkerFactory(
+        source=str(tmp_path / "source"), target=str(tmp_path / "target"), layout=Layout.FILES, weights=weights,
+        config=DenoiseConfig(),
+    )  # fmt: skip
+
+    factory(1).run(plan_of(LocalStore(tmp_path / "source")), {})
+
+    row = rows_of(tmp_path / "target")["scan.tif"]
+    assert (row["outcome"], row["output_key"]) == ("rejected", None)
+    assert objects_of(tmp_path / "target") == {}
+
+
 def test_a_disk_without_room_for_temporary_files_ends_the_shard_and_blames_no_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
