@@ -78,7 +78,7 @@ def find_highlights(target: str, *, since: datetime) -> Highlights:
         ).fetchall()
         found = database.execute(
             f"FROM {scan(parts)} WHERE outcome = '{Outcome.DENOISED}' AND finished_at >= $since "
-            f"AND width_px * height_px <= {MAX_PICTURE_PIXELS} ORDER BY noise_sigma_before DESC, key "
+            f"AND width_px::BIGINT * height_px <= {MAX_PICTURE_PIXELS} ORDER BY noise_sigma_before DESC, key "
             f"LIMIT {MAX_PICTURES}",
             {"since": since},
         )
