@@ -353,6 +353,8 @@ class _Pictures:
         photo.pair = draw_pair(before, after)
 
     def draw_source(self, photo: ShownPhoto) -> None:
+        if photo.row["source_sha256"] is None:
+            return  # no worker came to the end of reading it: it may end this process as it ended theirs
         with suppress(DegrainError, ValueError):
             photo.whole = draw_whole(self._read_source(photo.row))
 

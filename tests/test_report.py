@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 from loop import Loop
 from photos import saved, scene, write_archive
+from rows import row
 
 from flows.cli import main
+from pipeline.cases import POISON_REASON
 from pipeline.charts import Series, draw_histogram, draw_timeline, nice_step
 from pipeline.denoise import DenoiseConfig
 from pipeline.errors import StorageError
 from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
-from pipeline.records import Layout
+from pipeline.records import Layout, Outcome
 from pipeline.report import ReportJob, render, run_report
 from pipeline.storage import open_store
 
@@ -179,6 +181,19 @@ def test_photos_and_rejected_ones_are_bounded_whatever_the_size_of_the_set(job: 
 
     assert "24 of 60, of each reason some." in page.text
     assert len(page.pictures) <= 3 * 4
+
+
+def test_a_photo_that_ends_the_process_that_opens_it_is_told_of_and_not_opened(job: DenoiseJob) -> None:
+    image_set = ImageSet(open_store(job.target))
+    image_set.open_for(job.source, Layout.FILES)
+    poisonous = row("0.png", outcome=Outcome.REJECTED, reason=POISON_REASON)
+    image_set.commit("s", [dataclasses.replace(poisonous, source_sha256=None)])
+    image_set.publish("run-1", ["s"])
+
+    page = report(job.target)
+
+    assert f"0.png {POISON_REASON}" in page.text
+    assert page.pictures == []
 
 
 def test_the_command_writes_the_page_and_refuses_another_kind_of_file(job: DenoiseJob, tmp_path: Path) -> None:
