@@ -22,6 +22,7 @@ from pipeline.storage import Store
 
 ROW_GROUP_BYTES = 16 * 1024**2  # of photos, unless it is one larger photo
 ROW_GROUP_PHOTOS = 1024
+MAX_PHOTO_BYTES = 2**31 - 2**20  # Arrow and Parquet count the bytes of a column and of a page in 31 bits
 OPEN_SHARDS = 16  # whose footers a reader keeps
 GROUPS_IN_MEMORY = 2  # that a reader keeps: photos of neighbouring keys may alternate between an old and a new shard
 PHOTO_COLUMN = "image.bytes"

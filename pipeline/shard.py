@@ -22,7 +22,7 @@ from pipeline.errors import ObjectMissing, ObjectRefused, PhotoRejected, Storage
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.images import Header, Limits
 from pipeline.imageset import ImageSet
-from pipeline.packed import PackedWriter
+from pipeline.packed import MAX_PHOTO_BYTES, PackedWriter
 from pipeline.records import GONE, Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
 from pipeline.redaction import explain
 from pipeline.room import Room
@@ -301,6 +301,8 @@ class Worker:
         if (reason := unsafe_reason(planned.key)) is not None:
             return reason
         limit = self._recipe.limits.max_bytes
+        if self._layout == Layout.PACKED:
+            limit = min(limit, MAX_PHOTO_BYTES)
         return (
             None
             if planned.size_bytes <= limit

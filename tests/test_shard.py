@@ -130,6 +130,15 @@ def test_a_file_over_the_limit_is_rejected_unread(tmp_path: Path) -> None:
     assert row["source_sha256"] is None
 
 
+def test_a_file_larger_than_a_packed_shard_can_hold_is_rejected_unread(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    huge = PlannedPhoto("scan.tif", 2**31, "etag", 1)
+
+    worker(tmp_path / "source", tmp_path / "target", Layout.PACKED).run(ShardPlan("shard", "run", (huge,)), {})
+
+    assert rows_of(tmp_path / "target")["scan.tif"]["reason"].endswith("bytes, and the limit is 2,146,435,072")
+
+
 def test_a_photo_that_is_gone_when_its_turn_comes_is_a_row(tmp_path: Path) -> None:
     write_archive(tmp_path / "source")
     plan = plan_of(LocalStore(tmp_path / "source"))
