@@ -116,6 +116,7 @@ MAX_PROFILE_BYTES = 1 << 20
 HEAD_BYTES = 64  # which tell the format
 MAX_SIDE_PX, MAX_BIT_DEPTH = 2**31 - 1, 64  # what the index can hold, and what any real photo has
 APPLE_DOUBLE = b"\0\x05\x16\x07"  # what macOS keeps beside IMG.jpg as ._IMG.jpg
+Image.MAX_IMAGE_PIXELS = None  # `Limits` decide what is too large, and Pillow decodes none of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

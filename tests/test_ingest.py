@@ -179,6 +179,15 @@ def test_the_colour_profile_stays_and_one_of_another_kind_of_colour_goes() -> No
         assert Image.open(io.BytesIO(result.data or b"")).info.get("icc_profile") == expected
 
 
+def test_a_photo_of_very_many_pixels_keeps_its_colour_profile() -> None:
+    profile = bytes(16) + b"GRAY" + bytes(108)
+    photo = saved(Image.new("L", (16_000, 11_500)), "JPEG", icc_profile=profile)
+
+    result = packed(photo, "a.jpg", resize_px=24)
+
+    assert Image.open(io.BytesIO(result.data or b"")).info.get("icc_profile") == profile
+
+
 @pytest.mark.parametrize(
     ("key", "data", "reason"),
     [
