@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -247,8 +248,10 @@ def _directories(file: File) -> tuple[list[Directory], list[Directory]]:
             for offset in file.values(directory, tag)[:MAX_DIRECTORIES]:
                 if offset and offset not in seen and len(seen) < MAX_DIRECTORIES:
                     seen.add(offset)
-                    others.append(read_directory(file, offset))
-                    queue.append(others[-1])
+                    # Programs copy the tag of EXIF into files without it: in no format does that fail the photo.
+                    with nullcontext() if tag == SUB_IFDS else suppress(PhotoRejected):
+                        others.append(read_directory(file, offset))
+                        queue.append(others[-1])
     return pages, others
 
 

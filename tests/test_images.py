@@ -706,6 +706,13 @@ def test_damaged_exif_says_nothing_about_orientation_and_survives(block):
     assert segment(0xE1, b"Exif\0\0" + block) in inverted(source)
 
 
+@pytest.mark.parametrize("tag", [34665, 34853], ids=["EXIF", "GPS"])
+@pytest.mark.parametrize("offset", [60_000, 1_000], ids=["behind the end", "amid the pixels"])
+def test_a_tiff_whose_exif_is_elsewhere_than_it_says_is_denoised(tag, offset):
+    source = retagged(tiff(software="x"), 305, offset, new_tag=tag)
+    np.testing.assert_array_equal(read(inverted(source)).colour, 255 - photo())
+
+
 def test_pixels_are_as_stored_without_the_orientation_applied():
     assert read(jpeg(exif=exif(orientation=6))).colour.shape == (HEIGHT, WIDTH, 3)
 
