@@ -132,10 +132,11 @@ def render(job: ReportJob) -> str:
         facts = {**_totals(database), **_noise(database), **_work(database)}
         chosen = _choose(database, job.photos)
         rejected = _rejected(database)
-    pictures = _Pictures(image_set, manifest)
+    drawn = rejected[: job.photos * 2]
+    pictures = _Pictures(image_set, manifest, [photo.row["key"] for photo in (*chosen, *drawn)])
     for photo in chosen:
         pictures.draw_result(photo)
-    for photo in rejected[: job.photos * 2]:
+    for photo in drawn:
         pictures.draw_source(photo)
     page: str = _page().render(
         **facts,
@@ -333,11 +334,13 @@ def _rows(database: duckdb.DuckDBPyConnection, condition: str) -> Iterator[dict[
 class _Pictures:
     """Draws photos from where they lie, one at a time. What cannot be shown is noted, and fails nothing."""
 
-    def __init__(self, image_set: ImageSet, manifest: Manifest) -> None:
+    def __init__(self, image_set: ImageSet, manifest: Manifest, keys: list[str]) -> None:
         self._set = image_set
+        self._keys = keys
         self._is_packed = manifest.layout == Layout.PACKED
         self._url = manifest.source
         self._source: Source | None = None
+        self._places: dict[str, str] | None = None  # in a packed source: looked for once, in all of its index
 
     def draw_result(self, photo: ShownPhoto) -> None:
         row, before = photo.row, None
@@ -379,7 +382,9 @@ class _Pictures:
         self._source = source = self._source or photos_of(open_store(self._url))
         place = None
         if source.is_packed and source.image_set is not None:
-            place = find_places(source.image_set, [row["key"]]).get(row["key"])
+            if self._places is None:
+                self._places = find_places(source.image_set, self._keys)
+            place = self._places.get(row["key"])
             if place is None:
                 raise PhotoRejected("it is no longer in its image set")
         _check_size(row["source_size_bytes"])

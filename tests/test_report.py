@@ -144,6 +144,18 @@ def test_a_packed_set_shows_what_is_in_it_and_can_be_the_source_of_another(job: 
     assert len(packed.pictures) == len(denoised.pictures) == 3 * 4
 
 
+def test_the_index_of_a_packed_source_is_read_once_however_many_photos_are_shown(
+    job: DenoiseJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ingest(IngestJob(source=job.source, target=str(tmp_path / "packed")), lambda _: None)
+    denoise(dataclasses.replace(job, source=str(tmp_path / "packed")))
+    read, read_index = [], ImageSet.local_index
+    monkeypatch.setattr(ImageSet, "local_index", lambda self: read.append(self.store.url) or read_index(self))
+
+    assert len(report(job.target).pictures) == 3 * 4
+    assert read.count(str(tmp_path / "packed")) == 1
+
+
 def test_where_there_is_little_to_tell_it_says_so(job: DenoiseJob) -> None:
     for path in Path(job.source).iterdir():
         path.write_bytes(b"")
