@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import fsspec
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from commands import degrain, start_degrain, summary_of, wait_for_commits, wait_until_workers_are_gone, write_many
 from faults.proxy import FaultProxy
 from loop import Loop, index_of, photos_of, plan_work
@@ -143,6 +145,19 @@ def test_sixteen_bits_become_eight_by_rounding() -> None:
     result = packed(imagecodecs.png_encode(np.repeat(deep, 2, axis=0)), "a.png", resize_px=2)
 
     assert pixels(result)[0].tolist() == [0, 0, 1, 1, 255, 255]
+
+
+def test_sixteen_bits_take_no_more_memory_than_there_is_room_for() -> None:
+    deep = np.zeros((600, 800, 3), np.uint16)
+    photo = io.BytesIO()
+    tifffile.imwrite(photo, deep, photometric="rgb", compression="zlib", rowsperstrip=20)
+
+    tracemalloc.start()
+    packed(photo.getvalue(), "a.tif", resize_px=20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < ingest.COPIES * deep.nbytes
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("L", "L"), ("LA", "L"), ("RGB", "RGB"), ("RGBA", "RGB")])
