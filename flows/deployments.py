@@ -9,12 +9,14 @@ from prefect import Flow, get_client, serve
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.schema_tools import ValidationError, validate
 
 from flows.denoise import denoise
 from flows.ingest import ingest
@@ -39,23 +41,31 @@ FLOWS: tuple[tuple[Flow[..., Any], str | None], ...] = (  # Any: whatever they r
 
 
 def deployments(parameters: Mapping[str, dict[str, Any]]) -> list[RunnerDeployment]:  # Any: JSON
-    """One deployment a flow. A schedule that a person has turned on stays on.
+    """One deployment a flow. Schedules, parameters and pauses that a person has set stay.
 
     Args:
         parameters: what a run of a flow takes where nothing else is given, by the flow's name.
     """
-    found = [
-        flow.to_deployment(
-            name=DEPLOYMENT,
-            tags=[DEPLOYMENT, flow.name],
-            description=flow.description,
-            parameters=parameters.get(flow.name, {}),
-            schedules=[] if cron is None else [_schedule(cron, is_active=_is_active(flow.name))],
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        for flow, cron in FLOWS
-    ]
-    return cast(list[RunnerDeployment], found)  # there is no event loop here that would make it a coroutine
+    return [_deployment(flow, cron, parameters.get(flow.name, {})) for flow, cron in FLOWS]
+
+
+def find_known(flow: Flow[..., Any], name: str) -> DeploymentResponse | None:  # Any: as above
+    """A deployment of a flow as the server has it, if it has it."""
+    with get_client(sync_client=True) as client:
+        try:
+            return client.read_deployment_by_name(f"{flow.name}/{name}")
+        except ObjectNotFound:
+            return None
+
+
+def fitting(flow: Flow[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:  # Any: as above
+    """Parameters that a flow still takes; none where another version was given them: the server would refuse them."""
+    try:
+        validate(parameters, flow.parameters.model_dump_for_openapi(), raise_on_error=True, ignore_required=True)
+    except ValidationError as error:
+        print(f"{flow.name} no longer takes its parameters {json.dumps(parameters)}: {error}", flush=True)
+        return {}
+    return parameters
 
 
 def take_up_lost_runs() -> list[str]:
@@ -93,17 +103,28 @@ def _all(read: Callable[[int], list[T]]) -> list[T]:
     return found
 
 
-def _schedule(cron: str, *, is_active: bool) -> DeploymentScheduleCreate:
-    return DeploymentScheduleCreate(schedule=CronSchedule(cron=cron), active=is_active)
-
-
-def _is_active(flow_name: str) -> bool:
-    with get_client(sync_client=True) as client:
-        try:
-            known = client.read_deployment_by_name(f"{flow_name}/{DEPLOYMENT}")
-        except ObjectNotFound:
-            return False
-    return any(schedule.active for schedule in known.schedules)
+def _deployment(
+    flow: Flow[..., Any], cron: str | None, parameters: dict[str, Any]
+) -> RunnerDeployment:  # Any: as above
+    schedules = [] if cron is None else [DeploymentScheduleCreate(schedule=CronSchedule(cron=cron), active=False)]
+    known = find_known(flow, DEPLOYMENT)
+    if known is not None:
+        parameters = fitting(flow, known.parameters) or parameters
+        rest = {"active", "parameters", "slug"}
+        schedules = [
+            DeploymentScheduleCreate(schedule=each.schedule, **each.model_dump(include=rest))
+            for each in known.schedules
+        ]
+    deployment = flow.to_deployment(
+        name=DEPLOYMENT,
+        tags=[DEPLOYMENT, flow.name],
+        description=flow.description,
+        parameters=parameters,
+        schedules=schedules,
+        paused=known is not None and known.paused,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    return cast(RunnerDeployment, deployment)  # there is no event loop here that would make it a coroutine
 
 
 if __name__ == "__main__":

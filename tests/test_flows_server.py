@@ -22,6 +22,7 @@ from flows.local_prefect import local_server, prefect_environment, wait_for_serv
 pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parent
 LOST_AFTER_S = 10
+SERVE = "from flows.deployments import deployments; [each.apply() for each in deployments({})]"
 TAKE_UP = "from flows.deployments import take_up_lost_runs; take_up_lost_runs()"
 FOR_SECONDS = "import os; from flows.automations import apply; apply(os.environ['WEBHOOK'], lost_after_s={})"
 
@@ -155,3 +156,41 @@ def test_all_runs_that_lost_their_process_are_taken_up_however_many_there_are(se
     assert execute(server, "-c", TAKE_UP).wait(120) == 0
 
     assert server.api("POST", "/flow_runs/count", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}) == 0
+
+
+@pytest.mark.parametrize(
+    "command", [("-c", SERVE), ("-m", "flows.deploy", ROOT.parent / "deploy/prefect.yaml")], ids=["up", "team"]
+)
+def test_what_people_have_set_of_a_flow_stays_when_it_is_deployed_again(
+    server: Server, command: tuple[object, ...]
+) -> None:
+    assert (
+        execute(server, "-m", "prefect", "work-pool", "create", "degrain", "--type=process", "--overwrite").wait(60)
+        == 0
+    )
+    assert execute(server, *command).wait(120) == 0
+    place = f"/deployments/{server.api('GET', '/deployments/name/nightly/degrain')['id']}"
+    [schedule] = server.api("GET", f"{place}/schedules")
+    parameters = {"settings": {"denoise": {"source": "in", "target": "out"}}}
+    own = {"active": True, "schedule": {"cron": "30 3 * * *", "timezone": "Europe/Berlin"}}
+    server.api("PATCH", place, {"parameters": parameters, "paused": True})
+    server.api("PATCH", f"{place}/schedules/{schedule['id']}", own)
+
+    assert execute(server, *command).wait(120) == 0
+
+    found = server.api("GET", place)
+    [kept] = found["schedules"]
+    assert (found["parameters"], found["paused"], kept["active"]) == (parameters, True, True)
+    assert (kept["schedule"]["cron"], kept["schedule"]["timezone"]) == ("30 3 * * *", "Europe/Berlin")
+    server.api("DELETE", place)
+
+
+def test_parameters_that_a_flow_no_longer_takes_keep_nobody_from_deploying_it(server: Server) -> None:
+    assert execute(server, "-c", SERVE).wait(120) == 0
+    place = f"/deployments/{server.api('GET', '/deployments/name/janitor/degrain')['id']}"
+    server.api("PATCH", place, {"enforce_parameter_schema": False})  # as if another version had taken them
+    server.api("PATCH", place, {"parameters": {"address": 8265}})
+
+    assert execute(server, "-c", SERVE).wait(120) == 0
+
+    assert server.api("GET", place)["parameters"] == {}

@@ -51,7 +51,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, mailbox: Letterbox) -> Iterat
         prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
         for command in (
             [*prefect, "work-pool", "create", "degrain", "--type", "process"],
-            [*prefect, "deploy", "--all", "--prefect-file", "deploy/prefect.yaml"],
+            [sys.executable, "-m", "flows.deploy", "deploy/prefect.yaml"],
             [sys.executable, "-m", "flows.automations"],
         ):
             done = subprocess.run(

@@ -1,0 +1,46 @@
+"""`python -m flows.deploy FILE`: what `prefect deploy --all` does, but what people have set in the UI since stays."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.deployments import FLOWS, find_known, fitting
+from pipeline.scratch import scratch_folder
+
+BY_ENTRYPOINT = {f"{flow.fn.__module__}.{flow.fn.__name__}": flow for flow, _ in FLOWS}
+
+
+def kept(deployment: dict[str, Any]) -> dict[str, Any]:  # Any: YAML
+    """A deployment of a file; what it leaves open, with what the server has: schedules, parameters, and a pause.
+
+    Schedules that are all off in the file are proposals, and left open.
+    """
+    flow = BY_ENTRYPOINT.get(deployment["entrypoint"])
+    known = None if flow is None else find_known(flow, deployment["name"])
+    if flow is None or known is None:
+        return deployment
+    found = {"parameters": fitting(flow, known.parameters), "paused": known.paused, **deployment}
+    if not any(schedule.get("active", True) for schedule in found.get("schedules", [])):
+        found.pop("schedules", None)  # where none are named, Prefect changes none
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m flows.deploy FILE (such as deploy/prefect.yaml)", file=sys.stderr)
+        return 2
+    values = yaml.safe_load(Path(arguments[0]).read_text())
+    with scratch_folder() as folder:
+        file = folder / "prefect.yaml"
+        file.write_text(yaml.safe_dump({**values, "deployments": [kept(each) for each in values["deployments"]]}))
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", f"--prefect-file={file}"]
+        return subprocess.run(command, check=False).returncode  # noqa: S603  # our own command
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
