@@ -13,7 +13,7 @@ from pipeline.registry import read_weights
 from pipeline.room import usable_cores
 from pipeline.scratch import scratch_folder
 from pipeline.shard import FILE_BYTES, PhotoResult
-from pipeline.storage import Store, open_store, split_url
+from pipeline.storage import Store, open_store, refuse_empty, split_url
 
 
 def find_photo(source: str) -> str | None:
@@ -40,10 +40,11 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
         config: strength and limits.
 
     Raises:
-        ValueError: there is a file at the target already, or its name says another format.
+        ValueError: the target is empty, or there already, or its name says another format.
         PhotoRejected: the photo cannot be used; nothing is written.
         StorageError: it cannot be read, or the target cannot be written.
     """
+    refuse_empty(target)
     source_root, source_key = split_url(source)
     if target.endswith("/") or ("://" not in target and _found(Path.is_dir, target)):
         target = f"{target.rstrip('/')}/{source_key}"

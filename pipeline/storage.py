@@ -161,8 +161,7 @@ def open_store(url: str) -> Store:
             installed, or it holds credentials: URLs go into messages and manifests.
         StorageError: the library for it finds no credentials that it can use.
     """
-    if not url:  # to the system, that is the folder one happens to be in
-        raise ValueError("a path or URL is empty: name a place")
+    refuse_empty(url)
     if re.fullmatch(r"\w+://+", url):
         raise ValueError(f"{url} names no bucket: expected {url.partition(':')[0]}://bucket/folder")
     if (shown := without_password(url)) != url:
@@ -500,6 +499,12 @@ class Destination:
         except StorageError as error:
             raise StorageError(f"{error}; what was found: {found}") from error
         self.store.close()
+
+
+def refuse_empty(url: str) -> None:
+    """Raise ValueError for a place without a name: to the system, that is the folder one happens to be in."""
+    if not url:
+        raise ValueError("a path or URL is empty: name a place")
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -90,6 +90,7 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["denoise", "{tmp}/empty", "{tmp}/t"], 2, "there are no photos in "),
         (["denoise", "", "{tmp}/t"], 2, "a path or URL is empty"),
         (["denoise", "{tmp}", ""], 2, "a path or URL is empty"),
+        (["denoise", "{photo}", ""], 2, "a path or URL is empty"),
         (["verify", ""], 2, "a path or URL is empty"),
         (["verify", "s3://"], 2, "s3:// names no bucket: expected s3://bucket/folder"),
         (["denoise", "{tmp}", "{tmp}"], 2, "source and target are both "),
