@@ -49,6 +49,8 @@ class UpConfig:
                 raise ValueError(f"{name} is {port}: expected a port, from 1 to 65535, or 0")
             if port and answers(port):
                 raise ValueError(f"port {port} is taken: is degrain up already? Otherwise name another one")
+        if self.port and self.port == self.ray_port:
+            raise ValueError(f"port and ray_port are both {self.port}: name two")
         if self.has_s3:
             find_server()
 

@@ -135,6 +135,7 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["train", "{tmp}/empty", "--run", "{tmp}/run"], 2, "there are no photos to train on"),
         (["train", "{tmp}", "--run", "{tmp}/run", "--patch-px", "100"], 2, "need a multiple of 32"),
         (["weights", "show", "best"], 2, "unknown weights 'best'"),
+        (["up", "--port", "8265"], 2, "port and ray_port are both 8265: name two"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         ([], 2, "required"),
     ],
