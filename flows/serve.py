@@ -3,7 +3,10 @@
 Everything but the links is in child processes that end with this one, even if it is killed.
 """
 
+import fcntl
 import json
+import logging
+import os
 import shlex
 import signal
 import sys
@@ -19,6 +22,8 @@ from flows.local_prefect import is_deployed, local_server, prefect_environment, 
 from flows.local_ray import RayAddress, local_ray
 from flows.local_s3 import BUCKET, LocalS3, find_server
 from pipeline.errors import RunFailed
+
+log = logging.getLogger(__name__)
 
 READY_S = 120.0
 SOURCE, TARGET = f"s3://{BUCKET}/noisy", f"s3://{BUCKET}/clean"
@@ -59,10 +64,11 @@ def up(config: UpConfig, say: Callable[[str], None]) -> None:
     """Start everything, say where it is, and stop everything when this process is interrupted or told to end.
 
     Raises:
+        ValueError: another one has the folder.
         RunFailed: something does not start, or ended by itself.
     """
     config = replace(config, port=config.port or free_ports(1)[0])
-    with _interrupted_once():
+    with alone_in(config.folder), _interrupted_once():
         try:
             with _everything(config, say) as (services, runner, links):
                 for line in links:
@@ -79,13 +85,37 @@ def up(config: UpConfig, say: Callable[[str], None]) -> None:
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time has a folder of databases: another would take up the runs that this one is at work on.
+
+    Raises:
+        ValueError: another one has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"degrain up is at work in {folder} already: name another folder") from error
+    except OSError as error:  # a file system that has no locks
+        log.info("nothing keeps another degrain up from %s: %s", folder, error)
+
+
+@contextmanager
 def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[list[Child], Child, list[str]]]:
     """All services, each with what it needs of the others; they stop in the opposite order.
 
     Gives the servers, what runs the flows, and the links.
     """
     folder = config.folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     environment = prefect_environment(folder / "prefect", config.port)
     links = [f"Prefect   http://127.0.0.1:{config.port}/deployments"]
     with ExitStack() as stack:

@@ -12,10 +12,11 @@ from httpx import ConnectError, HTTPStatusError, ReadError, Request, Response
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ValidationError
 
+from flows.cli import main
 from flows.events import rejected_fraction
 from flows.nightly import closed_gates
 from flows.patience import patiently
-from flows.serve import _write_environment
+from flows.serve import _write_environment, alone_in
 from flows.settings import (
     DenoiseSettings,
     Gates,
@@ -229,3 +230,10 @@ def test_a_shell_reads_any_folder_in_what_it_is_told_of_degrain_up(tmp_path: Pat
 
     script = f'. {tmp_path}/environment.sh; printf %s "$PREFECT_PROFILES_PATH"'
     assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == profiles
+
+
+def test_one_degrain_up_at_a_time_has_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with alone_in(tmp_path / "up"):
+        assert main(["up", "--folder", f"{tmp_path}/up", "--port", "0", "--ray-port", "0"]) == 2
+
+    assert f"degrain up is at work in {tmp_path}/up already" in capsys.readouterr().err
