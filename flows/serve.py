@@ -142,8 +142,7 @@ def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[
         runner = Child("what runs the flows", command, folder / "runner.log", environment)
         stack.callback(runner.stop)
         runner.wait_until(lambda: is_deployed(config.port), timeout_s=READY_S)
-        _write_environment(folder / "environment.sh", environment)
-        links.append(f"Shell     source {folder / 'environment.sh'}")
+        links.append(f"Shell     {write_environment(folder / 'environment.sh', environment)}")
         yield services, runner, links
 
 
@@ -176,12 +175,16 @@ def _ray_environment(ray: RayAddress) -> dict[str, str]:
     return {"RAY_API_SERVER_ADDRESS": ray.url, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token}
 
 
-def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
-    """What another shell needs to talk to all this; it holds the token, and is for this user alone."""
+def write_environment(path: Path, environment: Mapping[str, str]) -> str:
+    """What another shell needs to talk to all this; it holds the token, and is for this user alone.
+
+    Returns the command that has a shell take it up.
+    """
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     names = [name for name in environment if name.startswith(FOR_SHELLS)]
     path.write_text("".join(f"export {name}={shlex.quote(environment[name])}\n" for name in sorted(names)))
+    return f"source {shlex.quote(str(path))}"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from flows.cli import main
 from flows.events import rejected_fraction
 from flows.nightly import closed_gates
 from flows.patience import patiently
-from flows.serve import _write_environment, alone_in
+from flows.serve import alone_in, write_environment
 from flows.settings import (
     DenoiseSettings,
     Gates,
@@ -225,11 +225,15 @@ def test_patience_ends_and_is_not_for_what_stays_wrong(error: Exception, patienc
 
 
 def test_a_shell_reads_any_folder_in_what_it_is_told_of_degrain_up(tmp_path: Path) -> None:
-    profiles = f"{tmp_path}/o'brien & $HOME/profiles.toml"
-    _write_environment(tmp_path / "environment.sh", {"PREFECT_PROFILES_PATH": profiles})
+    folder = tmp_path / "o'brien & $HOME"
+    folder.mkdir()
+    command = write_environment(folder / "environment.sh", {"PREFECT_PROFILES_PATH": f"{folder}/profiles.toml"})
 
-    script = f'. {tmp_path}/environment.sh; printf %s "$PREFECT_PROFILES_PATH"'
-    assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == profiles
+    script = f'{command}; printf %s "$PREFECT_PROFILES_PATH"'
+    assert (
+        subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+        == f"{folder}/profiles.toml"
+    )
 
 
 def test_one_degrain_up_at_a_time_has_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
