@@ -3,6 +3,7 @@
 They are the fields of the jobs in `pipeline`, laid out for people; `job` is what `python -m pipeline.jobs` takes.
 """
 
+import re
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -212,7 +213,8 @@ class NightlySettings(Settings):
     approval_hours: float = Field(12.0, gt=0, description="How long to wait for that; then the run fails.")
     report: str | None = Field(
         None,
-        description="Where the page about the image set is written, ….html. Empty: beside it, as …-report.html.",
+        description="Where the page about the image set is written, ….html. Empty: beside it, as …-report.html, "
+        "where it is no whole bucket.",
         pattern=r"\.html$",
     )
     report_link_days: float = Field(
@@ -229,6 +231,12 @@ class NightlySettings(Settings):
         "work is done. Empty: what DEGRAIN_LINK_ENDPOINT says where the flow runs, or no difference.",
         pattern=r"^https?://[^\s/?#@]+/?$",
     )
+
+    @model_validator(mode="after")
+    def _has_a_place_for_its_report(self) -> Self:
+        if self.report is None and re.fullmatch(r"\w+://[^/]+/*", self.denoise.target):
+            raise ValueError(f"there is no place beside {self.denoise.target}, a whole bucket: name one for the report")
+        return self
 
     @property
     def report_place(self) -> str:

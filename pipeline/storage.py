@@ -162,7 +162,7 @@ def open_store(url: str) -> Store:
         StorageError: the library for it finds no credentials that it can use.
     """
     refuse_empty(url)
-    if re.fullmatch(r"\w+://+", url):
+    if re.fullmatch(r"\w+:/+", url):  # with one slash, it is where an object of the URL s3://name would lie
         raise ValueError(f"{url} names no bucket: expected {url.partition(':')[0]}://bucket/folder")
     if (shown := without_password(url)) != url:
         raise ValueError(f"{shown} holds a password: leave it out, and put it where the library for it finds it")

@@ -118,6 +118,11 @@ def test_every_setting_reaches_its_job() -> None:
         (DenoiseSettings, {"source": "a", "target": "a/"}, "never writes to its source"),
         (DenoiseSettings, {"source": "a"}, "Field required"),
         (IngestSettings, {**PLACES, "resize": 0}, "greater than or equal to 1"),
+        (
+            NightlySettings,
+            {"denoise": {**PLACES, "target": "s3://clean/"}},
+            "no place beside s3://clean/, a whole bucket",
+        ),
         (NightlySettings, {"denoise": PLACES, "gates": {"photo": 1}}, "Extra inputs are not permitted"),
         (RaySettings, {"timeout_hours": 0}, "greater than 0"),
     ],
