@@ -20,6 +20,7 @@ from pipeline.errors import PhotoRejected
 from pipeline.ifd import (
     CORRUPT,
     EXIF_IFD,
+    MAX_VALUES,
     TRUNCATED,
     UNSIGNED,
     Data,
@@ -385,15 +386,23 @@ def _check_segments_lie_inside(file: File, photo: Directory) -> None:
 
 
 def _overlap(layout: Layout, directories: list[Directory]) -> bool:
-    """Whether a strip or tile of the photo shares bytes with anything else that is known of the file."""
+    """Whether a strip or tile of the photo shares bytes with anything else that is known of the file.
+
+    Raises:
+        PhotoRejected: its previews have more strips than real ones: many directories may point to one long list.
+    """
+    others = [directory for directory in directories if directory.start != layout.directory.start]
+    counts = (d.entries[tag].count for d in others for tag in (STRIP_OFFSETS, STRIP_SIZES) if tag in d.entries)
+    if sum(counts) > MAX_VALUES:
+        raise PhotoRejected(CORRUPT)
     spans = [(s.offset, s.offset + s.size_bytes, True) for s in layout.segments]
     spans.append((0, layout.file.header_bytes, False))
     for directory in directories:
         spans.append((directory.start, directory.end, False))
         spans += [(entry.offset, entry.end, False) for entry in directory.entries.values()]
-        if directory.start != layout.directory.start:
-            starts, sizes = layout.file.values(directory, STRIP_OFFSETS), layout.file.values(directory, STRIP_SIZES)
-            spans += [(start, start + size, False) for start, size in zip(starts, sizes, strict=False)]
+    for directory in others:
+        starts, sizes = layout.file.values(directory, STRIP_OFFSETS), layout.file.values(directory, STRIP_SIZES)
+        spans += [(start, start + size, False) for start, size in zip(starts, sizes, strict=False)]
     end_of_any = end_of_segments = 0
     for start, end, is_segment in sorted(spans):
         if start < (end_of_any if is_segment else end_of_segments):

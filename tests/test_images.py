@@ -1002,6 +1002,31 @@ def test_a_tiff_that_claims_more_than_its_compression_can_shrink_does_not_alloca
     assert peak < 20e6
 
 
+def test_a_tiff_whose_previews_share_one_long_list_of_strips_is_rejected():
+    def directory(*entries):
+        return struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+
+    strips, previews = 1 << 17, 16
+    preview = directory((254, 4, 1, 1), (256, 4, 1, 8), (257, 4, 1, 8), (273, 4, strips, 8), (279, 4, strips, 8))
+    offsets = [8 + 4 * strips + number * len(preview) for number in range(previews)]
+    tree = offsets[-1] + len(preview)
+    pixels = tree + 4 * previews
+    tags = {256: 8, 257: 8, 258: 8, 262: 1, 273: pixels, 277: 1, 278: 8, 279: 64}
+    photo_at_end = directory(*((tag, 4, 1, value) for tag, value in tags.items()), (330, 4, previews, tree))
+    source = b"".join(
+        [
+            struct.pack("<2sHI", b"II", 42, pixels + 64),
+            bytes(4 * strips),
+            preview * previews,
+            struct.pack(f"<{previews}I", *offsets),
+            bytes(64),
+            photo_at_end,
+        ]
+    )
+    with pytest.raises(PhotoRejected, match="makes no sense"):
+        images.inspect(source)
+
+
 def test_a_tile_far_larger_than_its_photo_is_rejected():
     source = retagged(retagged(tiff(tile=(16, 16)), 322, 65520), 323, 65520)
     with pytest.raises(PhotoRejected, match="makes no sense"):
