@@ -26,6 +26,8 @@ MAX_PHOTO_BYTES = 2**31 - 2**20  # Arrow and Parquet count the bytes of a column
 OPEN_SHARDS = 16  # whose footers a reader keeps
 GROUPS_IN_MEMORY = 2  # that a reader keeps: photos of neighbouring keys may alternate between an old and a new shard
 PHOTO_COLUMN = "image.bytes"
+# What pyarrow raises of a damaged file, in which a column may be gone, and a name or a key no text.
+DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError)
 
 
 class Placed(Protocol):
@@ -126,7 +128,7 @@ class PackedReader:
             raise shard
         try:
             return shard.file.read(columns=PACKED_SCHEMA.names[1:], use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise self._damaged(place, error) from error
 
     def _locate(self, photo: Placed) -> tuple[str, int | None]:
@@ -143,14 +145,14 @@ class PackedReader:
             return [(photo, self._missing(place, photo)) for photo in photos]
         try:
             table = self._read_group(shard, place, group)
+            keys, images = table["key"], table["image"].chunk(0).field("bytes")
         except ObjectRefused as error:  # it has gone since its footer was read
             return [(photo, error) for photo in photos]
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             return [(photo, self._damaged(place, error)) for photo in photos]
-        images = table["image"].chunk(0).field("bytes")
         found: list[tuple[P, bytes | ObjectRefused]] = []
         for photo in photos:
-            row = pc.index(table["key"], photo.key).as_py()
+            row = pc.index(keys, photo.key).as_py()
             found.append((photo, self._missing(place, photo) if row < 0 else images[row].as_py()))
         return found
 
@@ -161,7 +163,7 @@ class PackedReader:
                 shard = _Shard.open(pa.PythonFile(_RangeFile(self._store, place), mode="r"))
             except ObjectRefused as error:
                 return error
-            except (pa.ArrowException, OSError, KeyError) as error:
+            except DAMAGE as error:
                 return self._damaged(place, error)
         self._shards[place] = shard
         if len(self._shards) > OPEN_SHARDS:

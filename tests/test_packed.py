@@ -157,6 +157,20 @@ def test_what_is_not_there_or_damaged_stands_in_its_place(store: Counting, photo
     assert isinstance(found(store, wanted("0", "2019/é 05 and a half.jpg", "z"))["z"], ObjectMissing)
 
 
+@pytest.mark.parametrize("word", [b"2019/", b"image"], ids=["keys", "a column"])
+def test_a_footer_whose_words_are_damaged_is_that_of_a_damaged_shard(
+    store: Counting, photos: dict[str, bytes], word: bytes
+) -> None:
+    key, data = next(iter(photos)), shard_of(photos)
+    footer = data[-8 - int.from_bytes(data[-8:-4], "little") :]
+    rotten = data.removesuffix(footer) + footer.replace(word, b"\xff" + word[1:])
+    store.write("shards/rotten.parquet", rotten)
+
+    result = found(store, wanted(key, place="shards/rotten.parquet"))[key]
+
+    assert "rotten.parquet is damaged: " in str(result)
+
+
 def test_a_shard_that_goes_while_it_is_read_refuses_the_rest_of_its_photos(
     store: Counting, photos: dict[str, bytes]
 ) -> None:
