@@ -38,10 +38,13 @@ class LocalS3:
         self._folder = folder
         self._ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         folder.mkdir(parents=True, exist_ok=True)
+        url = f"http://127.0.0.1:{self._ports['s3.port']}"
         self.environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._ports['s3.port']}",
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ENDPOINT_URL_S3": url,  # or that of this user would count
             "AWS_ACCESS_KEY_ID": "degrain",
             "AWS_SECRET_ACCESS_KEY": self._secret(),
+            "AWS_SESSION_TOKEN": "",  # or that of this user would be sent along
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
