@@ -1,7 +1,9 @@
 """What the flows decide and show, without a server: settings, gates, events, and the text of artifacts."""
 
 import dataclasses
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from flows.cli import main
 from flows.events import rejected_fraction
+from flows.local_prefect import prefect_environment
 from flows.nightly import closed_gates
 from flows.patience import patiently
 from flows.serve import alone_in, write_environment
@@ -246,3 +249,17 @@ def test_one_degrain_up_at_a_time_has_a_folder(tmp_path: Path, capsys: pytest.Ca
         assert main(["up", "--folder", f"{tmp_path}/up", "--port", "0", "--ray-port", "0"]) == 2
 
     assert f"degrain up is at work in {tmp_path}/up already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"])
+def test_the_database_of_another_server_is_not_that_of_degrain_up(name: str, tmp_path: Path) -> None:
+    script = (
+        "from prefect.settings import get_current_settings;"
+        "print(get_current_settings().server.database.connection_url.get_secret_value())"
+    )
+    environment = {**os.environ, name: "postgresql+asyncpg://team/prefect", **prefect_environment(tmp_path, 4200)}
+
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert found.strip() == f"sqlite+aiosqlite:///{tmp_path}/prefect.db"

@@ -41,7 +41,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, mailbox: Letterbox) -> Iterat
         database = services.enter_context(postgres.postgres())
         environment = {
             **prefect_environment(folder / "prefect", port),
-            "PREFECT_API_DATABASE_CONNECTION_URL": database,
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "RAY_API_SERVER_ADDRESS": "",
             "DEGRAIN_WEBHOOK_URL": mailbox.url,
