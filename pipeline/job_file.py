@@ -80,7 +80,7 @@ def run_job(values: Mapping[str, Any], say: EventWriter) -> dict[str, object]:  
     """
     rest = dict(values)
     verb = rest.pop("verb", None)
-    if verb not in VERBS:
+    if not isinstance(verb, str) or verb not in VERBS:
         raise ValueError(f"verb is {verb!r}: expected one of {', '.join(VERBS)}")
     return VERBS[verb](rest, say)
 
@@ -151,7 +151,7 @@ def train_job(values: Values) -> "TrainJob":
 
     rest = dict(values)
     preset, changes = rest.pop("preset", "photo"), rest.pop("config", {})
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}: expected {' or '.join(PRESETS)}")
     changed = build(TrainConfig, changes, name="config")
     given = {name: getattr(changed, name) for name in changes}

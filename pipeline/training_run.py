@@ -86,6 +86,9 @@ class TrainJob:
     config: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "validate_every", "log_every"):
+            if (steps := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {steps}: expected at least 1")
         self.subset(Split.TRAIN)
         if self.config.part != Part.GENERAL and self.start_from is None:
             raise ValueError(

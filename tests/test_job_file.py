@@ -132,6 +132,10 @@ def test_a_job_is_a_path_a_url_or_given_as_it_is(tmp_path: Path, memory_url: str
     ("argument", "message"),
     [
         ('{"verb": "denose"}', "verb is 'denose': expected one of plan, canary, denoise, ingest"),
+        ('{"verb": ["denoise"]}', "verb is ['denoise']: expected one of plan, canary, denoise, ingest"),
+        ('{"verb": "train", "source": "a", "run": "b", "preset": {}}', "preset is {}: expected photo or tune"),
+        ('{"verb": "train", "source": "a", "run": "b", "log_every": 0}', "log_every is 0: expected at least 1"),
+        ('{"verb": "train", "source": "a", "run": "b", "checkpoint_every": -1}', "checkpoint_every is -1: expected"),
         ('{"verb": "denoise", "source": "a"}', "the setting 'target' is missing"),
         ('{"verb": "denoise", "source": "a", "target": "b", "wieghts": "c"}', "unknown setting 'wieghts'"),
         ('{"verb": "plan", "denoise": {"source": "a"}}', "the setting 'denoise.target' is missing"),
