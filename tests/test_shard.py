@@ -269,23 +269,22 @@ def _disk_full(*_: object) -> None:
     raise StorageError("the disk is full")
 
 
+def denoiser(source: Path, target: Path) -> Worker:
+    weights, _ = read_weights("photo")
+    return DenoiseWorkerFactory(
+        source=str(source), target=str(target), layout=Layout.FILES, weights=weights, config=DenoiseConfig()
+    )(1)
+
+
 def test_photos_that_are_read_as_files_have_the_same_rows_and_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_archive(tmp_path / "source")
     plan = plan_of(LocalStore(tmp_path / "source"))
-    weights, _ = read_weights("photo")
     rows = []
     for folder, file_bytes in (("memory", shard.FILE_BYTES), ("files", 0)):
         monkeypatch.setattr(shard, "FILE_BYTES", file_bytes)
-        factory = DenoiseWorkerFactory(
-            source=str(tmp_path / "source"),
-            target=str(tmp_path / folder),
-            layout=Layout.FILES,
-            weights=weights,
-            config=DenoiseConfig(),
-        )
-        factory(1).run(plan, {})
+        denoiser(tmp_path / "source", tmp_path / folder).run(plan, {})
         timed = ("finished_at", "read_s", "decode_s", "denoise_s", "encode_s", "write_s", "change_psnr_db")
         found = rows_of(tmp_path / folder)
         rows.append({key: {name: row[name] for name in row if name not in timed} for key, row in found.items()})
@@ -299,13 +298,8 @@ def test_a_large_photo_that_is_gone_is_a_row(tmp_path: Path, monkeypatch: pytest
     plan = plan_of(LocalStore(tmp_path / "source"))
     (tmp_path / "source/2020/scan.tif").unlink()
     monkeypatch.setattr(shard, "FILE_BYTES", 0)
-    weights, _ = read_weights("photo")
-    factory = DenoiseWorkerFactory(
-        source=str(tmp_path / "source"), target=str(tmp_path / "target"), layout=Layout.FILES, weights=weights,
-        config=DenoiseConfig(),
-    )  # fmt: skip
 
-    factory(1).run(plan, {})
+    denoiser(tmp_path / "source", tmp_path / "target").run(plan, {})
 
     row = rows_of(tmp_path / "target")["2020/scan.tif"]
     assert (row["outcome"], row["source_sha256"]) == ("rejected", None)
@@ -323,13 +317,8 @@ def test_a_large_photo_that_turns_out_to_be_damaged_has_no_result(
     (tmp_path / "source").mkdir()
     (tmp_path / "source/scan.tif").write_bytes(data)
     monkeypatch.setattr(shard, "FILE_BYTES", 0)
-    weights, _ = read_weights("photo")
-    factory = DenoiseWorkerFactory(
-        source=str(tmp_path / "source"), target=str(tmp_path / "target"), layout=Layout.FILES, weights=weights,
-        config=DenoiseConfig(),
-    )  # fmt: skip
 
-    factory(1).run(plan_of(LocalStore(tmp_path / "source")), {})
+    denoiser(tmp_path / "source", tmp_path / "target").run(plan_of(LocalStore(tmp_path / "source")), {})
 
     row = rows_of(tmp_path / "target")["scan.tif"]
     assert (row["outcome"], row["output_key"]) == ("rejected", None)
