@@ -141,6 +141,7 @@ def train(options: argparse.Namespace) -> int:
         validation_fraction=options.validation_fraction,
         validation=options.validate,
         start_from=options.start_from,
+        teacher=options.teacher,
         data=options.data,
         licence=options.licence,
         workers=options.workers,
@@ -293,7 +294,7 @@ def _parser() -> argparse.ArgumentParser:
         default="photo",
         help="the recipe: tune goes on from good weights, white adds to them a network for white noise [photo]",
     )
-    command.add_argument("--network", choices=["photo", "seed"], help="which architecture")
+    command.add_argument("--network", choices=["photo", "fine", "seed"], help="which architecture")
     command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")
     command.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
     command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
@@ -308,6 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--validate", metavar="SET", help="score the weights on these photos at the end instead")
     command.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
+    command.add_argument("--teacher", metavar="WEIGHTS", help="learn the answers of these in place of the photos")
     command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
     command.add_argument("--licence", default="not stated", metavar="TEXT", help="what the card says of the terms")
 

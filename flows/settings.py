@@ -29,6 +29,7 @@ class Network(StrEnum):
     """Which architecture is trained."""
 
     PHOTO = "photo"
+    FINE = "fine"
     SEED = "seed"
 
 
@@ -166,6 +167,7 @@ class TrainSettings(Settings):
     )
     validation: str | None = Field(None, description="Score the weights on these photos instead.")
     start_from: str | None = Field(None, description="Begin with these weights. Empty: with random ones.")
+    teacher: str | None = Field(None, description="Learn the answers of these weights in place of the clean photos.")
     data: str = Field("", description="What the card of the weights says of the photos.")
     licence: str = Field("not stated", description="What the card says of the terms.")
     checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")

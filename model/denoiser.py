@@ -234,7 +234,7 @@ class Denoiser:
 
     def _cut(self, request: "Request", area: Rectangle | None = None) -> "list[Job]":
         height_px, width_px = request.noisy.shape[:2]
-        network = self._networks[Part.GENERAL]  # the other is of the same shape
+        network = self._networks[Part.GENERAL]  # the same tiles fit the other
         tiles = plan_tiles(
             height_px,
             width_px,

@@ -17,7 +17,7 @@ Patches = NDArray[np.uint8]
 
 BLOCK_STEPS = 32  # steps whose patches of one part come from one group of photos
 CROPS_PER_PHOTO = 8
-HALVED_SHARE = 0.3  # of the patches of photos that are large enough: seen from twice as far, with finer detail
+HALVED_SHARE = 0.5  # of the patches of photos that are large enough: seen from twice as far, with finer detail
 _ORDER, _CROPS = 0, 1  # what a random generator is for
 
 

@@ -23,6 +23,7 @@ from model.estimate import measure_noise
 from model.jpeg import BLOCK_PX
 from model.muon import Muon
 from model.noise import PEAK, NoiseConfig, sample_noisy
+from model.teacher import VIEWS, teach
 from model.weights import NETWORKS, Part, header_size_bytes
 
 # How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
@@ -155,12 +156,17 @@ SEED_PRESET = TrainConfig(
 )
 # To go on from weights that are good already: whole patches from the start, and most of the time for the cool-down.
 TUNE_PRESET = TrainConfig(steps=20_000, small_share=0, cooldown_share=0.6)
-# The same for noise that nothing has filtered since: what a network of this size must know beside it costs it 0.1 dB.
-WHITE_PRESET = dataclasses.replace(
-    TUNE_PRESET,
+# For noise that nothing has filtered since: what a network of this size must know beside it costs it 0.1 dB. The
+# gradients of a teacher's answers are so steady that the rate may be high.
+WHITE_PRESET = TrainConfig(
+    network="fine",
     part=Part.WHITE,
+    steps=28_000,
+    small_share=0.85,
+    learning_rate=2e-3,
+    cooldown_share=0.5,
     noise=NoiseConfig.only(
-        clean_share=0.02, float_share=0.58, file_share=0.4, jpeg_share=0, filtered_share=0, blotched_share=0
+        clean_share=0.02, float_share=0.7, file_share=0.28, jpeg_share=0, filtered_share=0, blotched_share=0
     ),
 )
 PRESETS = {"photo": TrainConfig(), "tune": TUNE_PRESET, "white": WHITE_PRESET, "seed": SEED_PRESET}
@@ -184,11 +190,13 @@ class Examples:
     Attributes:
         noisy_BCHW, clean_BCHW: float32 patches of shape (B, 3, P, P).
         level_B2: what the network is told of the noise (see `tell_level`).
+        view_B: the view in which a teacher sees each patch, where there is one (see `model.teacher`).
     """
 
     noisy_BCHW: Tensor
     level_B2: Tensor
     clean_BCHW: Tensor
+    view_B: Tensor
 
     @classmethod
     def make(cls, patches_BHWC: NDArray[np.uint8], config: TrainConfig, *, step: int, part: int) -> "Examples":
@@ -196,15 +204,16 @@ class Examples:
         clean_BCHW = torch.from_numpy(patches_BHWC).permute(0, 3, 1, 2).float() / PEAK
         draw = Generator().manual_seed(((config.seed * 1_000_003 + step) * MOST_PARTS + part) % 2**64)
         noisy_BCHW = sample_noisy(clean_BCHW, config.noise, draw)
-        return cls(noisy_BCHW, tell_level(noisy_BCHW, clean_BCHW, draw), clean_BCHW)
+        level_B2 = tell_level(noisy_BCHW, clean_BCHW, draw)
+        return cls(noisy_BCHW, level_B2, clean_BCHW, torch.randint(VIEWS, (len(clean_BCHW),), generator=draw))
 
     @classmethod
     def together(cls, some: "Sequence[Examples]") -> "Examples":
         return cls(*(torch.cat(tensors) for tensors in zip(*(each.tensors for each in some), strict=True)))
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.noisy_BCHW, self.level_B2, self.clean_BCHW
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.noisy_BCHW, self.level_B2, self.clean_BCHW, self.view_B
 
     def __len__(self) -> int:
         return len(self.clean_BCHW)
@@ -289,7 +298,12 @@ def read_checkpoint_header(data: bytes) -> tuple[int, dict[str, Any]]:  # Any: s
 
 
 def train_steps(
-    state: TrainState, config: TrainConfig, examples: Callable[[int], Examples], *, device: str = "cpu"
+    state: TrainState,
+    config: TrainConfig,
+    examples: Callable[[int], Examples],
+    *,
+    device: str = "cpu",
+    teacher: nn.Module | None = None,
 ) -> Iterator[StepMetrics]:
     """Train `state` in place from its step to the last, yielding after each step; stop whenever you like.
 
@@ -301,12 +315,15 @@ def train_steps(
         config: the recipe, the same that `state` was made with.
         examples: this process's share of a step's batch.
         device: as torch names it, such as "cpu" or "cuda:1".
+        teacher: what is learnt is its answer, in place of the clean patches.
 
     Raises:
         FloatingPointError: the loss or its gradient is not a finite number; the state stays that of the step before.
     """
     state.network.to(device).train()
     state.average.to(device)
+    if teacher is not None:
+        teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
     for optimizer in state.optimizers:
         optimizer.load_state_dict(optimizer.state_dict())  # moves the moments to where the weights are now
     processes = dist.get_world_size() if dist.is_initialized() else 1
@@ -317,7 +334,8 @@ def train_steps(
             group["lr"] = learning_rate
         torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout draws from the global generator
         state.network.zero_grad(set_to_none=True)
-        loss = _add_gradients(network, config, examples(state.step), device=device, processes=processes)
+        batch = examples(state.step)
+        loss = _add_gradients(network, config, batch, device=device, processes=processes, teacher=teacher)
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
         if not math.isfinite(float(loss) + float(norm)):
             raise FloatingPointError(
@@ -338,7 +356,13 @@ def train_steps(
 
 
 def _add_gradients(
-    network: nn.Module, config: TrainConfig, examples: Examples, *, device: str, processes: int
+    network: nn.Module,
+    config: TrainConfig,
+    examples: Examples,
+    *,
+    device: str,
+    processes: int,
+    teacher: nn.Module | None,
 ) -> Tensor:
     """Back-propagate the mean loss of the whole batch, of which these are a share; returns that mean."""
     total = torch.zeros((), device=device)
@@ -347,11 +371,14 @@ def _add_gradients(
         is_last = number == len(pieces) - 1
         waits = network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext()
         noisy_BCHW = piece.noisy_BCHW.to(device, memory_format=torch.channels_last)
+        level_B2 = piece.level_B2.to(device)
+        target_BCHW = piece.clean_BCHW.to(device, memory_format=torch.channels_last)
         with waits:
             with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.bfloat16):
-                denoised_BCHW = network(noisy_BCHW, piece.level_B2.to(device))
-            clean_BCHW = piece.clean_BCHW.to(device, memory_format=torch.channels_last)
-            loss = LOSSES[config.loss](denoised_BCHW.float(), clean_BCHW)
+                if teacher is not None:
+                    target_BCHW = teach(teacher, noisy_BCHW, level_B2, piece.view_B).float()
+                denoised_BCHW = network(noisy_BCHW, level_B2)
+            loss = LOSSES[config.loss](denoised_BCHW.float(), target_BCHW)
             share = len(piece) / config.batch_size
             torch.autograd.backward(loss * share * processes)  # DistributedDataParallel takes the mean of the processes
         total += loss.detach() * share

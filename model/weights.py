@@ -12,18 +12,22 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from model.photo import PhotoNetwork
+from model.photo import FineNetwork, PhotoNetwork
 from model.seed import SeedNetwork
 
 SHIPPED = Path(__file__).parent / "weights"
-NETWORKS: dict[str, type[PhotoNetwork] | type[SeedNetwork]] = {"photo": PhotoNetwork, "seed": SeedNetwork}
+NETWORKS: dict[str, type[PhotoNetwork] | type[SeedNetwork]] = {
+    "photo": PhotoNetwork,
+    "fine": FineNetwork,
+    "seed": SeedNetwork,
+}
 _WHITE = "white."  # what the names of that network's tensors begin with
 
 
 class Part(StrEnum):
     """Weights hold one network for any noise, and may hold a second one for noise that nothing has filtered.
 
-    That is white, and the same in all of the photo. Both have the same architecture, and each photo meets one of them.
+    That is white, and the same in all of the photo. Each photo meets one of them. The same tiles fit both.
     """
 
     GENERAL = "general"
@@ -80,8 +84,19 @@ class Card:
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise ValueError(f"unknown network {self.network!r}: expected one of {', '.join(NETWORKS)}")
-        if self.white is not None and (self.white.network != self.network or self.white.white is not None):
-            raise ValueError(f"the network for white noise is a {self.white.network!r}: expected one {self.network!r}")
+        if self.white is not None and (_tiles(self.white.network) != _tiles(self.network) or self.white.white):
+            raise ValueError(
+                f"the network for white noise is a {self.white.network!r}: expected one that the tiles of a "
+                f"{self.network!r} fit, and no third one"
+            )
+
+    def of(self, part: Part) -> "Card":
+        """The card of one network, which is that of the general one where there is none for white noise."""
+        return self.white if part == Part.WHITE and self.white is not None else self
+
+
+def _tiles(network: str) -> tuple[int, int]:
+    return NETWORKS[network].multiple_px, NETWORKS[network].halo_px
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +111,7 @@ class Weights:
         """All that there are, new and in evaluation mode.
 
         Raises:
-            ValueError: the tensors do not fit the network that the card names.
+            ValueError: the tensors do not fit the networks that the card names.
         """
         parts = Part if self.card.white is not None else (Part.GENERAL,)
         return {part: self.network(part) for part in parts}
@@ -116,11 +131,12 @@ class Weights:
         Raises:
             ValueError: the tensors do not fit the network that the card names.
         """
-        network = NETWORKS[self.card.network]()
+        name = self.card.of(part).network
+        network = NETWORKS[name]()
         try:
             network.load_state_dict(self.part(part))
         except RuntimeError as error:
-            raise ValueError(f"the weights do not fit the network {self.card.network!r}: {error}") from error
+            raise ValueError(f"the weights do not fit the network {name!r}: {error}") from error
         return network.eval()
 
 

@@ -1,7 +1,7 @@
 """What a training worker learns from: photos of a store, decoded, cut and made noisy ahead of the step."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
@@ -16,6 +16,7 @@ from pipeline.clean_photos import clean_among, no_clean_photos
 from pipeline.sources import Source
 
 STEPS_AHEAD = 4
+KEPT_BYTES = 512 * 2**20  # of decoded photos: those of a small collection are decoded once
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -23,30 +24,37 @@ T = TypeVar("T")
 class ExampleStream:
     """A worker's share of the batch of every step. Photos are read and decoded a block of steps ahead.
 
-    It is a context: its threads end with it.
+    The first ones stay decoded, up to `KEPT_BYTES`. It is a context: its threads end with it.
 
     Args:
         source: where the photos are.
         photos: which, as `Source.table` lists them.
         config: the recipe.
         parts: the worker's parts of the batch.
+        makes_ahead: make noise beside the step. Where the network has a device of its own it need not wait, and where
+            it computes on the same cores, both would take them from each other.
 
     Raises:
         ValueError: none of the photos can be used.
         StorageError: the source cannot be read.
     """
 
-    def __init__(self, source: Source, photos: pa.Table, config: TrainConfig, parts: range) -> None:
+    def __init__(
+        self, source: Source, photos: pa.Table, config: TrainConfig, parts: range, *, makes_ahead: bool
+    ) -> None:
         self._source = source
         self._photos = photos
         self._config = config
         self._parts = parts
+        self._makes_ahead = makes_ahead
         self._plan = PatchPlan(photos=len(photos), parts=config.parts, part_size=config.part_size, seed=config.seed)
         self._reader = ThreadPoolExecutor(1, "photos")
         # One thread: what it computes should not take the cores of the network.
         self._maker = ThreadPoolExecutor(1, "examples", use_threads, (1,))
         self._blocks: dict[tuple[int, int], Future[Patches]] = {}
         self._steps: dict[int, Future[Examples]] = {}
+        self._kept: dict[range, list[Patches]] = {}
+        self._kept_bytes = 0
 
     def __enter__(self) -> "ExampleStream":
         return self
@@ -58,7 +66,9 @@ class ExampleStream:
             pool.shutdown(cancel_futures=True)
 
     def __call__(self, step: int) -> Examples:
-        """The examples of a step; those of the next ones are begun."""
+        """The examples of a step; those of the next ones, or at least their photos, are begun."""
+        if not self._makes_ahead:
+            return self._make(step)
         for ahead in range(step, min(step + STEPS_AHEAD, self._config.steps)):
             _begin(self._steps, ahead, self._maker, partial(self._make, ahead))
         return self._steps.pop(step).result()
@@ -80,12 +90,25 @@ class ExampleStream:
         """The patches of a block. Where none of its photos can be used, those of the next block that has some."""
         for other in range(block, block + len(self._photos)):
             numbers = self._plan.photos_of(part, other)
-            files = self._source.read(self._photos.slice(numbers.start, len(numbers)))
-            photos = (photo.pixels for photo in clean_among(files, min_side_px=self._config.patch_px))
-            patches = self._plan.cut(photos, part, other, side_px=self._config.patch_px)
+            patches = self._plan.cut(self._read(numbers), part, other, side_px=self._config.patch_px)
             if len(patches):
                 return patches
         raise no_clean_photos(self._source, min_side_px=self._config.patch_px)
+
+    def _read(self, numbers: range) -> Iterator[Patches]:
+        """The decoded photos with these numbers, which are a group of the plan."""
+        if numbers in self._kept:
+            yield from self._kept[numbers]
+            return
+        files = self._source.read(self._photos.slice(numbers.start, len(numbers)))
+        photos, kept_bytes = [], self._kept_bytes
+        for photo in clean_among(files, min_side_px=self._config.patch_px):
+            kept_bytes += photo.pixels.nbytes
+            if kept_bytes <= KEPT_BYTES:
+                photos.append(photo.pixels)
+            yield photo.pixels
+        if kept_bytes <= KEPT_BYTES:
+            self._kept[numbers], self._kept_bytes = photos, kept_bytes
 
 
 def _begin(begun: dict[K, "Future[T]"], key: K, pool: ThreadPoolExecutor, work: Callable[[], T]) -> None:

@@ -37,7 +37,7 @@ CURVE = "loss.svg"
 SCORED_SIGMAS = (15, 25, 50)
 SCORED_PHOTOS = 256
 # Which settings of a job decide what it ends in: the others say where, by how many, and how closely it is watched.
-DECISIVE = {"source", "where", "validation_fraction", "start_from", "config"}
+DECISIVE = {"source", "where", "validation_fraction", "start_from", "teacher", "config"}
 
 
 def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str, float]:

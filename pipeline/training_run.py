@@ -23,7 +23,7 @@ from model.denoiser import Denoiser, use_threads
 from model.metrics import PEAK, psnr_db
 from model.patches import parts_of
 from model.training import NO_ORIGIN, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
-from model.weights import Card, Part, dump_weights, parse_weights
+from model.weights import NETWORKS, Card, Part, Weights, dump_weights, parse_weights
 from pipeline.clean_photos import CleanPhotos, find_clean_photos
 from pipeline.errors import RunFailed
 from pipeline.examples import ExampleStream
@@ -57,7 +57,10 @@ class TrainJob:
             weights are scored on them if there is no other collection for it.
         validation: collection that the weights are scored on, now and then and at the end, by white Gaussian noise in
             the protocol of papers; the card holds the scores.
-        start_from: weights to begin with, by name, path or URL; None begins with random ones.
+        start_from: weights to begin with, by name, path or URL; None begins with random ones. Where their network for
+            white noise is of another architecture, a new one for it begins with random ones, too.
+        teacher: weights whose answers are learnt in place of the clean photos, by name, path or URL (see
+            `model.teacher`); None learns from the photos alone.
         data, licence: what the card says of the photos, and under which terms the weights may be used.
         workers: processes that share each batch, on a Ray cluster if there are several. Fewer go on if some are lost.
         address: of a Ray cluster to join; None starts one on this machine where it is needed.
@@ -74,6 +77,7 @@ class TrainJob:
     validation_fraction: float = 0.0
     validation: str | None = None
     start_from: str | None = None
+    teacher: str | None = None
     data: str = ""
     licence: str = "not stated"
     workers: int = 1
@@ -169,8 +173,10 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
     origin = _begin(state, job, config)
     rows = _resume(store, state, config, origin)
     parts = parts_of(worker.number, worker.count, config.parts)
-    with ExampleStream(source, photos, config, parts) as examples:
-        steps = train_steps(state, config, examples, device=worker.device)
+    weights = _read_teacher(job, config)
+    teacher = weights.network(config.part) if weights is not None else None
+    with ExampleStream(source, photos, config, parts, makes_ahead=worker.device != "cpu") as examples:
+        steps = train_steps(state, config, examples, device=worker.device, teacher=teacher)
         if worker.number:
             for _ in steps:
                 pass
@@ -346,16 +352,31 @@ def _begin(state: TrainState, job: TrainJob, config: TrainConfig) -> dict[str, o
     sha256 = ""
     if job.start_from is not None:
         _, weights = read_weights(job.start_from)
-        if weights.card.network != config.network:
-            raise ValueError(f"{job.start_from} holds a network {weights.card.network!r}, not {config.network!r}")
-        state.start_from(weights.part(config.part))
-        sha256 = weights.sha256
+        sha256, found = weights.sha256, weights.card.of(config.part).network
+        if found == config.network:
+            state.start_from(weights.part(config.part))
+        elif config.part == Part.GENERAL:
+            raise ValueError(f"{job.start_from} holds a network {found!r}, not {config.network!r}")
     return {
         "source": open_store(job.source).place,
         "where": job.where,
         "validation_fraction": job.validation_fraction,
         "start_from": sha256,
+        "teacher": teacher.sha256 if (teacher := _read_teacher(job, config)) else "",
     }
+
+
+def _read_teacher(job: TrainJob, config: TrainConfig) -> Weights | None:
+    if job.teacher is None:
+        return None
+    _, weights = read_weights(job.teacher)
+    name, sides_px = weights.card.of(config.part).network, {config.patch_px_at(0), config.patch_px}
+    if any(side_px % NETWORKS[name].multiple_px for side_px in sides_px):
+        raise ValueError(
+            f"the teacher {job.teacher} is a network {name!r}, which takes multiples of {NETWORKS[name].multiple_px} "
+            f"pixels: expected that of the patches, {' and '.join(map(str, sorted(sides_px)))}"
+        )
+    return weights
 
 
 def _resume(

@@ -1,32 +1,35 @@
-"""The photo network is small, free of biases, and sees no further than it says."""
+"""The networks for photos are small, free of biases, and see no further than they say."""
 
 import pytest
 import torch
 from receptive_field import changes_a_cell
 from torch import nn
 
-from model.photo import PhotoNetwork
+from model.photo import FineNetwork, PhotoNetwork
 
 LEVEL_B2 = torch.tensor([[0.1, 0.05]])
+KINDS = pytest.mark.parametrize("kind", [PhotoNetwork, FineNetwork])
 
 
-def _network() -> PhotoNetwork:
+def _network(kind=PhotoNetwork):
     """One that heeds the level that it is told: a new one does not."""
     torch.manual_seed(0)
-    network = PhotoNetwork().eval()
+    network = kind().eval()
     for level in network.level:
         nn.init.normal_(level.weight)
     return network
 
 
-def test_it_has_about_two_million_parameters_and_no_bias():
-    named = dict(PhotoNetwork().named_parameters())
-    assert sum(parameter.numel() for parameter in named.values()) == 1_937_184
+@pytest.mark.parametrize(("kind", "parameters"), [(PhotoNetwork, 1_937_184), (FineNetwork, 1_230_912)])
+def test_it_has_one_or_two_million_parameters_and_no_bias(kind, parameters):
+    named = dict(kind().named_parameters())
+    assert sum(parameter.numel() for parameter in named.values()) == parameters
     assert not [name for name in named if name.endswith("bias")]
 
 
-def test_it_takes_at_most_75_thousand_multiplications_a_pixel():
-    network = PhotoNetwork().eval()
+@KINDS
+def test_it_takes_at_most_75_thousand_multiplications_a_pixel(kind):
+    network = kind().eval()
     multiplications = []
 
     def count(conv: nn.Conv2d, _inputs: object, output_BCHW: torch.Tensor) -> None:
@@ -40,9 +43,10 @@ def test_it_takes_at_most_75_thousand_multiplications_a_pixel():
     assert 60_000 < sum(multiplications) / 64**2 <= 75_000
 
 
+@KINDS
 @pytest.mark.parametrize("factor", [0.1, 4.0])
-def test_its_output_scales_with_its_input(factor):
-    network, noisy_BCHW = _network(), torch.rand(1, 3, 32, 40)
+def test_its_output_scales_with_its_input(factor, kind):
+    network, noisy_BCHW = _network(kind), torch.rand(1, 3, 32, 40)
     with torch.inference_mode():
         scaled_BCHW = network(factor * noisy_BCHW, factor * LEVEL_B2)
         torch.testing.assert_close(scaled_BCHW, factor * network(noisy_BCHW, LEVEL_B2), rtol=1e-4, atol=1e-5)
@@ -63,12 +67,18 @@ def test_a_new_network_is_blind():
         assert torch.equal(network(noisy_BCHW, LEVEL_B2), network(noisy_BCHW, 2 * LEVEL_B2))
 
 
-def test_it_leaves_its_input_as_it_was():
+def test_only_the_fine_one_hears_what_is_below_the_threshold_of_its_relus():
+    slopes = [kind().bottleneck[0].relu(torch.tensor([-1.0])).item() for kind in (PhotoNetwork, FineNetwork)]
+    assert slopes == [0, pytest.approx(-0.01)]
+
+
+@KINDS
+def test_it_leaves_its_input_as_it_was(kind):
     torch.manual_seed(0)
     noisy_BCHW = torch.rand(1, 3, 32, 32)
     before_BCHW = noisy_BCHW.clone()
     with torch.inference_mode():
-        _network()(noisy_BCHW, LEVEL_B2)
+        _network(kind)(noisy_BCHW, LEVEL_B2)
     assert torch.equal(noisy_BCHW, before_BCHW)
 
 
@@ -80,11 +90,13 @@ def test_it_subtracts_in_float32_what_it_computes_in_bfloat16():
         assert torch.equal(network(noisy_BCHW, LEVEL_B2), noisy_BCHW)
 
 
+@KINDS
 @pytest.mark.parametrize("side", [-1, 1])
-def test_what_lies_beyond_its_halo_does_not_change_a_cell(side):
-    assert not changes_a_cell(PhotoNetwork(), distance_px=PhotoNetwork.halo_px + 1, side=side)
+def test_what_lies_beyond_its_halo_does_not_change_a_cell(side, kind):
+    assert not changes_a_cell(kind(), distance_px=kind.halo_px + 1, side=side)
 
 
+@KINDS
 @pytest.mark.parametrize("side", [-1, 1])
-def test_what_lies_just_within_its_halo_changes_a_cell(side):
-    assert changes_a_cell(PhotoNetwork(), distance_px=PhotoNetwork.halo_px - 2, side=side)
+def test_what_lies_just_within_its_halo_changes_a_cell(side, kind):
+    assert changes_a_cell(kind(), distance_px=kind.halo_px - 2, side=side)

@@ -178,6 +178,40 @@ def test_the_network_for_white_noise_needs_another_beside_it(folder: Path) -> No
         _job(folder, config=TrainConfig(steps=1, part=Part.WHITE))
 
 
+def test_a_network_for_white_noise_may_be_of_another_architecture(folder: Path) -> None:
+    """It begins anew where that of the weights is another one, and goes on where it is the same."""
+    fine = TrainConfig(network="fine", part=Part.WHITE, steps=1, batch_size=1, patch_px=32, learning_rate=1e-9)
+    first = _job(folder, config=fine, start_from="photo")
+    second = dataclasses.replace(first, run=f"{first.run}-2", start_from=f"{first.run}/weights.safetensors")
+
+    for job in (first, second):
+        run_train(job, lambda metrics: None)
+
+    shipped, one, other = map(load_weights, ("photo", *(f"{job.run}/weights.safetensors" for job in (first, second))))
+    assert {part: other.card.of(part).network for part in Part} == {Part.GENERAL: "photo", Part.WHITE: "fine"}
+    assert _are_equal(other.part(Part.GENERAL), shipped.part(Part.GENERAL))
+    before, after = one.part(Part.WHITE), other.part(Part.WHITE)
+    assert all((after[name].float() - before[name].float()).abs().max() < 1e-5 for name in before)
+
+
+def test_a_network_learns_the_answers_of_its_teacher(folder: Path) -> None:
+    """One that is its own teacher has little to learn: what it answers in other views."""
+    config = TrainConfig(steps=1, batch_size=4, patch_px=32, small_share=0)
+    job = _job(folder, start_from="photo", config=config)
+    by_photos: list[StepMetrics] = []
+    by_teacher: list[StepMetrics] = []
+
+    run_train(job, by_photos.append)
+    run_train(dataclasses.replace(job, run=f"{job.run}-2", teacher="photo"), by_teacher.append)
+
+    assert 0 < by_teacher[0].loss < 0.5 * by_photos[0].loss
+    card = load_weights(f"{job.run}-2/weights.safetensors").card
+    assert card.provenance is not None
+    assert card.provenance.settings["teacher"] == "photo"
+    with pytest.raises(ValueError, match=r"has another recipe \(teacher\)"):
+        run_train(dataclasses.replace(job, teacher="photo"), print)
+
+
 def test_weights_of_another_network_are_no_start(folder: Path) -> None:
     config = TrainConfig(network="seed", steps=1, batch_size=1, patch_px=32, small_share=0)
 
@@ -306,6 +340,7 @@ def test_a_run_keeps_to_its_photos_and_to_what_it_started_from(folder: Path) -> 
         ({"config": TrainConfig(steps=1, batch_size=3, patch_px=32, seed=1)}, r"another recipe \(seed\)"),
         ({"run": "other", "config": TrainConfig(steps=1, batch_size=3, patch_px=64)}, "photos of at least 64 pixels"),
         ({"run": "other", "start_from": "nothing"}, "unknown weights 'nothing'"),
+        ({"run": "other", "teacher": "nothing"}, "unknown weights 'nothing'"),
         ({"run": "other", "validation": "nothing"}, "there are no 8-bit colour photos"),
     ],
 )

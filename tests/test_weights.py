@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from model import weights
-from model.photo import PhotoNetwork
+from model.photo import FineNetwork, PhotoNetwork
 from model.seed import SeedNetwork
 from model.weights import Card, Part, Provenance, dump_weights, load_weights, parse_weights
 
@@ -63,6 +63,17 @@ def test_two_networks_share_a_file_of_the_size_of_one(network):
     again = dump_weights(read.network(), read.card, white=read.network(Part.WHITE))
     assert again == data
     assert len(data) == pytest.approx(len(dump_weights(network, _card())), rel=0.01)
+
+
+def test_two_networks_of_two_architectures_share_a_file(network):
+    fine = FineNetwork()
+    read = parse_weights(dump_weights(network, _card(white=_card(network="fine")), white=fine))
+    assert {part: type(network) for part, network in read.networks().items()} == {
+        Part.GENERAL: PhotoNetwork,
+        Part.WHITE: FineNetwork,
+    }
+    with pytest.raises(ValueError, match="do not fit the network 'fine'"):
+        parse_weights(dump_weights(network, _card(white=_card(network="fine")), white=network)).network(Part.WHITE)
 
 
 def test_the_general_network_stands_for_the_other_where_there_is_none(network):
