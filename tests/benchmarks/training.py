@@ -22,42 +22,48 @@ from pipeline.clean_photos import find_clean_photos
 from pipeline.train import run_train
 from pipeline.training_run import TrainJob
 
-WARM_UP_STEPS = 20
+# Steps between which patches are counted: while a run of some 250 photos decodes them, and after, when it has them in
+# memory as the loop does.
+SPANS = {"first pass": (20, 130), "later": (130, None)}
+Ended = dict[int, float]  # when each step was done, counted from 1, in seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", metavar="FOLDER_OF_PHOTOS", help="folder, URL or image set of clean photos")
     parser.add_argument("--patch-px", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=120, help="of each contender in each round")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=230, help="of each contender in each round")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    config = TrainConfig(steps=options.steps, patch_px=options.patch_px, small_share=0)
-    contenders: dict[str, Callable[[str, TrainConfig], float]] = {
+    config = TrainConfig(steps=options.steps, patch_px=options.patch_px, batch_size=options.batch_size, small_share=0)
+    contenders: dict[str, Callable[[str, TrainConfig], Ended]] = {
         "bare loop": bare_loop,
         "1 worker": lambda photos, config: degrain(photos, config, workers=1),
         "2 workers": lambda photos, config: degrain(photos, config, workers=2),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    speeds: dict[tuple[str, str], list[float]] = {(span, name): [] for span in SPANS for name in contenders}
     for number in range(options.rounds):
         for name, run in contenders.items():
-            speeds[name].append(run(options.photos, dataclasses.replace(config, seed=number)))
-            print(f"round {number + 1}: {name:10} {speeds[name][-1]:7.1f} patches/s", flush=True)
-    bare = float(np.mean(speeds["bare loop"]))
-    for name, all_speeds in speeds.items():
-        print(f"{name:10} {np.mean(all_speeds):7.1f} patches/s, {np.mean(all_speeds) / bare:.2f} of the bare loop")
+            ended = run(options.photos, dataclasses.replace(config, seed=number))
+            for span, (first, last) in SPANS.items():
+                steps = (last or config.steps) - first
+                speeds[span, name].append(steps * config.batch_size / (ended[first + steps] - ended[first]))
+            told = ", ".join(f"{speeds[span, name][-1]:7.1f} patches/s ({span})" for span in SPANS)
+            print(f"round {number + 1}: {name:10} {told}", flush=True)
+    for (span, name), found in speeds.items():
+        bare = np.mean(speeds[span, "bare loop"])
+        print(f"{span:10} {name:10} {np.mean(found):7.1f} patches/s, {np.mean(found) / bare:.2f} of the bare loop")
 
 
-def bare_loop(folder: str, config: TrainConfig) -> float:
-    """Patches a second of a loop as one writes it."""
+def bare_loop(folder: str, config: TrainConfig) -> Ended:
+    """A loop as one writes it."""
     use_threads(torch.get_num_threads())
     photos = [photo.pixels for photo in find_clean_photos(folder, min_side_px=config.patch_px)]
     state = TrainState(config)
-    start = 0.0
     draw = np.random.default_rng(config.seed)
+    ended: Ended = {}
     for step in range(config.steps):
-        if step == WARM_UP_STEPS:
-            start = time.perf_counter()
         chosen = draw.choice(len(photos), config.batch_size)
         patches = np.stack([_crop(photos[number], config.patch_px, draw) for number in chosen])
         examples = Examples.make(patches, config, step=step, part=0)
@@ -68,7 +74,8 @@ def bare_loop(folder: str, config: TrainConfig) -> float:
         torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
         for optimizer in state.optimizers:
             optimizer.step()
-    return (config.steps - WARM_UP_STEPS) * config.batch_size / (time.perf_counter() - start)
+        ended[step + 1] = time.perf_counter()
+    return ended
 
 
 def _crop(photo: np.ndarray, side_px: int, draw: np.random.Generator) -> np.ndarray:
@@ -76,9 +83,9 @@ def _crop(photo: np.ndarray, side_px: int, draw: np.random.Generator) -> np.ndar
     return photo[top : top + side_px, left : left + side_px]
 
 
-def degrain(folder: str, config: TrainConfig, *, workers: int) -> float:
-    """Patches a second of a whole run, without its start."""
-    ended: dict[int, float] = {}
+def degrain(folder: str, config: TrainConfig, *, workers: int) -> Ended:
+    """A whole run."""
+    ended: Ended = {}
 
     def note(metrics: StepMetrics) -> None:
         ended[metrics.step] = time.perf_counter()
@@ -86,7 +93,7 @@ def degrain(folder: str, config: TrainConfig, *, workers: int) -> float:
     with tempfile.TemporaryDirectory() as run:
         job = TrainJob(source=folder, run=str(Path(run) / "run"), workers=workers, config=config)
         run_train(job, note)
-    return (config.steps - WARM_UP_STEPS) * config.batch_size / (ended[config.steps] - ended[WARM_UP_STEPS])
+    return ended
 
 
 if __name__ == "__main__":
