@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from model.estimate import BLOCK_PX
 from pipeline import tiff
 from pipeline.container import Pixels, Samples
 from pipeline.errors import PhotoRejected
@@ -49,7 +50,8 @@ class Bands:
         finished: called with the first row, the noisy and the clean colour of each band that is written.
 
     Raises:
-        PhotoRejected: its strips or tiles are too large to be decoded by bands, or claim what they cannot hold.
+        PhotoRejected: its strips or tiles are too large to be decoded by bands, or claim what they cannot hold; or it
+            is too narrow for its noise to be told.
     """
 
     finished: Callable[[int, Samples, Samples], None]
@@ -72,6 +74,11 @@ class Bands:
             )
         colours = 1 if self._layout.samples <= 2 else 3
         size = self._layout.height_px, self._layout.width_px
+        if min(size) < BLOCK_PX:
+            raise PhotoRejected(
+                f"one of its sides has {min(size)} pixels, and of a photo of this size, which is only denoised by "
+                f"parts, the noise is told by squares of {BLOCK_PX}"
+            )
         self.shape: tuple[int, ...] = size if colours == 1 else (*size, colours)
         self.ndim = len(self.shape)
         self.dtype: np.dtype[Any] = self._layout.dtype.newbyteorder("=")

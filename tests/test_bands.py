@@ -149,6 +149,16 @@ def test_a_strip_that_is_too_large_to_be_decoded_alone_is_refused(
     assert "by parts of up to" in (on_disk.reason or "")
 
 
+@pytest.mark.parametrize("shape", [(300, 15), (15, 300)])
+def test_a_photo_that_is_too_narrow_for_its_noise_to_be_told_is_refused(shape: tuple[int, int], tmp_path: Path) -> None:
+    height_px, width_px = shape
+
+    _, on_disk, _ = both_ways(tiff_of(photo(height_px=height_px, width_px=width_px)), tmp_path)
+
+    assert on_disk.outcome == Outcome.REJECTED
+    assert "one of its sides has 15 pixels" in (on_disk.reason or "")
+
+
 @pytest.mark.parametrize("options", [KINDS["strips"], KINDS["deflate-tiles"]], ids=["strips", "tiles"])
 def test_only_some_rows_are_held(options: dict[str, Any], tmp_path: Path) -> None:
     data = tiff_of(np.tile(photo(height_px=100, width_px=64), (30, 1, 1)), **options)
