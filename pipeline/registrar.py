@@ -122,7 +122,7 @@ def _judge(
     """
     found = _compare(sha256, incumbent, evaluated, registry)
     problem = _problem(found, sha256, incumbent, job.name)
-    if problem and not job.because:
+    if problem and not job.because.strip():
         raise PromotionRefused(f"{problem}; to promote them nevertheless, say why (--because)")
     return found.gains_db if found else {}
 

@@ -64,9 +64,10 @@ def test_better_weights_get_the_name_and_the_gain_is_kept(folder: Path) -> None:
     assert json.loads((folder / "registry" / pointer.scores).read_text())["rows"][0]["gain_db"] == 8.3
 
 
-def test_worse_weights_are_refused_and_the_name_stays(folder: Path) -> None:
+@pytest.mark.parametrize("because", ["", "  "])
+def test_worse_weights_are_refused_and_the_name_stays(folder: Path, because: str) -> None:
     with pytest.raises(PromotionRefused, match=r"scores worse .* by -0\.50 dB in the mean of 2 trials"):
-        give_name(_job(folder, "new", **_scores(folder, "both", old=8.0, new=7.5)))
+        give_name(_job(folder, "new", **_scores(folder, "both", old=8.0, new=7.5), because=because))
 
     assert _named(folder) == "old"
 
