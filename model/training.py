@@ -164,7 +164,7 @@ WHITE_PRESET = TrainConfig(
     steps=28_000,
     small_share=0.85,
     learning_rate=2e-3,
-    cooldown_share=0.5,
+    cooldown_share=0.62,
     noise=NoiseConfig.only(
         clean_share=0.02, float_share=0.7, file_share=0.28, jpeg_share=0, filtered_share=0, blotched_share=0
     ),
