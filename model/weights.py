@@ -44,6 +44,7 @@ class Provenance:
         photos_sha256: what identifies them: the sha256 of the sorted lines `<etag>  <key>`. The etag of a photo in an
             image set is the sha256 of its bytes, and elsewhere what its store tells versions apart by.
         start_from: sha256 of the weights that the training began with; empty where they were random.
+        teacher: sha256 of the weights whose answers were learnt; empty where the photos themselves were.
         version: of degrain.
         settings: of the job, by name, nested as they are in a job file.
     """
@@ -52,6 +53,7 @@ class Provenance:
     photos: int
     photos_sha256: str
     start_from: str = ""
+    teacher: str = ""
     version: str = ""
     settings: dict[str, object] = field(default_factory=dict)
 

@@ -108,6 +108,7 @@ def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights |
             photos=len(photos),
             photos_sha256=digest_of(etags),
             start_from=start.sha256 if start is not None else "",
+            teacher=read_weights(job.teacher)[1].sha256 if job.teacher else "",
             version=version("degrain"),
             settings={name: value for name, value in dataclasses.asdict(job).items() if name in DECISIVE},
         ),

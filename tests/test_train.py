@@ -207,7 +207,7 @@ def test_a_network_learns_the_answers_of_its_teacher(folder: Path) -> None:
     assert 0 < by_teacher[0].loss < 0.5 * by_photos[0].loss
     card = load_weights(f"{job.run}-2/weights.safetensors").card
     assert card.provenance is not None
-    assert card.provenance.settings["teacher"] == "photo"
+    assert card.provenance.teacher == load_weights("photo").sha256
     with pytest.raises(ValueError, match=r"has another recipe \(teacher\)"):
         run_train(dataclasses.replace(job, teacher="photo"), print)
 
