@@ -108,6 +108,7 @@ def _peers(options: argparse.Namespace) -> tuple[str, ...]:
 
 def list_weights(options: argparse.Namespace) -> int:
     """`degrain weights list`: what ships, or what is in a registry."""
+    from model.weights import Part
     from pipeline.registry import open_registry
 
     entries = open_registry(options.registry).entries()
@@ -115,8 +116,9 @@ def list_weights(options: argparse.Namespace) -> int:
         print(f"there are no weights in {options.registry}")
     for entry in entries:
         names = ", ".join(entry.names) or "-"
+        networks = "+".join(dict.fromkeys(entry.card.of(part).network for part in Part))
         scores = ", ".join(f"{name} {value:g}" for name, value in sorted(entry.card.scores.items()))
-        print(f"{names:12} {entry.sha256[:16]}  {entry.card.network:5}  {scores or 'no scores'}")
+        print(f"{names:12} {entry.sha256[:16]}  {networks:10}  {scores or 'no scores'}")
     return 0
 
 

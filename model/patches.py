@@ -17,7 +17,6 @@ Patches = NDArray[np.uint8]
 
 BLOCK_STEPS = 32  # steps whose patches of one part come from one group of photos
 CROPS_PER_PHOTO = 8
-HALVED_SHARE = 0.5  # of the patches of photos that are large enough: seen from twice as far, with finer detail
 _ORDER, _CROPS = 0, 1  # what a random generator is for
 
 
@@ -29,12 +28,15 @@ class PatchPlan:
         photos: how many there are.
         parts: how many parts a batch has.
         part_size: patches of a part.
+        halved_share: of the patches of photos that are large enough, those that are seen from twice as far, with finer
+            detail.
         seed: of the order and of the crops.
     """
 
     photos: int
     parts: int
     part_size: int
+    halved_share: float
     seed: int
 
     @property
@@ -54,8 +56,8 @@ class PatchPlan:
     def cut(self, photos: Iterable[Patches], part: int, block: int, *, side_px: int) -> Patches:
         """The patches of a block in their order, (N, S, S, 3), cut from the photos that it needs.
 
-        A photo is let go before the next one is taken. Every place and orientation of a photo is equally likely, and
-        some patches show four times the area at half the size.
+        Photos are taken one by one. Every place and orientation of a photo is equally likely, and some patches show
+        four times the area at half the size.
 
         Args:
             photos: (H, W, 3) each, at least `side_px` on both sides; some of those of the plan may be missing.
@@ -63,10 +65,23 @@ class PatchPlan:
         """
         draw = np.random.default_rng([self.seed, _CROPS, part, block])
         per_photo = max(CROPS_PER_PHOTO, math.ceil(self.block_size / len(self.photos_of(part, block))))
-        crops = [_crop(photo, side_px, draw) for photo in photos for _ in range(per_photo)]
+        crops = [self._crop(photo, side_px, draw) for photo in photos for _ in range(per_photo)]
         if not crops:
             return np.empty((0, side_px, side_px, 3), np.uint8)
         return np.stack([crops[place % len(crops)] for place in _order(self.block_size, len(crops), draw)])
+
+    def _crop(self, photo: Patches, side_px: int, draw: np.random.Generator) -> Patches:
+        scale = 2 if min(photo.shape[:2]) >= 2 * side_px and draw.random() < self.halved_share else 1
+        top, left = (int(draw.integers(extent - scale * side_px + 1)) for extent in photo.shape[:2])
+        patch = photo[top : top + scale * side_px, left : left + scale * side_px]
+        if scale == 2:
+            rows = patch[::2].astype(np.uint16) + patch[1::2]  # ten times as fast as one sum over both axes of a cell
+            patch = ((rows[:, ::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
+        if draw.random() < 0.5:
+            patch = patch[:, ::-1]
+        if draw.random() < 0.5:
+            patch = patch[::-1]
+        return (patch.transpose(1, 0, 2) if draw.random() < 0.5 else patch).copy()
 
 
 def parts_of(worker: int, workers: int, parts: int) -> range:
@@ -78,20 +93,6 @@ def _order(count: int, crops: int, draw: np.random.Generator) -> Sequence[int]:
     """Numbers of crops in random order, each as often as the others as far as that is possible."""
     rounds = [draw.permutation(crops) for _ in range(math.ceil(count / crops))]
     return [int(place) for place in np.concatenate(rounds)[:count]]
-
-
-def _crop(photo: Patches, side_px: int, draw: np.random.Generator) -> Patches:
-    scale = 2 if min(photo.shape[:2]) >= 2 * side_px and draw.random() < HALVED_SHARE else 1
-    top, left = (int(draw.integers(extent - scale * side_px + 1)) for extent in photo.shape[:2])
-    patch = photo[top : top + scale * side_px, left : left + scale * side_px]
-    if scale == 2:
-        rows = patch[::2].astype(np.uint16) + patch[1::2]  # ten times as fast as one sum over both axes of a cell
-        patch = ((rows[:, ::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
-    if draw.random() < 0.5:
-        patch = patch[:, ::-1]
-    if draw.random() < 0.5:
-        patch = patch[::-1]
-    return (patch.transpose(1, 0, 2) if draw.random() < 0.5 else patch).copy()
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,14 +2,14 @@
 
 A clean patch has detail that no denoiser can know of, so most of an error's gradient is chance. The answer of a trained
 network lacks it, and is learnt in a fraction of the steps (distillation, Hinton et al. 2015). Where each patch is shown
-to the teacher in a view of its own, turned and shifted, its errors average out: what is learnt is the mean of its
+to the teacher in a view of its own, mirrored or turned, its errors average out: what is learnt is the mean of its
 answers over all views, which is closer to the clean photo than each of them.
 """
 
 import torch
 from torch import Tensor, nn
 
-VIEWS = 32  # the eight orientations of a patch, and its four places in cells of 2 × 2 pixels
+VIEWS = 8  # the orientations of a patch
 _ROWS, _COLUMNS = 1, 2
 
 
@@ -23,24 +23,15 @@ def teach(teacher: nn.Module, noisy_BCHW: Tensor, level_B2: Tensor, view_B: Tens
         view_B: the view of each patch that the teacher sees, from 0 to `VIEWS` - 1.
     """
     views = [int(view) for view in view_B]
-    seen = [_see(noisy_CHW, view) for noisy_CHW, view in zip(noisy_BCHW, views, strict=True)]
+    seen = [_turn(_mirror(noisy_CHW, view), view) for noisy_CHW, view in zip(noisy_BCHW, views, strict=True)]
     answers_BCHW = teacher(torch.stack(seen).contiguous(memory_format=torch.channels_last), level_B2)
-    return torch.stack([_see_back(answer_CHW, view) for answer_CHW, view in zip(answers_BCHW, views, strict=True)])
+    return torch.stack([_mirror(_turn(each, view), view) for each, view in zip(answers_BCHW, views, strict=True)])
 
 
-def _see(patch_CHW: Tensor, view: int) -> Tensor:
-    """Shifted, the last row and column coming first, then mirrored, then turned."""
-    shifts, axes, is_turned = _parts_of(view)
-    mirrored_CHW = patch_CHW.roll(shifts, (_ROWS, _COLUMNS)).flip(axes)
-    return mirrored_CHW.mT if is_turned else mirrored_CHW
+def _mirror(patch_CHW: Tensor, view: int) -> Tensor:
+    return patch_CHW.flip([axis for axis, bit in ((_ROWS, 1), (_COLUMNS, 2)) if view & bit])
 
 
-def _see_back(patch_CHW: Tensor, view: int) -> Tensor:
-    (down, right), axes, is_turned = _parts_of(view)
-    return (patch_CHW.mT if is_turned else patch_CHW).flip(axes).roll((-down, -right), (_ROWS, _COLUMNS))
-
-
-def _parts_of(view: int) -> tuple[tuple[int, int], list[int], bool]:
-    """Steps down and to the right, axes along which it is mirrored, and whether rows are seen as columns."""
-    down, right, rows, columns, is_turned = ((view >> bit) & 1 for bit in range(5))
-    return (down, right), [axis for axis, is_asked in ((_ROWS, rows), (_COLUMNS, columns)) if is_asked], bool(is_turned)
+def _turn(patch_CHW: Tensor, view: int) -> Tensor:
+    """Rows become columns, or not; done twice, neither this nor mirroring changes anything."""
+    return patch_CHW.mT if view & 4 else patch_CHW

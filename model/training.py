@@ -65,6 +65,8 @@ class TrainConfig:
             many patches (gradient accumulation). None is all at once.
         small_share: share of the steps, at the start, that have patches of half that side: four times as fast, they
             learn nearly as much (progressive learning, Zamir et al. 2022).
+        halved_share: of the patches of photos that are large enough, those that show four times the area at half the
+            size.
         learning_rate: its peak, after `warmup_steps`.
         cooldown_share: share of the steps, at the end, in which it goes to zero as 1 - sqrt (Hägele et al. 2024).
         gradient_clip: largest L2 norm of a step's gradient.
@@ -81,6 +83,7 @@ class TrainConfig:
     patch_px: int = 128
     patches_at_once: int | None = None
     small_share: float = 0.6
+    halved_share: float = 0.3
     optimizer: OptimizerName = OptimizerName.MUON
     loss: Loss = Loss.RMSE
     learning_rate: float = 1e-3
@@ -96,7 +99,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise ValueError(f"unknown network {self.network!r}: expected one of {', '.join(NETWORKS)}")
-        for name, value in (("small_share", self.small_share), ("cooldown_share", self.cooldown_share)):
+        for name, value in (
+            ("small_share", self.small_share),
+            ("halved_share", self.halved_share),
+            ("cooldown_share", self.cooldown_share),
+        ):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}: expected a number from 0 to 1")
         multiple = math.lcm(NETWORKS[self.network].multiple_px, 2 * BLOCK_PX) * (2 if self.small_share else 1)
@@ -156,13 +163,14 @@ SEED_PRESET = TrainConfig(
 )
 # To go on from weights that are good already: whole patches from the start, and most of the time for the cool-down.
 TUNE_PRESET = TrainConfig(steps=20_000, small_share=0, cooldown_share=0.6)
-# For noise that nothing has filtered since: what a network of this size must know beside it costs it 0.1 dB. The
-# gradients of a teacher's answers are so steady that the rate may be high.
+# For noise that nothing has filtered since: what a network of this size must know beside it costs it 0.1 dB. It begins
+# anew, and is made for a teacher, whose answers give gradients so steady that the rate may be high.
 WHITE_PRESET = TrainConfig(
     network="fine",
     part=Part.WHITE,
     steps=28_000,
     small_share=0.85,
+    halved_share=0.5,
     learning_rate=2e-3,
     cooldown_share=0.62,
     noise=NoiseConfig.only(

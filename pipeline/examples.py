@@ -1,4 +1,4 @@
-"""What a training worker learns from: photos of a store, decoded, cut and made noisy ahead of the step."""
+"""What a training worker learns from: photos of a store, decoded ahead of the step, cut, and made noisy."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -7,6 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from model.denoiser import use_threads
@@ -16,7 +17,7 @@ from pipeline.clean_photos import clean_among, no_clean_photos
 from pipeline.sources import Source
 
 STEPS_AHEAD = 4
-KEPT_BYTES = 512 * 2**20  # of decoded photos: those of a small collection are decoded once
+KEPT_BYTES = 512 * 2**20  # of decoded photos, in each worker: one that is alone decodes a small collection once
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -47,7 +48,13 @@ class ExampleStream:
         self._config = config
         self._parts = parts
         self._makes_ahead = makes_ahead
-        self._plan = PatchPlan(photos=len(photos), parts=config.parts, part_size=config.part_size, seed=config.seed)
+        self._plan = PatchPlan(
+            photos=len(photos),
+            parts=config.parts,
+            part_size=config.part_size,
+            halved_share=config.halved_share,
+            seed=config.seed,
+        )
         self._reader = ThreadPoolExecutor(1, "photos")
         # One thread: what it computes should not take the cores of the network.
         self._maker = ThreadPoolExecutor(1, "examples", use_threads, (1,))
@@ -103,10 +110,11 @@ class ExampleStream:
         files = self._source.read(self._photos.slice(numbers.start, len(numbers)))
         photos, kept_bytes = [], self._kept_bytes
         for photo in clean_among(files, min_side_px=self._config.patch_px):
-            kept_bytes += photo.pixels.nbytes
+            pixels = np.ascontiguousarray(photo.pixels)  # of one with transparency, this lets go of that
+            kept_bytes += pixels.nbytes
             if kept_bytes <= KEPT_BYTES:
-                photos.append(photo.pixels)
-            yield photo.pixels
+                photos.append(pixels)
+            yield pixels
         if kept_bytes <= KEPT_BYTES:
             self._kept[numbers], self._kept_bytes = photos, kept_bytes
 

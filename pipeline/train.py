@@ -28,7 +28,7 @@ from pipeline.lease import leased
 from pipeline.registry import read_weights
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store
-from pipeline.training_run import TrainJob, Worker, check_job, read_metrics, read_state, train_worker
+from pipeline.training_run import TrainJob, Worker, check_job, read_metrics, read_origin, read_state, train_worker
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def _write_weights(job: TrainJob, photos: pa.Table, store: Store) -> dict[str, f
     """What a run whose steps are done ends in; returns the scores."""
     config = job.config.for_photos(len(photos))
     start = read_weights(job.start_from)[1] if job.start_from else None
-    card = _card(job, config, photos, start)
+    card = _card(job, config, photos, start, teacher=str(read_origin(store).get("teacher", "")))
     network, white, card = _beside_other_part(read_state(store, config).average, card, start, config.part)
     if (validation := job.find_validation()) is not None:
         weights = parse_weights(dump_weights(network, card, white=white))
@@ -94,8 +94,9 @@ def _beside_other_part(
     return trained, None, card
 
 
-def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights | None) -> Card:
+def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights | None, *, teacher: str) -> Card:
     """What a person must know of the network, but for its scores."""
+    is_new = start is None or start.card.of(config.part).network != config.network
     etags = ((row["key"], row["etag"]) for batch in photos.to_batches() for row in batch.to_pylist())
     return Card(
         network=config.network,
@@ -107,8 +108,8 @@ def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights |
             source=job.source,
             photos=len(photos),
             photos_sha256=digest_of(etags),
-            start_from=start.sha256 if start is not None else "",
-            teacher=read_weights(job.teacher)[1].sha256 if job.teacher else "",
+            start_from="" if start is None or is_new else start.sha256,
+            teacher=teacher,
             version=version("degrain"),
             settings={name: value for name, value in dataclasses.asdict(job).items() if name in DECISIVE},
         ),

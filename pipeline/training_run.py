@@ -17,13 +17,15 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from model.denoiser import Denoiser, use_threads
 from model.metrics import PEAK, psnr_db
 from model.patches import parts_of
 from model.training import NO_ORIGIN, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
-from model.weights import NETWORKS, Card, Part, Weights, dump_weights, parse_weights
+from model.weights import NETWORKS, Card, Part, dump_weights, parse_weights
 from pipeline.clean_photos import CleanPhotos, find_clean_photos
 from pipeline.errors import RunFailed
 from pipeline.examples import ExampleStream
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.parquet"
 TENSORBOARD, PICTURES = "tensorboard", "validation"
+UNTOLD: Mapping[str, object] = {"teacher": "", "halved_share": 0.3}  # by checkpoints of earlier versions
 MAY_CHANGE = ("steps", "small_share", "cooldown_share")  # how long a run takes may be decided while it runs
 VALIDATION_PHOTOS, VALIDATION_PX, VALIDATION_SIGMA = 16, 256, 25.0
 PICTURED = 4
@@ -164,19 +167,18 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
         StorageError: the photos cannot be read, or the run's folder cannot be written.
         RunFailed: the run's checkpoint or its metrics are damaged.
     """
-    if worker.threads is not None:
-        use_threads(worker.threads)
+    use_threads(worker.threads or torch.get_num_threads())
     source, photos = job.find_photos()
     config = job.config.for_photos(len(photos))
     store = open_store(job.run)
     state = TrainState(config)
-    origin = _begin(state, job, config)
+    teacher = _read_teacher(job, config)
+    origin = _begin(state, job, config, teacher)
     rows = _resume(store, state, config, origin)
     parts = parts_of(worker.number, worker.count, config.parts)
-    weights = _read_teacher(job, config)
-    teacher = weights.network(config.part) if weights is not None else None
+    network = teacher.network if teacher is not None else None
     with ExampleStream(source, photos, config, parts, makes_ahead=worker.device != "cpu") as examples:
-        steps = train_steps(state, config, examples, device=worker.device, teacher=teacher)
+        steps = train_steps(state, config, examples, device=worker.device, teacher=network)
         if worker.number:
             for _ in steps:
                 pass
@@ -198,7 +200,7 @@ def check_job(job: TrainJob) -> None:
     source, photos = job.find_photos()
     config = job.config.for_photos(len(photos))
     state = TrainState(config)
-    _resume(open_store(job.run), state, config, _begin(state, job, config))
+    _resume(open_store(job.run), state, config, _begin(state, job, config, _read_teacher(job, config)))
     for clean in filter(None, (CleanPhotos(source, photos, config.patch_px), job.find_validation())):
         next(iter(clean))
 
@@ -208,6 +210,11 @@ def read_state(store: Store, config: TrainConfig) -> TrainState:
     state = TrainState(config)
     _resume(store, state, config)
     return state
+
+
+def read_origin(store: Store) -> dict[str, object]:
+    """What the run depends on, by name, as its last checkpoint tells: the recipe, what it started from, its teacher."""
+    return read_checkpoint_header(store.read(CHECKPOINT))[1]
 
 
 def read_metrics(store: Store) -> list[dict[str, float | None]]:
@@ -284,8 +291,7 @@ class _Folder:
 
     def _validate(self, step: int, state: TrainState) -> float:
         """Score the average on a few photos, and picture some: noisy, denoised, clean."""
-        card = Card(network=self._config.network, data="", licence="", noise="")
-        denoiser = Denoiser(parse_weights(dump_weights(state.average, card)))
+        denoiser = Denoiser(parse_weights(dump_weights(state.average, _card(self._config))))
         draw = np.random.default_rng(0)
         scores, strips = [], []
         for clean in self._photos:
@@ -347,7 +353,15 @@ class _Board:
         self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
-def _begin(state: TrainState, job: TrainJob, config: TrainConfig) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class _Teacher:
+    """A network that is learnt from, and the sha256 of its weights."""
+
+    network: nn.Module
+    sha256: str
+
+
+def _begin(state: TrainState, job: TrainJob, config: TrainConfig, teacher: _Teacher | None) -> dict[str, object]:
     """Give a state what its run starts from; returns what the run depends on beside its recipe."""
     sha256 = ""
     if job.start_from is not None:
@@ -357,16 +371,26 @@ def _begin(state: TrainState, job: TrainJob, config: TrainConfig) -> dict[str, o
             state.start_from(weights.part(config.part))
         elif config.part == Part.GENERAL:
             raise ValueError(f"{job.start_from} holds a network {found!r}, not {config.network!r}")
+        else:
+            dataclasses.replace(weights.card, white=_card(config))  # raises where the two do not go together
+            log.warning(
+                "the network for %s noise of %s is a %r: a %r begins with random weights",
+                *(config.part, job.start_from, found, config.network),
+            )
     return {
         "source": open_store(job.source).place,
         "where": job.where,
         "validation_fraction": job.validation_fraction,
         "start_from": sha256,
-        "teacher": teacher.sha256 if (teacher := _read_teacher(job, config)) else "",
+        "teacher": teacher.sha256 if teacher is not None else "",
     }
 
 
-def _read_teacher(job: TrainJob, config: TrainConfig) -> Weights | None:
+def _card(config: TrainConfig) -> Card:
+    return Card(network=config.network, data="", licence="", noise="")
+
+
+def _read_teacher(job: TrainJob, config: TrainConfig) -> _Teacher | None:
     if job.teacher is None:
         return None
     _, weights = read_weights(job.teacher)
@@ -376,7 +400,7 @@ def _read_teacher(job: TrainJob, config: TrainConfig) -> Weights | None:
             f"the teacher {job.teacher} is a network {name!r}, which takes multiples of {NETWORKS[name].multiple_px} "
             f"pixels: expected that of the patches, {' and '.join(map(str, sorted(sides_px)))}"
         )
-    return weights
+    return _Teacher(weights.network(config.part), weights.sha256)
 
 
 def _resume(
@@ -391,7 +415,7 @@ def _resume(
     except ValueError as error:
         raise _damaged(store, CHECKPOINT, "begin the run anew", error) from error
     now = dataclasses.asdict(config) | dict(origin)
-    before = dict(origin) | before  # which those of earlier versions do not tell
+    before = dict(origin) | dict(UNTOLD) | before
     differing = sorted(name for name in now if name not in MAY_CHANGE and now[name] != before.get(name))
     if differing:
         raise ValueError(

@@ -11,7 +11,7 @@ from model.patches import PatchPlan, parts_of
 
 
 def _plan(photos: int = 100, **changes: int) -> PatchPlan:
-    return PatchPlan(**({"photos": photos, "parts": 4, "part_size": 4, "seed": 0} | changes))
+    return PatchPlan(**({"photos": photos, "parts": 4, "part_size": 4, "halved_share": 0.3, "seed": 0} | changes))
 
 
 def _photos(count: int, side_px: int = 40) -> list[np.ndarray]:

@@ -41,11 +41,22 @@ def test_no_two_views_are_the_same_and_the_first_is_the_patch_itself(patches: Te
 
 
 def test_errors_that_depend_on_the_place_average_out(patches: Tensor) -> None:
-    """Those of a teacher that errs at every fourth pixel of a cell are spread evenly over its four."""
+    """Those of a teacher that errs at one of the four pixels of each cell are spread evenly over them."""
     plane_HW = torch.ones(8, 8)
     plane_HW[::2, 1::2] = 3
-    same_BCHW = patches[:1].expand(VIEWS, -1, -1, -1)
 
-    answers_BCHW = teach(Noting(plane_HW), same_BCHW, torch.zeros(VIEWS, 2), torch.arange(VIEWS))
+    same = patches[:1].expand(VIEWS, -1, -1, -1)
+    answers_BCHW = teach(Noting(plane_HW), same, torch.zeros(VIEWS, 2), torch.arange(VIEWS))
 
     torch.testing.assert_close(answers_BCHW.mean(dim=0), patches[0] * 1.5)
+
+
+def test_a_teacher_sees_no_edge_that_a_patch_has_not(patches: Tensor) -> None:
+    """What lies side by side for the teacher lies so in the patch: it is never rolled or padded."""
+    teacher = Noting(torch.ones(8, 8))
+    steps = torch.arange(64.0).reshape(8, 8) // 8 + torch.arange(8.0)  # one from each pixel to its neighbours
+    ramp = steps.expand(VIEWS, 3, -1, -1)
+
+    teach(teacher, ramp, torch.zeros(VIEWS, 2), torch.arange(VIEWS))
+
+    assert all((seen.diff(dim=axis).abs() == 1).all() for seen in teacher.seen for axis in (1, 2))

@@ -8,6 +8,7 @@ writes by hand. It has the same network, noise, optimiser, batch and precision.
 
 import argparse
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,14 +18,13 @@ import numpy as np
 import torch
 
 from model.denoiser import use_threads
+from model.patches import CROPS_PER_PHOTO
 from model.training import Examples, StepMetrics, TrainConfig, TrainState, rmse
 from pipeline.clean_photos import find_clean_photos
 from pipeline.train import run_train
 from pipeline.training_run import TrainJob
 
-# Steps between which patches are counted: while a run of some 250 photos decodes them, and after, when it has them in
-# memory as the loop does.
-SPANS = {"first pass": (20, 130), "later": (130, None)}
+WARM_UP_STEPS = 20
 Ended = dict[int, float]  # when each step was done, counted from 1, in seconds
 
 
@@ -33,23 +33,31 @@ def main() -> None:
     parser.add_argument("photos", metavar="FOLDER_OF_PHOTOS", help="folder, URL or image set of clean photos")
     parser.add_argument("--patch-px", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=230, help="of each contender in each round")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="of each contender in each round, once photos are decoded"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    config = TrainConfig(steps=options.steps, patch_px=options.patch_px, batch_size=options.batch_size, small_share=0)
+    # Patches are counted while a run decodes its photos, and when it has them in memory, as the loop does. Two workers
+    # have met all of them after two passes.
+    photos = find_clean_photos(options.photos).photos.num_rows
+    one_pass = WARM_UP_STEPS + math.ceil(photos * CROPS_PER_PHOTO / options.batch_size)
+    spans = {"first pass": (WARM_UP_STEPS, one_pass), "later": (2 * one_pass, 2 * one_pass + options.steps)}
+    config = TrainConfig(
+        steps=2 * one_pass + options.steps, patch_px=options.patch_px, batch_size=options.batch_size, small_share=0
+    )
     contenders: dict[str, Callable[[str, TrainConfig], Ended]] = {
         "bare loop": bare_loop,
         "1 worker": lambda photos, config: degrain(photos, config, workers=1),
         "2 workers": lambda photos, config: degrain(photos, config, workers=2),
     }
-    speeds: dict[tuple[str, str], list[float]] = {(span, name): [] for span in SPANS for name in contenders}
+    speeds: dict[tuple[str, str], list[float]] = {(span, name): [] for span in spans for name in contenders}
     for number in range(options.rounds):
         for name, run in contenders.items():
             ended = run(options.photos, dataclasses.replace(config, seed=number))
-            for span, (first, last) in SPANS.items():
-                steps = (last or config.steps) - first
-                speeds[span, name].append(steps * config.batch_size / (ended[first + steps] - ended[first]))
-            told = ", ".join(f"{speeds[span, name][-1]:7.1f} patches/s ({span})" for span in SPANS)
+            for span, (first, last) in spans.items():
+                speeds[span, name].append((last - first) * config.batch_size / (ended[last] - ended[first]))
+            told = ", ".join(f"{speeds[span, name][-1]:7.1f} patches/s ({span})" for span in spans)
             print(f"round {number + 1}: {name:10} {told}", flush=True)
     for (span, name), found in speeds.items():
         bare = np.mean(speeds[span, "bare loop"])
