@@ -34,7 +34,7 @@ class Network(StrEnum):
 
 
 class Preset(StrEnum):
-    """The recipe. `tune` goes on from weights that are good, and `white` adds to them a network for white noise."""
+    """Which recipe training begins with. `tune` and `white` go on from weights that are good already."""
 
     PHOTO = "photo"
     TUNE = "tune"

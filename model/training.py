@@ -163,18 +163,12 @@ SEED_PRESET = TrainConfig(
 )
 # To go on from weights that are good already: whole patches from the start, and most of the time for the cool-down.
 TUNE_PRESET = TrainConfig(steps=20_000, small_share=0, cooldown_share=0.6)
-# For noise that nothing has filtered since: what a network of this size must know beside it costs it 0.1 dB. It begins
-# anew, and is made for a teacher, whose answers give gradients so steady that the rate may be high.
-WHITE_PRESET = TrainConfig(
-    network="fine",
+# The same for noise that nothing has filtered since: what a network of this size must know beside it costs it 0.1 dB.
+WHITE_PRESET = dataclasses.replace(
+    TUNE_PRESET,
     part=Part.WHITE,
-    steps=28_000,
-    small_share=0.85,
-    halved_share=0.5,
-    learning_rate=2e-3,
-    cooldown_share=0.62,
     noise=NoiseConfig.only(
-        clean_share=0.02, float_share=0.7, file_share=0.28, jpeg_share=0, filtered_share=0, blotched_share=0
+        clean_share=0.02, float_share=0.58, file_share=0.4, jpeg_share=0, filtered_share=0, blotched_share=0
     ),
 )
 PRESETS = {"photo": TrainConfig(), "tune": TUNE_PRESET, "white": WHITE_PRESET, "seed": SEED_PRESET}

@@ -28,10 +28,11 @@ from pipeline.ingest import IngestJob, run_ingest
 from pipeline.storage import open_store
 from pipeline.subset import Split, split_of
 from pipeline.train import read_run, run_train
-from pipeline.training_run import CHECKPOINT, METRICS, TrainJob, read_metrics
+from pipeline.training_run import CHECKPOINT, METRICS, TrainJob, read_metrics, read_origin, read_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+SEED_FOR_WHITE = TrainConfig(network="seed", part=Part.WHITE, steps=1, batch_size=3, patch_px=32, small_share=0)
 SIDES_PX = {f"{side_px}.png": side_px for side_px in range(32, 52)}
 
 
@@ -212,6 +213,18 @@ def test_a_network_learns_the_answers_of_its_teacher(folder: Path) -> None:
         run_train(dataclasses.replace(job, teacher="photo"), print)
 
 
+def test_a_run_of_an_earlier_version_had_no_teacher(folder: Path) -> None:
+    job = _job(folder)
+    run_train(job, lambda metrics: None)
+    store = open_store(job.run)
+    untold = {name: value for name, value in read_origin(store).items() if name != "teacher"}
+    store.write(CHECKPOINT, read_state(store, job.config).dump(job.config, untold))
+
+    with pytest.raises(ValueError, match=r"has another recipe \(teacher\)"):
+        run_train(dataclasses.replace(job, teacher="photo"), print)
+    run_train(job, print)
+
+
 def test_weights_of_another_network_are_no_start(folder: Path) -> None:
     config = TrainConfig(network="seed", steps=1, batch_size=1, patch_px=32, small_share=0)
 
@@ -341,6 +354,10 @@ def test_a_run_keeps_to_its_photos_and_to_what_it_started_from(folder: Path) -> 
         ({"run": "other", "config": TrainConfig(steps=1, batch_size=3, patch_px=64)}, "photos of at least 64 pixels"),
         ({"run": "other", "start_from": "nothing"}, "unknown weights 'nothing'"),
         ({"run": "other", "teacher": "nothing"}, "unknown weights 'nothing'"),
+        (
+            {"run": "other", "start_from": "photo", "config": SEED_FOR_WHITE},
+            "the network for white noise is a 'seed': expected one that the tiles of a 'photo' fit",
+        ),
         ({"run": "other", "validation": "nothing"}, "there are no 8-bit colour photos"),
     ],
 )
