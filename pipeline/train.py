@@ -48,8 +48,8 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
         ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
         StorageError: the photos cannot be read, or the run's folder cannot be written.
         FloatingPointError: the loss is no number any more.
-        RunFailed: the run's checkpoint or metrics are damaged; or there is no such cluster, it has too little for the
-            workers, or they were lost too often.
+        RunFailed: the run's checkpoint or metrics are damaged, or what it started from has changed meanwhile; or there
+            is no such cluster, it has too little for the workers, or they were lost too often.
     """
     _, photos = job.find_photos()
     with closing(open_store(job.run)) as store, leased(store, "degrain train") as lease:
@@ -71,8 +71,14 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
 def _write_weights(job: TrainJob, photos: pa.Table, store: Store) -> dict[str, float]:
     """What a run whose steps are done ends in; returns the scores."""
     config = job.config.for_photos(len(photos))
+    origin = read_origin(store)
     start = read_weights(job.start_from)[1] if job.start_from else None
-    card = _card(job, config, photos, start, teacher=str(read_origin(store).get("teacher", "")))
+    if start is not None and start.sha256 != origin.get("start_from", start.sha256):
+        raise RunFailed(
+            f"{job.start_from} holds other weights now than when the run began: the steps are done, and what came of "
+            f"them is written once --start-from names those of sha256 {origin['start_from']}"
+        )
+    card = _card(job, config, photos, start, teacher=str(origin.get("teacher", "")))
     network, white, card = _beside_other_part(read_state(store, config).average, card, start, config.part)
     if (validation := job.find_validation()) is not None:
         weights = parse_weights(dump_weights(network, card, white=white))

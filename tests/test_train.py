@@ -19,8 +19,9 @@ from PIL import Image
 from ray.exceptions import RayActorError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from model.photo import PhotoNetwork
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState
-from model.weights import Part, load_weights
+from model.weights import Card, Part, dump_weights, load_weights, parse_weights
 from pipeline import train, training_run
 from pipeline.clean_photos import CleanPhoto, find_clean_photos
 from pipeline.errors import RunFailed, StorageError, TargetInUse
@@ -149,6 +150,25 @@ def test_a_run_starts_from_the_weights_that_it_is_given(folder: Path) -> None:
 
     before, after = load_weights("photo").tensors, load_weights(folder.parent / "run/weights.safetensors").tensors
     assert all((after[name] - before[name]).abs().max() < 1e-6 for name in before)
+
+
+def test_weights_that_change_while_a_run_goes_on_from_them_are_not_put_beside_what_it_trained(folder: Path) -> None:
+    config = TrainConfig(steps=1, batch_size=1, patch_px=32, part=Part.WHITE)
+    start = folder.parent / "start.safetensors"
+    before = dump_weights(PhotoNetwork(), Card(network="photo", data="", licence="", noise="before"))
+    start.write_bytes(before)
+    job = _job(folder, start_from=str(start), config=config)
+
+    def change(_: StepMetrics) -> None:
+        start.write_bytes(dump_weights(PhotoNetwork(), Card(network="photo", data="", licence="", noise="after")))
+
+    with pytest.raises(RunFailed, match=f"of sha256 {parse_weights(before).sha256}"):
+        run_train(job, change)
+    assert not (folder.parent / "run/weights.safetensors").exists()
+
+    start.write_bytes(before)
+    run_train(job, print)
+    assert load_weights(folder.parent / "run/weights.safetensors").card.noise == "before"
 
 
 def test_one_network_of_the_weights_is_trained_and_the_other_stays(folder: Path) -> None:
