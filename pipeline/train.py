@@ -102,7 +102,7 @@ def _beside_other_part(
 
 def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights | None, *, teacher: str) -> Card:
     """What a person must know of the network, but for its scores."""
-    is_new = start is None or start.card.of(config.part).network != config.network
+    goes_on_from = start if start is not None and start.card.of(config.part).network == config.network else None
     etags = ((row["key"], row["etag"]) for batch in photos.to_batches() for row in batch.to_pylist())
     return Card(
         network=config.network,
@@ -114,7 +114,7 @@ def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights |
             source=job.source,
             photos=len(photos),
             photos_sha256=digest_of(etags),
-            start_from="" if start is None or is_new else start.sha256,
+            start_from=goes_on_from.sha256 if goes_on_from is not None else "",
             teacher=teacher,
             version=version("degrain"),
             settings={name: value for name, value in dataclasses.asdict(job).items() if name in DECISIVE},

@@ -45,8 +45,8 @@ def reads(source: Source, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return keys
 
 
-def _steps(source: Source, steps: range, *, makes_ahead: bool = False, parts: range = range(1)) -> list[Examples]:
-    with ExampleStream(source, source.table(), CONFIG, parts, makes_ahead=makes_ahead) as stream:
+def _steps(source: Source, steps: range, *, makes_ahead: bool = False) -> list[Examples]:
+    with ExampleStream(source, source.table(), CONFIG, range(1), makes_ahead=makes_ahead) as stream:
         return [stream(step) for step in steps]
 
 
