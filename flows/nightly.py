@@ -36,9 +36,25 @@ def nightly(settings: NightlySettings) -> Values | State[Values]:
     job, ray = settings.denoise.job, settings.denoise.ray
     plan = run_stage("plan", "plan", {"denoise": job}, ray)
     show_plan("plan", plan)
-    if plan["photos"]["to_do"]["photos"] == 0:
+    if plan["photos"]["to_do"]["photos"]:
+        _try(settings)
+    elif not plan["unfinished_runs"]:  # else one has done all, and then ended before it was published
         return Completed(message="nothing is new", name=Ending.NOTHING_NEW)
 
+    summary = run_stage("denoise", "denoise", job, ray)
+    show_summary("denoise", summary, settings.denoise.target)
+    tell_of_rejects(summary, settings.denoise)
+    _look_after(settings)
+    return summary
+
+
+def _try(settings: NightlySettings) -> None:
+    """Try photos of the plan, and wait for a person where one is asked for.
+
+    Raises:
+        GatesClosed: they did not go well.
+    """
+    job, ray = settings.denoise.job, settings.denoise.ray
     canary = run_stage("canary", "canary", {"denoise": job, "photos": settings.gates.photos}, ray)
     failures = closed_gates(canary, settings.gates)
     show_canary("canary", canary, failures)
@@ -49,12 +65,6 @@ def nightly(settings: NightlySettings) -> Values | State[Values]:
         timeout_s = round(settings.approval_hours * 3600)
         key = uuid4().hex  # a run that is taken up would pass by a key that it has paused at before
         pause_flow_run(timeout=timeout_s, poll_interval=APPROVAL_POLL_S, key=key)
-
-    summary = run_stage("denoise", "denoise", job, ray)
-    show_summary("denoise", summary, settings.denoise.target)
-    tell_of_rejects(summary, settings.denoise)
-    _look_after(settings)
-    return summary
 
 
 def _look_after(settings: NightlySettings) -> None:

@@ -20,18 +20,19 @@ def retrain(settings: RetrainSettings) -> Values | State[Values]:
     Args:
         settings: What to ingest, how to train, and what the new weights must show.
     """
+    asked = {"place": settings.promoted, "otherwise": settings.incumbent or "photo", "trial": settings.trial}
+    run_stage("check", "incumbent", asked, settings.ray)  # hours before they are needed
     ingested = run_stage("ingest", "ingest", settings.ingest.job, settings.ingest.ray)
     show_summary("ingest", ingested, settings.ingest.target)
     trained = run_stage("train", "train", settings.train.job, settings.train.ray)
     show_training("train", trained)
 
-    asked = {"place": settings.promoted, "otherwise": settings.incumbent or "photo"}
     incumbent = run_stage("incumbent", "incumbent", asked, settings.ray)
     if incumbent["sha256"] == trained["sha256"]:
         return Completed(message="these weights are in use already", name=Ending.NOTHING_NEW)
     candidate_rows = _evaluate("candidate", trained["weights"], settings)
     incumbent_rows = _evaluate("in-use", incumbent["weights"], settings)
-    return _promote_if_better(settings, trained, candidate_rows, incumbent_rows)
+    return _promote_if_better(settings, trained, candidate_rows, incumbent_rows, instead_of=incumbent["sha256"])
 
 
 def _evaluate(stage: str, weights: str, settings: RetrainSettings) -> list[Values]:
@@ -42,7 +43,12 @@ def _evaluate(stage: str, weights: str, settings: RetrainSettings) -> list[Value
 
 
 def _promote_if_better(
-    settings: RetrainSettings, trained: Values, candidate_rows: list[Values], incumbent_rows: list[Values]
+    settings: RetrainSettings,
+    trained: Values,
+    candidate_rows: list[Values],
+    incumbent_rows: list[Values],
+    *,
+    instead_of: str,
 ) -> Values | State[Values]:
     from pipeline.comparison import compare
 
@@ -53,7 +59,13 @@ def _promote_if_better(
     if not found.is_better:
         show_comparison("retrain", found.gains_db, f"Not promoted: {told}.")
         return Completed(message=f"not better: {told}", name=Ending.NOT_BETTER)
-    asked = {"weights": trained["weights"], "to": settings.promoted, "because": f"retrained: {told}"}
+    asked = {
+        "weights": trained["weights"],
+        "to": settings.promoted,
+        "because": f"retrained: {told}",
+        "instead_of": instead_of,
+        "gains_db": found.gains_db,
+    }
     promoted = run_stage("promote", "promote", asked, settings.ray)
     show_comparison("retrain", found.gains_db, f"Promoted to `{settings.promoted}`: {told}.")
     show_card("promoted", trained["card"], trained["sha256"], settings.promoted)

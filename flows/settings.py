@@ -238,6 +238,8 @@ class NightlySettings(Settings):
     def _has_a_place_for_its_report(self) -> Self:
         if self.report is None and re.fullmatch(r"\w+://[^/]+/*", self.denoise.target):
             raise ValueError(f"there is no place beside {self.denoise.target}, a whole bucket: name one for the report")
+        if self.report_place.startswith(f"{self.denoise.source.rstrip('/')}/"):
+            raise ValueError(f"the report would be written into the source, {self.report_place}: name another place")
         return self
 
     @property

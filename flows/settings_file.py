@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # Where a setting has another name on the command line, or none: a flow's own matters.
-OPTIONS = {"key_table": "keys", "validation": "validate"}
+OPTIONS = {"keeps_grain": "keep_grain", "key_table": "keys", "validation": "validate"}
 OF_FLOWS_ONLY = {"notify_rejected_fraction", "checkpoint_every", "log_every"}
 
 
@@ -35,7 +35,7 @@ def read_settings(verb: str, path: str, given: Mapping[str, object]) -> dict[str
         raise ValueError(f"{path} is no TOML: {error}") from error
     places = {name: place for name, place in given.items() if place is not None}
     try:
-        kinds[verb].model_validate({**places, **values})
+        settings = kinds[verb].model_validate({**places, **values})
     except ValidationError as error:
         first, *others = error.errors()
         is_choice = len(first["loc"]) > 1 and not isinstance(values.get(str(first["loc"][0])), dict)
@@ -43,6 +43,7 @@ def read_settings(verb: str, path: str, given: Mapping[str, object]) -> dict[str
         alike = [other for other in others if is_choice and other["loc"][0] == first["loc"][0]]
         name = ".".join(map(str, first["loc"][:1] if is_choice else first["loc"])) or "the settings"
         raise ValueError(f"{path}: {name}: {', or '.join(each['msg'].lower() for each in (first, *alike))}") from error
+    values = settings.model_dump(mode="json", include=set(values), exclude_unset=True)  # "no" is False by now
     ray = values.pop("ray", {})
     if set(ray) - {"workers"}:
         raise ValueError(f"{path}: of 'ray', a command takes 'workers' alone; a cluster is named by --cluster")

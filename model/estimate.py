@@ -34,6 +34,8 @@ FEWEST_BLOCKS = 8
 STRIP = (2, BLOCK_PX)  # rows and columns: what the finest bands are made of
 BLOCKS_AT_ONCE = 128  # they stay in the cache, and what they need is not given back to the system each time
 CLIPPED_SHARE = 0.02  # with more clipped samples than this, a block's noise is no longer that of the sensor
+LEAST_FRAME = 0.01  # of the blocks are filled by one colour where a photo has a frame
+MOST_FRAMED_SHARE = 0.25  # with more of a frame, what a JPEG has left of its edge is all that a block shows
 MOST_CLIPPED_SHARE = 0.3  # what is clipped beyond this was black or white before the noise
 
 # Colour noise that is as strong in single pixels as in cells of 2 × 2 was never demosaiced or halved: it is white.
@@ -139,7 +141,7 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
         few_NYXC = fill_impulses(few_NYXC, impulses, peak=peak)
         blocks_NPC = few_NYXC.reshape(len(few_NYXC), *blocks_NPC.shape[1:])
         clipped_N = _by_parts(_clipped, blocks_NPC)
-    usable = _hardly_clipped(clipped_N)
+    usable = _usable(blocks_NPC, clipped_N)
     flat, following = _flattest(blocks_NPC, usable)
     axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
     fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
@@ -166,7 +168,7 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
 
 def _estimate_sigma(blocks_NPC: NDArray[Any]) -> float:
     clipped_N = _by_parts(_clipped, blocks_NPC)
-    flat, _ = _flattest(blocks_NPC, _hardly_clipped(clipped_N))
+    flat, _ = _flattest(blocks_NPC, _usable(blocks_NPC, clipped_N))
     axes_NAP = _axes(blocks_NPC[flat])
     fine, coarse = (_Scale.of(axes_NAP, None, level=level) for level in (1, 2))
     gain = 1 / _left_by_clipping(float(clipped_N[flat].mean()))
@@ -231,7 +233,7 @@ def measure_noise(noise: NDArray[np.float32], noisy: NDArray[np.float32]) -> Noi
         noisy: the noisy photo, of the same shape and unit.
     """
     noise_NPC, noisy_NPC = (_sample_blocks(photo, SAMPLE_PX) for photo in (noise, noisy))
-    flat, _ = _flattest(noisy_NPC, _hardly_clipped(_by_parts(_clipped, noisy_NPC)))
+    flat, _ = _flattest(noisy_NPC, _usable(noisy_NPC, _by_parts(_clipped, noisy_NPC)))
     axes_NAP = _axes(noise_NPC[flat])
     return max((_measure(axes_NAP, level) for level in (1, 2)), key=lambda found: found.sigma)
 
@@ -291,9 +293,25 @@ def _flattest(blocks_NPC: NDArray[Any], usable: NDArray[np.intp]) -> tuple[NDArr
     return order[:count], following if len(following) >= FEWEST_BLOCKS else order[:count]
 
 
-def _hardly_clipped(clipped_N: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Which blocks are: a fifth of them, where all are clipped."""
-    return np.flatnonzero(clipped_N <= max(CLIPPED_SHARE, _quantile(clipped_N, 0.2)))
+def _usable(blocks_NPC: NDArray[Any], clipped_N: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which blocks are hardly clipped, and no part of a frame: a fifth of them, where none are."""
+    unusable_N = np.maximum(clipped_N, _framed(blocks_NPC))
+    return np.flatnonzero(unusable_N <= max(CLIPPED_SHARE, _quantile(unusable_N, 0.2)))
+
+
+def _framed(blocks_NPC: NDArray[Any]) -> NDArray[np.float64]:
+    """1 for the blocks that hold much of a colour that fills others, as a frame, a mat or a cut-out's ground do: (N,).
+
+    Nothing has noise there, whatever the photo has.
+    """
+    first_NC = blocks_NPC[:, 0]
+    filled = np.flatnonzero((first_NC == blocks_NPC[:, -1]).all(axis=1))
+    filled = filled[(blocks_NPC[filled] == first_NC[filled, None]).all(axis=(1, 2))]
+    colours, counts = np.unique(first_NC[filled], axis=0, return_counts=True)
+    held_N = np.zeros(len(blocks_NPC))
+    for colour in colours[counts >= LEAST_FRAME * len(blocks_NPC)]:
+        held_N += (blocks_NPC == colour).all(axis=2).mean(axis=1)
+    return (held_N > MOST_FRAMED_SHARE).astype(np.float64)
 
 
 def _quantile(values_N: NDArray[Any], share: float) -> float:

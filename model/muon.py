@@ -2,13 +2,15 @@
 
 In place of the gradient's own scale, every update of a kernel matrix is close to orthogonal, so that rare directions
 are learnt as fast as common ones. On the photo network it is worth 1.1 dB over AdamW after a thousand small steps.
+Processes that train together share out the work.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -38,17 +40,12 @@ class Muon(Optimizer):
         """Update every parameter that has a gradient. Takes no closure."""
         assert closure is None, "Muon takes one gradient a step"
         for group in self.param_groups:
-            for parameters in _alike(group["params"]):
-                self._update(parameters, group)
-
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:  # Any: torch's group of settings
-        rows = parameters[0].shape[0]
-        columns = parameters[0].numel() // rows
-        directions = torch.stack([self._direction(parameter, group["momentum"]) for parameter in parameters])
-        updates = orthogonalise(directions.reshape(-1, rows, columns)).reshape(directions.shape)
-        step_size = group["lr"] * MATCHED_RMS * math.sqrt(max(rows, columns))
-        for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=step_size)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            directions = [self._direction(parameter, group["momentum"]) for parameter in parameters]
+            for parameter, update in zip(parameters, _share_out(directions), strict=True):
+                rows = parameter.shape[0]
+                step_size = group["lr"] * MATCHED_RMS * math.sqrt(max(rows, parameter.numel() // rows))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=step_size)
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         assert parameter.grad is not None
@@ -76,10 +73,19 @@ def orthogonalise(matrices_BRC: Tensor) -> Tensor:
     return orthogonal_BRC.to(matrices_BRC.dtype)
 
 
-def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """The parameters that have a gradient, by shape: equal ones go through the iteration together."""
-    by_shape: dict[torch.Size, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            by_shape.setdefault(parameter.shape, []).append(parameter)
-    return list(by_shape.values())
+def _share_out(directions: list[Tensor]) -> list[Tensor]:
+    """All of them orthogonalised, each by one of the processes that train together: all have the same, and need all."""
+    processes, own = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    by_shape = sorted(range(len(directions)), key=lambda number: directions[number].shape)
+    updates = [torch.empty_like(direction, memory_format=torch.contiguous_format) for direction in directions]
+    for shape, numbers in itertools.groupby(by_shape[own::processes], key=lambda number: directions[number].shape):
+        alike = list(numbers)
+        stacked = torch.stack([directions[number].reshape(shape[0], -1) for number in alike])
+        for number, update in zip(alike, orthogonalise(stacked), strict=True):
+            updates[number].copy_(update.view(shape))
+    if processes > 1:
+        for sent in [
+            dist.broadcast(updates[number], place % processes, async_op=True) for place, number in enumerate(by_shape)
+        ]:
+            sent.wait()
+    return updates

@@ -40,7 +40,7 @@ class Provenance:
 
     Attributes:
         source: path or URL of the photos.
-        photos: how many were used.
+        photos: how many files were given to the training; what is no clean photo is passed over.
         photos_sha256: what identifies them: the sha256 of the sorted lines `<etag>  <key>`. The etag of a photo in an
             image set is the sha256 of its bytes, and elsewhere what its store tells versions apart by.
         start_from: sha256 of the weights that the training began with; empty where they were random.

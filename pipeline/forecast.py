@@ -168,6 +168,7 @@ class Outlook:
             "photos": amounts,
             "shards": self.counts.shards,
             "is_complete": self.counts.is_complete,
+            "unfinished_runs": self.counts.unfinished_runs,
             "machine": asdict(self.machine),
             "sample": None if self.sample is None else self.sample.as_dict(),
             "forecast": None if self.forecast is None else asdict(self.forecast),

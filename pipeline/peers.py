@@ -47,7 +47,8 @@ def check_libraries(peers: Sequence[str]) -> None:
     """Raises ValueError if a library that measuring needs, or one of these peers, is missing."""
     for library in ("cv2", "matplotlib", "skimage", *(["bm3d"] if "bm3d" in peers else [])):
         if importlib.util.find_spec(library) is None:
-            raise ValueError(f"{library} is missing: pip install 'degrain[evaluate,peers]'")
+            extra = "peers" if library == "bm3d" else "evaluate"
+            raise ValueError(f"{library} is missing: pip install 'degrain[{extra}]'")
 
 
 def _as_file(noisy: Floats | Photo) -> Photo:

@@ -117,6 +117,7 @@ class PlanCounts:
     Attributes:
         of_runs: photos by status, of those whose rows the runs that go on have made.
         is_complete: whether the plan holds all that is to be done, and no limit or sample left some for later.
+        unfinished_runs: how many were interrupted: what they have done may not be published.
     """
 
     amounts: dict[Status, Amount]
@@ -124,6 +125,7 @@ class PlanCounts:
     shards: int
     of_runs: dict[Status, int]
     is_complete: bool
+    unfinished_runs: int = 0
 
     @property
     def photos(self) -> dict[Status, int]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.weights import shipped_names
@@ -30,6 +30,9 @@ class NameJob:
         scores: path or URL of the scores.json of an evaluation of them; those that have the name now are looked up in
             it, and then in the registry.
         because: why they get the name though they score worse, or were not compared.
+        instead_of: sha256 of the weights that they were compared with elsewhere: if others have the name, they do not
+            get it. None asks nothing.
+        gains_db: by trial, how much better they were there.
     """
 
     weights: str
@@ -39,6 +42,8 @@ class NameJob:
     limit: int | None = None
     scores: str | None = None
     because: str = ""
+    instead_of: str | None = None
+    gains_db: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -71,6 +76,7 @@ def give_name(
     _refuse_read_only(registry, job.name)
     if incumbent == weights.sha256:
         return history[-1]
+    refuse_moved(job.name, incumbent, job.instead_of)
 
     evaluated: Evaluated | None = None
     if job.on is not None:
@@ -93,6 +99,23 @@ def give_name(
         return registry.point(job.name, pointer)
     finally:
         registry.store.close()
+
+
+def refuse_moved(place: str, incumbent: str, expected: str | None) -> None:
+    """Refuse to replace weights that nobody compared the new ones with.
+
+    Args:
+        place: the name, or the file.
+        incumbent: sha256 of what is there; empty while nothing is.
+        expected: sha256 of what they were compared with, or None.
+
+    Raises:
+        PromotionRefused: there are others.
+    """
+    if incumbent and expected is not None and incumbent != expected:
+        raise PromotionRefused(
+            f"'{place}' was given to {incumbent[:16]} meanwhile, and the weights were compared with {expected[:16]}"
+        )
 
 
 def _reference(job: NameJob, registry: Registry) -> str:
@@ -124,7 +147,7 @@ def _judge(
     problem = _problem(found, sha256, incumbent, job.name)
     if problem and not job.because.strip():
         raise PromotionRefused(f"{problem}; to promote them nevertheless, say why (--because)")
-    return found.gains_db if found else {}
+    return found.gains_db if found else dict(job.gains_db)
 
 
 def _keep_scores(registry: Registry, evaluated: Evaluated | None, sha256: str, incumbent: str) -> str:

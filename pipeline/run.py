@@ -177,6 +177,8 @@ def planned(work: Work) -> Iterator[tuple[PlanCounts, list[Path]]]:
         _list(work, folder / LISTING)
         interrupted = _interrupted(work, folder)
         counts = _plan(work, interrupted, folder)
+        unfinished = len(interrupted.resumed) + len(interrupted.superseded)
+        counts = dataclasses.replace(counts, unfinished_runs=unfinished)
         for run in interrupted.resumed:
             counts = dataclasses.replace(
                 counts,

@@ -13,7 +13,7 @@ def build(kind: type[T], values: object, *, name: str = "") -> T:
     """An instance of a dataclass from the values of its fields; those that are missing take their defaults.
 
     Args:
-        kind: a dataclass whose fields are plain values, enums, or dataclasses like it.
+        kind: a dataclass whose fields are plain values, enums, tuples and mappings of them, or dataclasses like it.
         values: as a parser of JSON or TOML gives them.
         name: of the value in its file, for messages.
 
@@ -46,6 +46,8 @@ def _value(hint: Any, value: object, name: str) -> object:  # Any: a type, or an
         return _first_of(get_args(hint), value, name)
     if kind is tuple:
         return _tuple(get_args(hint)[0], value, name)
+    if kind is Mapping:
+        return _mapping(get_args(hint)[1], value, name)
     if dataclasses.is_dataclass(kind):
         return build(kind, value, name=name)  # type: ignore[arg-type]  # a type, and no instance
     if kind is Literal or issubclass(kind, Enum):
@@ -64,6 +66,12 @@ def _tuple(kind: Any, value: object, name: str) -> tuple[object, ...]:  # Any: t
     if not isinstance(value, list):
         raise ValueError(f"{name} is {value!r}: expected a list")  # noqa: TRY004  # the caller's error, as all here
     return tuple(_value(kind, each, f"{name}[{number}]") for number, each in enumerate(value))
+
+
+def _mapping(kind: Any, value: object, name: str) -> Mapping[str, object]:  # Any: the one type of its values
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}: expected values by name")  # noqa: TRY004  # the caller's error, as all here
+    return {str(key): _value(kind, each, _inside(name, str(key))) for key, each in value.items()}
 
 
 def _first_of(kinds: Sequence[Any], value: object, name: str) -> object:  # Any: types

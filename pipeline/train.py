@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -21,14 +21,23 @@ from model.metrics import gaussian_psnr_db
 from model.training import StepMetrics, TrainConfig
 from model.weights import Card, Part, Provenance, Weights, dump_weights, parse_weights
 from pipeline.charts import draw_loss
-from pipeline.clean_photos import CleanPhoto, digest_of
+from pipeline.clean_photos import CleanPhoto
 from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.lease import leased
 from pipeline.registry import read_weights
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store
-from pipeline.training_run import TrainJob, Worker, check_job, read_metrics, read_origin, read_state, train_worker
+from pipeline.training_run import (
+    TrainJob,
+    Worker,
+    check_job,
+    identify,
+    read_metrics,
+    read_origin,
+    read_state,
+    train_worker,
+)
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +81,15 @@ def _write_weights(job: TrainJob, photos: pa.Table, store: Store) -> dict[str, f
     """What a run whose steps are done ends in; returns the scores."""
     config = job.config.for_photos(len(photos))
     origin = read_origin(store)
+    if "photos" not in origin:  # an earlier version told of none
+        origin |= identify(photos)
     start = read_weights(job.start_from)[1] if job.start_from else None
     if start is not None and start.sha256 != origin.get("start_from", start.sha256):
         raise RunFailed(
             f"{job.start_from} holds other weights now than when the run began: the steps are done, and what came of "
             f"them is written once --start-from names those of sha256 {origin['start_from']}"
         )
-    card = _card(job, config, photos, start, teacher=str(origin.get("teacher", "")))
+    card = _card(job, config, origin, start)
     network, white, card = _beside_other_part(read_state(store, config).average, card, start, config.part)
     if (validation := job.find_validation()) is not None:
         weights = parse_weights(dump_weights(network, card, white=white))
@@ -100,22 +111,21 @@ def _beside_other_part(
     return trained, None, card
 
 
-def _card(job: TrainJob, config: TrainConfig, photos: pa.Table, start: Weights | None, *, teacher: str) -> Card:
+def _card(job: TrainJob, config: TrainConfig, origin: Mapping[str, Any], start: Weights | None) -> Card:
     """What a person must know of the network, but for its scores."""
     goes_on_from = start if start is not None and start.card.of(config.part).network == config.network else None
-    etags = ((row["key"], row["etag"]) for batch in photos.to_batches() for row in batch.to_pylist())
     return Card(
         network=config.network,
-        data=job.data or f"{len(photos)} photos of {job.source}",
+        data=job.data or f"{origin['photos']:,} files of {job.source}",
         licence=job.licence,
         noise=f"told its level; {config.noise}",
         training=str(config),
         provenance=Provenance(
             source=job.source,
-            photos=len(photos),
-            photos_sha256=digest_of(etags),
+            photos=origin["photos"],
+            photos_sha256=origin["photos_sha256"],
             start_from=goes_on_from.sha256 if goes_on_from is not None else "",
-            teacher=teacher,
+            teacher=origin.get("teacher", ""),
             version=version("degrain"),
             settings={name: value for name, value in dataclasses.asdict(job).items() if name in DECISIVE},
         ),

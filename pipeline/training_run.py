@@ -26,7 +26,7 @@ from model.metrics import PEAK, psnr_db
 from model.patches import parts_of
 from model.training import NO_ORIGIN, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
 from model.weights import NETWORKS, Card, Part, dump_weights, parse_weights
-from pipeline.clean_photos import CleanPhotos, find_clean_photos
+from pipeline.clean_photos import CleanPhotos, digest_of, find_clean_photos
 from pipeline.errors import RunFailed
 from pipeline.examples import ExampleStream
 from pipeline.images import to_png
@@ -43,6 +43,7 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.parquet"
 TENSORBOARD, PICTURES = "tensorboard", "validation"
 UNTOLD: Mapping[str, object] = {"teacher": "", "halved_share": 0.3}  # by checkpoints of earlier versions
+CHECKPOINT_S = 300.0  # of steps that take long no more is lost than those of so many seconds
 MAY_CHANGE = ("steps", "small_share", "cooldown_share")  # how long a run takes may be decided while it runs
 VALIDATION_PHOTOS, VALIDATION_PX, VALIDATION_SIGMA = 16, 256, 25.0
 PICTURED = 4
@@ -68,7 +69,7 @@ class TrainJob:
         workers: processes that share each batch, on a Ray cluster if there are several. Fewer go on if some are lost.
         address: of a Ray cluster to join; None starts one on this machine where it is needed.
         use_gpus: whether workers get a GPU each, where there are any.
-        checkpoint_every: steps between checkpoints.
+        checkpoint_every: steps between checkpoints; there is one every five minutes besides.
         validate_every: steps between two looks at a few photos of the validation.
         log_every: steps whose mean makes one row of the metrics.
         max_failures: how often a run goes on after it has lost a worker.
@@ -174,6 +175,8 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
     state = TrainState(config)
     teacher = _read_teacher(job, config)
     origin = _begin(state, job, config, teacher)
+    if not worker.number:
+        origin |= identify(photos)
     rows = _resume(store, state, config, origin)
     parts = parts_of(worker.number, worker.count, config.parts)
     network = teacher.network if teacher is not None else None
@@ -233,6 +236,12 @@ def read_metrics(store: Store) -> list[dict[str, float | None]]:
     return rows
 
 
+def identify(photos: pa.Table) -> dict[str, object]:
+    """How many files a run was given, and what they are known by; for what it depends on."""
+    etags = ((row["key"], row["etag"]) for batch in photos.to_batches() for row in batch.to_pylist())
+    return {"photos": len(photos), "photos_sha256": digest_of(etags)}
+
+
 class _Folder:
     """What the first worker writes into the run's folder: metrics, pictures, checkpoints."""
 
@@ -253,7 +262,7 @@ class _Folder:
         self._rows = rows
         self._means: list[StepMetrics] = []
         self._before_s = float(rows[-1]["seconds"] or 0) if rows else 0.0
-        self._start = self._last = time.monotonic()
+        self._start = self._last = self._written = time.monotonic()
         self._photos = [_centre(photo.pixels) for photo in islice(job.find_validation() or (), VALIDATION_PHOTOS)]
         self._board = board
 
@@ -266,12 +275,14 @@ class _Folder:
             psnr = self._validate(metrics.step, state)
         if metrics.step % self._job.log_every == 0 or is_last or psnr is not None:
             self._log(metrics, psnr)
-        if metrics.step % self._job.checkpoint_every == 0 or is_last:
+        is_late = time.monotonic() - self._written >= CHECKPOINT_S
+        if metrics.step % self._job.checkpoint_every == 0 or is_late or is_last:
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(self._rows, schema=TRAINING_SCHEMA), buffer)
             self._store.write(METRICS, buffer.getvalue())
             self._board.upload()
             self._store.write(CHECKPOINT, state.dump(self._config, self._origin))
+            self._written = time.monotonic()
 
     def _log(self, metrics: StepMetrics, psnr: float | None) -> None:
         now = time.monotonic()
@@ -416,7 +427,8 @@ def _resume(
         raise _damaged(store, CHECKPOINT, "begin the run anew", error) from error
     now = dataclasses.asdict(config) | dict(origin)
     before = dict(origin) | dict(UNTOLD) | before
-    differing = sorted(name for name in now if name not in MAY_CHANGE and now[name] != before.get(name))
+    told = "photos", "photos_sha256"
+    differing = sorted(name for name in now if name not in (*MAY_CHANGE, *told) and now[name] != before.get(name))
     if differing:
         raise ValueError(
             f"the run at {store.url} has another recipe ({', '.join(differing)}): only {', '.join(MAY_CHANGE)} may "
@@ -430,6 +442,8 @@ def _resume(
         raise _damaged(store, CHECKPOINT, "begin the run anew", error) from error
     if step < config.steps:
         log.warning("going on at step %d", step)
+        if any(origin[name] != before[name] for name in told if name in origin):
+            log.warning("the photos are others than before: what comes of both is not what either would have made")
     return [row for row in read_metrics(store) if (row["step"] or 0) <= step]
 
 

@@ -42,6 +42,36 @@ def test_a_clean_photo_has_hardly_any_noise():
     assert estimate_noise(_with_noise(_scene(), 0)).sigma < 0.5
 
 
+@pytest.mark.parametrize("colour", [16, 128, 240, [250, 244, 230]])
+@pytest.mark.parametrize("quality", [None, 90])
+@pytest.mark.parametrize("sigma", [5, 15])
+def test_a_frame_hides_no_noise(colour, quality, sigma):
+    photo = _with_noise(_scene(), sigma)
+    framed = np.full((320, 320, 3), colour, np.uint8)
+    framed[32:-32, 32:-32] = photo
+    if quality is not None:
+        photo, framed = (_as_jpeg(each, quality) for each in (photo, framed))
+    alone = estimate_noise(photo)
+    assert estimate_noise(framed).sigma == pytest.approx(alone.sigma, rel=0.12)
+    assert estimate_noise(framed).is_white == alone.is_white
+    assert not estimate_noise(framed).is_drawn
+    assert estimate_sigma(framed) == pytest.approx(estimate_sigma(photo), rel=0.12)
+
+
+def test_what_is_cut_out_of_a_ground_of_two_colours_has_its_noise():
+    cut_out = np.repeat([[[128, 128, 128]], [[60, 60, 70]]], 192, axis=0).repeat(384, axis=1).astype(np.uint8)
+    cut_out[70:326, 70:326] = _with_noise(_scene(), 15)
+    assert estimate_noise(cut_out).sigma == pytest.approx(15, rel=0.12)
+    assert estimate_noise(cut_out[..., 0]).sigma == pytest.approx(15, rel=0.12)
+
+
+def _as_jpeg(photo: np.ndarray, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(photo).save(file, "JPEG", quality=quality)
+    with Image.open(file) as jpeg:
+        return np.asarray(jpeg)
+
+
 def test_a_photo_of_one_colour_has_none():
     estimate = estimate_noise(np.full((40, 40, 3), 77, np.uint8))
     assert estimate.sigma == estimate.chroma_share == 0
@@ -185,11 +215,8 @@ def test_noise_that_nothing_has_filtered_is_white(sigma):
 
 def test_noise_from_behind_a_mosaic_a_jpeg_or_a_filter_is_not_white():
     noisy = _coloured_noise(15).round().clip(0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noisy).save(file, "JPEG", quality=85)
-    with Image.open(file) as jpeg, Image.fromarray(noisy) as photo:
-        enlarged = photo.resize((300, 300), Image.Resampling.BICUBIC)
-        filtered = [np.asarray(jpeg), np.asarray(enlarged)]
+    enlarged = Image.fromarray(noisy).resize((300, 300), Image.Resampling.BICUBIC)
+    filtered = [_as_jpeg(noisy, 85), np.asarray(enlarged)]
     clean = np.full((256, 256, 3), 128, np.uint8)
     assert not any(estimate_noise(photo).is_white for photo in (*filtered, photograph(clean, shot=3e-3, seed=0)))
 

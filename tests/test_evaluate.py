@@ -213,5 +213,5 @@ def test_classical_denoisers_gain_on_what_they_are_made_for(folder):
 
 def test_a_library_that_is_missing_is_named_with_its_extra(folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"cv2 is missing: pip install 'degrain\[evaluate,peers\]'"):
+    with pytest.raises(ValueError, match=r"cv2 is missing: pip install 'degrain\[evaluate\]'"):
         run_evaluate(EvaluateJob(weights="photo", photos=str(folder / "photos")), lambda row: None)

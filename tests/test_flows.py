@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from flows.cli import main
 from flows.events import rejected_fraction
 from flows.local_prefect import prefect_environment
-from flows.nightly import closed_gates
+from flows.nightly import closed_gates, nightly
 from flows.patience import patiently
 from flows.serve import alone_in, write_environment
 from flows.settings import (
@@ -126,6 +126,11 @@ def test_every_setting_reaches_its_job() -> None:
             {"denoise": {**PLACES, "target": "s3://clean/"}},
             "no place beside s3://clean/, a whole bucket",
         ),
+        (
+            NightlySettings,
+            {"denoise": {"source": "archive/", "target": "archive/clean"}},
+            "written into the source, archive/clean-report.html",
+        ),
         (NightlySettings, {"denoise": PLACES, "gates": {"photo": 1}}, "Extra inputs are not permitted"),
         (RaySettings, {"timeout_hours": 0}, "greater than 0"),
     ],
@@ -169,6 +174,33 @@ def test_photos_that_are_not_denoised_close_no_gate() -> None:
     nothing = {"noise_left": None, "worst_change_psnr_db": None, "megapixels_per_second": 0.0, "denoised": 0}
 
     assert closed_gates({**TRIAL, **nothing}, Gates(min_megapixels_per_second=1)) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "unfinished", "stages"),
+    [
+        (0, 0, ["plan"]),
+        (0, 1, ["plan", "denoise", "verify", "report"]),
+        (2, 0, ["plan", "canary", "denoise", "verify", "report"]),
+    ],
+)
+def test_a_night_does_what_is_new_and_what_another_left_unpublished(
+    monkeypatch: pytest.MonkeyPatch, new: int, unfinished: int, stages: list[str]
+) -> None:
+    begun: list[str] = []
+
+    def run_stage(stage: str, *_: object) -> dict[str, Any]:
+        begun.append(stage)
+        plan = {"photos": {"to_do": {"photos": new}}, "unfinished_runs": unfinished}
+        return plan if stage == "plan" else {**TRIAL, "findings": 0}
+
+    monkeypatch.setattr("flows.nightly.run_stage", run_stage)
+    for name in ("show_plan", "show_canary", "show_summary", "show_verdict", "show_report", "tell_of_rejects"):
+        monkeypatch.setattr(f"flows.nightly.{name}", lambda *_, **__: None)
+
+    nightly.fn(NightlySettings(denoise=DenoiseSettings(**PLACES)))
+
+    assert begun == stages
 
 
 def rows(**gains_db: float) -> list[dict[str, object]]:

@@ -90,6 +90,18 @@ def test_a_plan_and_a_canary_write_nothing(archive: dict, tmp_path: Path) -> Non
     assert not (tmp_path / "target").exists()
 
 
+def test_a_plan_tells_of_a_run_that_was_interrupted_when_all_was_done(archive: dict) -> None:
+    run({"verb": "denoise", **archive})
+    [record] = Path(archive["target"]).glob("runs/*.json")
+    record.unlink()
+
+    plan, _ = run({"verb": "plan", "denoise": archive})
+
+    assert (plan["photos"]["to_do"]["photos"], plan["unfinished_runs"]) == (0, 1)
+    run({"verb": "denoise", **archive})
+    assert run({"verb": "plan", "denoise": archive})[0]["unfinished_runs"] == 0
+
+
 def test_a_set_is_reported(archive: dict, tmp_path: Path) -> None:
     run({"verb": "denoise", **archive})
     page = tmp_path / "page.html"

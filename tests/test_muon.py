@@ -1,10 +1,18 @@
 """Muon makes every direction of an update equally strong, and its size that of AdamW's."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
 
+from model import muon
 from model.muon import Muon, orthogonalise
+
+SHAPES = [(8, 4, 3, 3), (4, 8, 1, 1), (8, 4, 3, 3), (6, 6, 2, 2), (8, 4, 3, 3)]
+STEPS = 2
 
 
 @pytest.mark.parametrize("shape", [(3, 48, 432), (2, 64, 16), (1, 20, 20)])
@@ -37,3 +45,46 @@ def test_weights_without_a_gradient_stay_and_others_decay():
     Muon([still, moved], lr=0.1, weight_decay=0.5).step()
     assert torch.equal(still, torch.ones(4, 4))
     assert torch.allclose(moved, torch.full((4, 4), 0.95))
+
+
+@pytest.mark.parametrize("processes", [2, len(SHAPES) + 1])
+def test_processes_that_train_together_share_out_the_work_and_have_the_same_weights(processes, tmp_path):
+    mp.spawn(update_beside_others, (processes, tmp_path), nprocs=processes)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
+    shares = [len(range(rank, len(SHAPES), processes)) for rank in range(processes)]
+    assert [len(each["computed"]) for each in found] == [STEPS * share for share in shares]
+    expected = updated()
+    for each in found:
+        for kernel, alone, by_all in zip(each["kernels"], expected, found[0]["kernels"], strict=True):
+            assert torch.equal(kernel, by_all)
+            assert torch.allclose(kernel, alone, atol=2e-4)
+            assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
+def update_beside_others(rank: int, processes: int, folder: Path) -> None:
+    computed: list[Tensor] = []
+
+    def orthogonalise_and_tell(matrices_BRC: Tensor) -> Tensor:
+        computed.extend(matrices_BRC)
+        return orthogonalise(matrices_BRC)
+
+    muon.orthogonalise = orthogonalise_and_tell
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    kernels = updated()
+    torch.save({"kernels": kernels, "computed": computed}, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def updated() -> list[Tensor]:
+    """Kernels after some steps, channels last as those of a network, whose gradients are the same in every process."""
+    draw = torch.Generator().manual_seed(3)
+    kernels = [
+        nn.Parameter(torch.randn(shape, generator=draw).to(memory_format=torch.channels_last)) for shape in SHAPES
+    ]
+    optimizer = Muon(kernels, lr=0.1)
+    for _ in range(STEPS):
+        for kernel in kernels:
+            kernel.grad = torch.randn(kernel.shape, generator=draw)
+        optimizer.step()
+    return [kernel.detach() for kernel in kernels]

@@ -14,7 +14,7 @@ from test_registry import weights_file
 from flows.cli import main
 from model.photo import PhotoNetwork
 from model.weights import SHIPPED, Card, dump_weights, parse_weights
-from pipeline.errors import PromotionRefused
+from pipeline.errors import PromotionRefused, StorageError
 from pipeline.promotion import IncumbentJob, PromoteJob, find_incumbent, promote
 from pipeline.registrar import NameJob, give_name
 from pipeline.registry import open_registry
@@ -147,6 +147,41 @@ def test_a_job_finds_who_is_in_use_and_promotes_into_the_registry(folder: Path) 
     assert find_incumbent(IncumbentJob(place=place))["sha256"] == parse_weights(NEW).sha256
     assert find_incumbent(IncumbentJob(place=f"{place}-and-day"))["weights"] == "photo"
     assert open_registry(str(folder / "registry")).history("night")[-1].because == "retrained"
+
+
+def test_gains_that_a_job_was_told_are_kept(folder: Path) -> None:
+    place, old = f"{folder}/registry/weights/night", parse_weights(OLD).sha256
+    new = str(folder / "new.safetensors")
+    promote(PromoteJob(weights=new, to=place, because="better", instead_of=old, gains_db={"float": 0.5}))
+
+    assert open_registry(f"{folder}/registry").history("night")[-1].gains_db == {"float": 0.5}
+
+
+@pytest.mark.parametrize("kept_in", ["registry/weights/night", "in-use.safetensors"])
+def test_weights_that_others_replaced_meanwhile_are_not_replaced_again(folder: Path, kept_in: str) -> None:
+    (folder / "in-use.safetensors").write_bytes(OLD)
+    new, compared_with = str(folder / "new.safetensors"), "c" * 64
+
+    with pytest.raises(PromotionRefused, match=f"given to {parse_weights(OLD).sha256[:16]} meanwhile"):
+        promote(PromoteJob(weights=new, to=f"{folder}/{kept_in}", because="better", instead_of=compared_with))
+
+    assert find_incumbent(IncumbentJob(place=f"{folder}/{kept_in}"))["sha256"] == parse_weights(OLD).sha256
+    place = f"{folder}/{kept_in}".replace("night", "day").replace("in-use", "other")  # nobody has these yet
+    assert promote(PromoteJob(weights=new, to=place, instead_of=compared_with))["sha256"] == parse_weights(NEW).sha256
+
+
+@pytest.mark.parametrize(
+    "place", ["reg/weights/Night", "reg/weights/x.json", f"weights/{'a' * 64}", "s3://weights/night"]
+)
+def test_a_place_that_no_weights_can_have_is_refused_before_it_is_needed(place: str) -> None:
+    for kind in (lambda: IncumbentJob(place=place), lambda: PromoteJob(weights="photo", to=place)):
+        with pytest.raises(ValueError, match=r"is no place for weights|cannot be named"):
+            kind()
+
+
+def test_photos_for_a_trial_that_are_not_there_are_told_of_with_who_is_in_use(folder: Path) -> None:
+    with pytest.raises((ValueError, StorageError), match="nowhere"):
+        find_incumbent(IncumbentJob(place=f"{folder}/in-use.safetensors", trial=f"{folder}/nowhere"))
 
 
 def test_the_weights_that_ship_are_only_read(folder: Path) -> None:
