@@ -132,6 +132,8 @@ def _check_is_photo(photo: Photo) -> None:
 
 def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEstimate:
     """By the blocks that are sampled of a photo, as stored; in those that repeat it nothing is scattered by chance."""
+    if blocks_NPC.shape[2] == 3 and (shown := _shown(blocks_NPC)).shape[2] == 1:
+        return dataclasses.replace(_estimate(shown, is_repeated=is_repeated), impulses=None)
     clipped_N = _by_parts(_clipped, blocks_NPC)
     few_NYXC, peak = _few(blocks_NPC), PEAKS[blocks_NPC.dtype]
     impulses = None
@@ -167,6 +169,7 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
 
 
 def _estimate_sigma(blocks_NPC: NDArray[Any]) -> float:
+    blocks_NPC = _shown(blocks_NPC)
     clipped_N = _by_parts(_clipped, blocks_NPC)
     flat, _ = _flattest(blocks_NPC, _usable(blocks_NPC, clipped_N))
     axes_NAP = _axes(blocks_NPC[flat])
@@ -246,14 +249,24 @@ def _step(rows: int, columns: int, sample_px: int) -> int:
 def _sample_blocks(photo: NDArray[Any], sample_px: int) -> NDArray[Any]:
     """Blocks on a regular grid, (N, P, C) with the P pixels of each in rows, in the photo's dtype."""
     photo_HWC = photo if photo.ndim == 3 else photo[..., None]
-    missing = [(0, max(0, BLOCK_PX - extent)) for extent in photo_HWC.shape[:2]]
-    if any(after for _, after in missing):  # repeated, because a mirrored photo would look smoother than it is
-        photo_HWC = np.pad(photo_HWC, [*missing, (0, 0)], mode="wrap")
-    rows, columns = (extent // BLOCK_PX for extent in photo_HWC.shape[:2])
+    rows, columns = (max(1, extent // BLOCK_PX) for extent in photo_HWC.shape[:2])
+    height_px, width_px = (min(BLOCK_PX, extent) for extent in photo_HWC.shape[:2])  # of a block
     step = _step(rows, columns, sample_px)
-    whole_HWC = photo_HWC[: rows * BLOCK_PX, : columns * BLOCK_PX]
-    grid = whole_HWC.reshape(rows, BLOCK_PX, columns, BLOCK_PX, -1)[::step, :, ::step].swapaxes(1, 2)
-    return grid.reshape(-1, BLOCK_PX**2, photo_HWC.shape[2])
+    whole_HWC = photo_HWC[: rows * height_px, : columns * width_px]
+    grid = whole_HWC.reshape(rows, height_px, columns, width_px, -1)[::step, :, ::step]
+    missing = (0, BLOCK_PX - height_px), (0, BLOCK_PX - width_px)
+    if any(after for _, after in missing):  # repeated, because a mirrored photo would look smoother than it is
+        grid = np.pad(grid, [(0, 0), missing[0], (0, 0), missing[1], (0, 0)], mode="wrap")
+    return grid.swapaxes(1, 2).reshape(-1, BLOCK_PX**2, photo_HWC.shape[2])
+
+
+def _shown(blocks_NPC: NDArray[Any]) -> NDArray[Any]:
+    """The blocks of the one channel that shows anything, where two have one value throughout; else as they are."""
+    first_C = blocks_NPC[0, 0]
+    if np.count_nonzero((blocks_NPC[:, 0] != first_C).any(axis=0)) > 1:  # of nearly every photo this tells already
+        return blocks_NPC
+    varying = (blocks_NPC != first_C).any(axis=(0, 1))
+    return np.ascontiguousarray(blocks_NPC[..., varying]) if varying.sum() == 1 else blocks_NPC
 
 
 def _by_parts(measure: Callable[[NDArray[Any]], NDArray[Any]], blocks_NPC: NDArray[Any]) -> NDArray[Any]:

@@ -50,7 +50,7 @@ class Canary:
         reasons: why photos were rejected, with counts.
         noise_left: median of the estimated noise after, as a share of that before; None where nothing was denoised.
         worst_change_psnr_db: of the photo that was changed most; None where none was changed.
-        megapixels_per_second: of decoding, denoising and encoding in this process, on all of its threads.
+        megapixels_per_second: of decoding, denoising and encoding on this machine.
     """
 
     photos: int
@@ -82,12 +82,19 @@ def run_canary(job: CanaryJob) -> Canary:
 
     Raises:
         ValueError: see `run_denoise`.
-        StorageError: the source cannot be read.
+        StorageError, RunFailed: see `try_photos`.
     """
     work = denoise_work(job.denoise)
     machine = find_machine(dataclasses.replace(work.cluster, workers=None), gpus=count_gpus())
     with planned(work) as (_, plans):
-        tried = try_photos(plans, open_store(work.header.source), work.make_worker.recipe, machine, photos=job.photos)
+        tried = try_photos(
+            plans,
+            open_store(work.header.source),
+            work.make_worker.recipe,
+            machine,
+            photos=job.photos,
+            photo_timeout_s=work.cluster.photo_timeout_s,
+        )
     results = [result for _, result in tried.results]
     rejected = [str(result.reason) for result in results if result.outcome == Outcome.REJECTED]
     changes_db = [result.change_psnr_db for result in results if result.change_psnr_db is not None]

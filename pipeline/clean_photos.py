@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ObjectRefused, PhotoRejected
 from pipeline.images import decode, inspect
+from pipeline.packed import promise_of
 from pipeline.sources import Source, photos_of
 from pipeline.storage import open_store
 from pipeline.subset import Subset
@@ -102,7 +103,7 @@ def digest_of(photos: Iterable[tuple[str, str]]) -> str:
 
 
 def _decode_colour(data: bytes, key: str) -> NDArray[np.uint8]:
-    header = inspect(data, name=key)
+    header = inspect(data, name=promise_of(key, data))
     if header.untouched_reason is not None:
         raise PhotoRejected(header.untouched_reason)
     colour = decode(data, header).colour

@@ -44,7 +44,7 @@ from pipeline.shard import (
 )
 from pipeline.storage import open_store
 
-RESULT_VERSION = 6  # raise it when the same photo and weights give another result: what is finished becomes stale
+RESULT_VERSION = 7  # raise it when the same photo and weights give another result: what is finished becomes stale
 
 BY_BANDS_BYTES = 512 * 1024**2  # a TIFF that takes more when it is decoded is denoised by bands of rows
 COPIES = 3  # of a photo decoded that are in memory at once: noisy, clean, and what its codec works on
@@ -178,9 +178,9 @@ class PhotoDenoiser:
 
     def denoise_file(self, file: BinaryIO, key: str, target: Path) -> PhotoResult:
         """The same for a file on this disk, and into another one, as far as its format can be done by parts."""
-        if not can_be_a_file(file.read(HEAD_BYTES)):
-            file.seek(0)
-            return self(file.read(), key)
+        data = FileBytes(file)
+        if not can_be_a_file(data[:HEAD_BYTES]):
+            return self(data[:], key)  # what a buffer holds already would be joined to what it reads: twice the file
         return denoise_by_bands(file, key, target, self._denoise_by_windows, self._config, room=self._room)
 
     def _denoise(self, noisy: NDArray[Any], dose: Dose) -> NDArray[Any]:
@@ -242,8 +242,10 @@ def denoise_by_bands(
 ) -> PhotoResult:
     """Denoise a TIFF on this disk into another file, a few rows at a time. What comes of it is that of `denoise_photo`.
 
+    What is not denoised is copied.
+
     Args:
-        file: the photo; an open file of this disk.
+        file: one that `can_be_a_file`; an open file of this disk.
         name: its name or key.
         target: the file to write.
         denoise: does the windows of a photo, as `SharedDenoiser.denoise_windowed`.

@@ -17,6 +17,7 @@ from pipeline.database import open_database, scan
 from pipeline.errors import DegrainError, ObjectRefused
 from pipeline.images import decode, inspect
 from pipeline.imageset import ImageSet
+from pipeline.packed import promise_of
 from pipeline.records import Layout, Outcome, PlannedPhoto
 from pipeline.scratch import scratch_folder
 from pipeline.sources import photos_of, read_photos
@@ -167,7 +168,7 @@ def find_places(packed: ImageSet, keys: Sequence[str]) -> dict[str, str]:
 
 
 def _detail(data: bytes, key: str) -> Image.Image:
-    colour = decode(data, inspect(data, name=key)).colour
+    colour = decode(data, inspect(data, name=promise_of(key, data))).colour
     width_px, height_px = min(DETAIL_PX[0], colour.shape[1]), min(DETAIL_PX[1], colour.shape[0])
     left, top = (colour.shape[1] - width_px) // 2, (colour.shape[0] - height_px) // 2
     return Image.fromarray(_as_8bit(colour[top : top + height_px, left : left + width_px])).convert("RGB")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline import jpeg, png, tiff, webp
 from pipeline.container import Header, Pixels, Samples
@@ -148,8 +149,11 @@ NO_LIMITS = Limits(max_megapixels=1e9, max_bytes=2**62)
 
 
 def can_be_a_file(head: bytes) -> bool:
-    """Whether `inspect` takes the photo that starts so as `FileBytes`, which memory need not hold."""
-    return _sniff(head) == "tiff"
+    """Whether `inspect` takes the file that starts so as `FileBytes`, which memory need not hold.
+
+    It does a TIFF, and what is not denoised for what it is.
+    """
+    return _sniff(head) not in CONTAINERS.keys() - {"tiff"}
 
 
 def inspect(data: Data, *, name: str = "", limits: Limits = DEFAULT_LIMITS) -> Header:
@@ -241,8 +245,9 @@ def can_shrink(header: Header) -> bool:
 def shrink(data: bytes, header: Header, *, side_px: int) -> Small:
     """A copy whose shorter side has `side_px` pixels, or of the photo's size where that is smaller already.
 
-    Upright, 8-bit, RGB or gray, as PNG with the photo's colour profile. 16 bits are rounded to 8, alpha is left out,
-    and so is all metadata. Lanczos, whose support grows with the reduction: what is too fine for the copy is averaged.
+    Upright, 8-bit, RGB or gray, as PNG with the photo's colour profile, and with whatever else tells the colours of a
+    PNG. 16 bits are rounded to 8, alpha is left out, and so is all other metadata. Lanczos, whose support grows with
+    the reduction: what is too fine for the copy is averaged.
 
     Raises:
         PhotoRejected: the picture is damaged or incomplete.
@@ -254,8 +259,11 @@ def shrink(data: bytes, header: Header, *, side_px: int) -> Small:
     profile = photo.info["icc_profile"]
     if size != photo.size:
         photo = photo.resize(size, Image.Resampling.LANCZOS)
+    told = PngInfo()
+    for kind, payload in png.colour_chunks(data) if header.format == "png" else ():
+        told.add(kind, payload)
     buffer = io.BytesIO()
-    photo.save(buffer, "PNG", compress_level=SMALL_PNG_LEVEL, icc_profile=profile)
+    photo.save(buffer, "PNG", compress_level=SMALL_PNG_LEVEL, icc_profile=profile, pnginfo=told)
     return Small(buffer.getvalue(), *size)
 
 
@@ -270,7 +278,7 @@ def upright(data: bytes, header: Header) -> Image.Image:
         raise ValueError(f"a {_display(header.format)} of mode {header.mode} and {header.bit_depth} bits is not shown")
     colour = CONTAINERS[header.format].decode(data).colour
     photo = Image.fromarray(np.ascontiguousarray(colour) if colour.dtype == np.uint8 else _rounded(colour))
-    profile = _colour_profile(data, header.mode)
+    profile = _colour_profile(data, header)
     if header.orientation in UPRIGHT:
         photo = photo.transpose(UPRIGHT[header.orientation])
     photo.info["icc_profile"] = profile
@@ -341,15 +349,16 @@ def _display(name: str) -> str:
     return DISPLAY_NAMES.get(name, name.upper())
 
 
-def _colour_profile(data: bytes, mode: str | None) -> bytes | None:
+def _colour_profile(data: bytes, header: Header) -> bytes | None:
     """The ICC profile of a photo, where it has one for its kind of colour."""
     try:
-        profile = Image.open(io.BytesIO(data)).info.get("icc_profile")
+        is_tiff = header.format == "tiff"  # of which Pillow opens fewer kinds
+        profile = tiff.colour_profile(data) if is_tiff else Image.open(io.BytesIO(data)).info.get("icc_profile")
     except Exception:  # noqa: BLE001  # Pillow need not understand what our own modules do
         return None
     if not isinstance(profile, bytes) or len(profile) > MAX_PROFILE_BYTES:
         return None
-    return profile if profile[16:20] == (b"GRAY" if mode in {"L", "LA"} else b"RGB ") else None
+    return profile if profile[16:20] == (b"GRAY" if header.mode in {"L", "LA"} else b"RGB ") else None
 
 
 def _check_size(header: Header, limits: Limits) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import imagecodecs
@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from pipeline.container import SIGNED, Header, Pixels, Samples
 from pipeline.errors import PhotoKept, PhotoRejected
-from pipeline.ifd import read_shot
+from pipeline.ifd import open_file, read_directory, read_shot
 
 SIGNATURE = b"\xff\xd8\xff"
 START, END, SCAN, TABLES, HUFFMAN, RESTART_INTERVAL = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
@@ -25,6 +25,8 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {HUFFMAN, 0xC8, 0xCC}
 # Markers of the coded picture. All other segments are metadata and survive byte for byte.
 CODING = FRAMES | {HUFFMAN, SCAN, END, TABLES, RESTART_INTERVAL, 0xC8, 0xCC, 0xDC}
 COLOUR_HEADERS = {0xE0, 0xEE}  # APP0 with JFIF and APP14 of Adobe tell YCbCr from RGB
+# Of the Multi-Picture Format (CIPA DC-007, 5.2.3): the list of pictures, and the type of those that are of equal rank.
+MP_ENTRIES, MP_ENTRY_BYTES, MULTI_FRAME = 0xB002, 16, 2
 SUBSAMPLINGS: dict[tuple[tuple[int, int], ...], int] = {
     ((1, 1), (1, 1), (1, 1)): 0,
     ((2, 1), (1, 1), (1, 1)): 1,
@@ -277,6 +279,7 @@ def _untouched_reason(data: bytes, layout: Layout) -> str | None:
         (len(layout.components) == 4, "CMYK is not denoised"),
         (len(layout.components) not in (1, 3, 4), f"JPEG of {len(layout.components)} channels is not denoised"),
         (_is_signed(data, layout), SIGNED),
+        (_is_multi_frame(data, layout), "JPEG of several pictures is not denoised"),
         (
             _is_out_of_place(data, layout),
             "JPEG with metadata amid its tables and data behind it cannot be written back",
@@ -308,6 +311,27 @@ def _is_exif(data: bytes, segment: Segment) -> bool:
 
 def _is_signed(data: bytes, layout: Layout) -> bool:
     return any(s.marker == 0xEB and b"c2pa" in data[s.payload : s.end] for s in layout.segments)
+
+
+def _is_multi_frame(data: bytes, layout: Layout) -> bool:
+    """Whether it is one of a panorama, a stereo pair or several angles; a preview or a gain map is none of these."""
+    lists = [data[s.payload + 4 : s.end] for s in layout.segments if _is_list_of_pictures(data, s)]
+    return any(attribute >> 16 & 0xFF == MULTI_FRAME for pictures in lists for attribute in _attributes(pictures))
+
+
+def _is_list_of_pictures(data: bytes, segment: Segment) -> bool:
+    return segment.marker == 0xE2 and data[segment.payload : segment.end].startswith(b"MPF\0")
+
+
+def _attributes(pictures: bytes) -> list[int]:
+    """The first number of each entry of a list of pictures; none where it is damaged."""
+    with suppress(PhotoRejected):
+        file = open_file(pictures)
+        entry = read_directory(file, file.first_offset).entries.get(MP_ENTRIES)
+        if entry is not None:
+            numbers = file.numbers(entry.offset, "u4", entry.count // MP_ENTRY_BYTES * (MP_ENTRY_BYTES // 4))
+            return numbers[:: MP_ENTRY_BYTES // 4]
+    return []
 
 
 def _is_coded_as_rgb(data: bytes, layout: Layout) -> bool:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ObjectMissing, ObjectRefused
+from pipeline.png import SIGNATURE
 from pipeline.records import PACKED_SCHEMA, PhotoRecord, index_table
 from pipeline.storage import Store
 
@@ -40,6 +41,11 @@ class Placed(Protocol):
 
 
 P = TypeVar("P", bound=Placed)
+
+
+def promise_of(key: str, data: bytes) -> str:
+    """The name that tells what a packed photo is: one that `ingest` made smaller is a PNG, called like its source."""
+    return "" if data.startswith(SIGNATURE) else key
 
 
 class PackedWriter:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.errors import PhotoRejected
 from pipeline.images import NO_LIMITS, can_shrink, inspect, upright
+from pipeline.packed import promise_of
 
 WHOLE_PX = (760, 560)  # width and height that a whole photo fits into
 DETAIL_PX = 420  # sides of what is shown of a photo as it is, without any scaling
@@ -43,7 +44,7 @@ def open_photo(data: bytes, key: str) -> Image.Image:
     Raises:
         PhotoRejected: it cannot be shown.
     """
-    header = inspect(data, name=key, limits=NO_LIMITS)
+    header = inspect(data, name=promise_of(key, data), limits=NO_LIMITS)
     if not can_shrink(header):
         raise PhotoRejected(header.untouched_reason or f"a {header.format} of mode {header.mode} is not shown")
     if header.pixels > MAX_PIXELS:

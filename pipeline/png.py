@@ -24,6 +24,8 @@ CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 APPLE = b"CgBI"
 # Apple's index into the compressed data: it would point to the wrong places.
 DROPPED = {b"iDOT"}
+# What tells the colours other than an ICC profile, and the bytes that it takes.
+COLOUR_CHUNKS = {b"cHRM": 32, b"cICP": 4, b"gAMA": 4, b"sRGB": 1}
 # Left, top, step across and step down of the seven passes of an interlaced picture; one pass holds all of another.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 ONE_PASS = ((0, 0, 1, 1),)
@@ -33,6 +35,7 @@ STRIPE_BYTES = 1 << 18  # they stay in the cache
 # Of ISA-L: see "PNG" in tests/benchmarks/RESULTS.md
 DEFLATE_LEVEL = 2
 CHUNK_BYTES = 1 << 20
+MAX_SIDE_PX = 1_000_000  # that libpng decodes
 INFLATED_BYTES = 1 << 26  # a larger picture is left to libpng, which needs no second one in memory
 STORED_BYTES = 0xFFFF  # in a block of deflate that is not compressed
 MAX_CHUNKS = 1 << 20  # 2 GiB in IDAT chunks of 8 KiB, which libpng writes, have a quarter of that
@@ -89,9 +92,12 @@ def decode(data: bytes) -> Pixels:
     """Decode the picture.
 
     Raises:
-        PhotoRejected: the image data are damaged or too short.
+        PhotoRejected: the image data are damaged or too short, or a side is too long.
     """
     layout = _layout(data)
+    if max(layout.width_px, layout.height_px) > MAX_SIDE_PX:
+        size = f"{layout.width_px:,} × {layout.height_px:,}"
+        raise PhotoRejected(f"the PNG has {size} pixels, and only sides of up to {MAX_SIDE_PX:,} can be decoded")
     packed_bytes = sum(chunk.end - chunk.start for chunk in layout.chunks if chunk.kind == b"IDAT")
     row_bytes = layout.width_px * CHANNELS[layout.colour_type] * layout.bit_depth // 8
     if layout.height_px * row_bytes > packed_bytes * MAX_DEFLATE_RATIO:
@@ -155,6 +161,15 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
     before = [data[chunk.start : chunk.end] for chunk in kept[:first]]
     behind = [data[chunk.start : chunk.end] for chunk in kept[first:] if chunk.kind != b"IDAT"]
     return b"".join([SIGNATURE, *before, *image, *behind, data[kept[-1].end :]])
+
+
+def colour_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Type and payload of the chunks that tell what the colours are, without an ICC profile."""
+    return [
+        (chunk.kind, data[chunk.start + 8 : chunk.end - 4])
+        for chunk in _layout(data).chunks
+        if COLOUR_CHUNKS.get(chunk.kind) == chunk.end - chunk.start - 12
+    ]
 
 
 def _layout(data: bytes) -> Layout:

@@ -1,9 +1,10 @@
-"""A sample of the photos of a plan, read and processed in this process as workers will, without writing anything."""
+"""A sample of the photos of a plan, read and processed on this machine as workers will, without writing anything."""
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.apart import Apart
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import ObjectRefused
 from pipeline.forecast import ForecastOptions, Machine, Outlook, Sample, SampledPhoto, make_forecast
@@ -47,7 +49,14 @@ def look_ahead(work: Work, options: ForecastOptions, *, gpus: int) -> Outlook:
         sample = None
         if options.sample_photos:
             source = open_store(work.header.source)
-            sample = take_sample(plans, source, work.make_worker.recipe, machine, photos=options.sample_photos)
+            sample = take_sample(
+                plans,
+                source,
+                work.make_worker.recipe,
+                machine,
+                photos=options.sample_photos,
+                photo_timeout_s=work.cluster.photo_timeout_s,
+            )
     forecast = None if sample is None else make_forecast(counts, sample, machine, work.layout, options)
     return Outlook(counts=counts, machine=machine, options=options, sample=sample, forecast=forecast)
 
@@ -84,14 +93,20 @@ class Tried:
 
 
 def take_sample(
-    plans: Sequence[Path], source: Store, make_recipe: Callable[[int], Recipe], machine: Machine, *, photos: int
+    plans: Sequence[Path],
+    source: Store,
+    make_recipe: Callable[[int], Recipe],
+    machine: Machine,
+    *,
+    photos: int,
+    photo_timeout_s: float,
 ) -> Sample | None:
     """Read and process photos of plans, drawn at random; None where there are none.
 
     Raises:
-        StorageError: the source cannot be read.
+        StorageError, RunFailed: see `try_photos`.
     """
-    tried = try_photos(plans, source, make_recipe, machine, photos=photos)
+    tried = try_photos(plans, source, make_recipe, machine, photos=photos, photo_timeout_s=photo_timeout_s)
     if not tried.results:
         return None
     return Sample(
@@ -102,28 +117,43 @@ def take_sample(
 
 
 def try_photos(
-    plans: Sequence[Path], source: Store, make_recipe: Callable[[int], Recipe], machine: Machine, *, photos: int
+    plans: Sequence[Path],
+    source: Store,
+    make_recipe: Callable[[int], Recipe],
+    machine: Machine,
+    *,
+    photos: int,
+    photo_timeout_s: float,
 ) -> Tried:
     """Read and process photos of plans, drawn at random.
 
-    As many at once as there will be workers on one machine, so that they share its cores as workers do. It ends early
-    when it takes too long. Photos that are read as files are left out.
+    As many at once as there will be workers on one machine, each in a process of its own, so that they share its cores
+    as workers do. It ends early when it takes too long. Photos that are read as files are left out.
+
+    Args:
+        make_recipe: must be picklable.
+        photo_timeout_s: a photo that takes longer is rejected.
 
     Raises:
         StorageError: the source cannot be read.
+        RunFailed: the processes end as they begin.
     """
     chosen = draw_photos(plans, photos)
     if not chosen:
         return Tried(results=[], data={}, read_bytes_per_s=math.inf, process_s=0.0)
-    recipes = [make_recipe(machine.threads) for _ in range(_parallel(machine, len(chosen)))]
-    limit = recipes[0].limits.max_bytes
+    limit = make_recipe(machine.threads).limits.max_bytes
     refused = [(photo, f"the file has more than {limit:,} bytes") for photo in chosen if photo.size_bytes > limit]
     start = time.perf_counter()
     read = list(_read(source, [photo for photo in chosen if photo.size_bytes <= min(limit, FILE_BYTES)]))
     read_s = time.perf_counter() - start
     found = [(photo, data) for photo, data in read if isinstance(data, bytes)]
     refused += [(photo, str(data)) for photo, data in read if isinstance(data, ObjectRefused)]
-    results, process_s = _process(recipes, found)
+    with ExitStack() as stack:
+        apart = [
+            stack.enter_context(closing(Apart(make_recipe, machine.threads, timeout_s=photo_timeout_s)))
+            for _ in range(_parallel(machine, len(found)))
+        ]
+        results, process_s = _process(apart, found)
     results += [(photo, PhotoResult(outcome=Outcome.REJECTED, reason=reason)) for photo, reason in refused]
     read_bytes = sum(len(data) for _, data in found)
     return Tried(
@@ -153,7 +183,7 @@ def draw_photos(plans: Sequence[Path], count: int) -> list[PlannedPhoto]:
 
 
 def _parallel(machine: Machine, photos: int) -> int:
-    return min(max(1, machine.workers // machine.hosts), MAX_PARALLEL, photos)
+    return max(1, min(machine.workers // machine.hosts, MAX_PARALLEL, photos))
 
 
 def _read(source: Store, photos: Sequence[PlannedPhoto]) -> Iterator[tuple[PlannedPhoto, bytes | ObjectRefused]]:
@@ -169,30 +199,30 @@ def _read(source: Store, photos: Sequence[PlannedPhoto]) -> Iterator[tuple[Plann
 
 
 def _process(
-    recipes: Sequence[Recipe], photos: Sequence[tuple[PlannedPhoto, bytes]]
+    apart: Sequence[Callable[[bytes, str], PhotoResult]], photos: Sequence[tuple[PlannedPhoto, bytes]]
 ) -> tuple[list[tuple[PlannedPhoto, PhotoResult]], float]:
-    """Process photos with all recipes at once, each in a thread of its own, until the time is up; and the seconds."""
+    """Process photos in all processes at once, until the time is up; and the seconds."""
     waiting, lock = iter(photos), Lock()
     warm_up = min(photos, key=lambda photo: len(photo[1]), default=None)
     deadline = math.inf
 
-    def run(recipe: Recipe) -> Iterator[tuple[PlannedPhoto, PhotoResult]]:
+    def run(process: Callable[[bytes, str], PhotoResult]) -> Iterator[tuple[PlannedPhoto, PhotoResult]]:
         while True:
             with lock:
                 following = next(waiting, None)
             if following is None:
                 return
             photo, data = following
-            yield photo, recipe.process(data, photo.key)
+            yield photo, process(data, photo.key)
             if time.monotonic() > deadline:
                 return
 
-    with ThreadPoolExecutor(len(recipes)) as pool:
+    with ThreadPoolExecutor(len(apart)) as pool:
         if warm_up is not None:  # the first photo of a process takes longer
-            list(pool.map(lambda recipe: recipe.process(warm_up[1], warm_up[0].key), recipes))
+            list(pool.map(lambda process: process(warm_up[1], warm_up[0].key), apart))
         start = time.monotonic()
         deadline = start + MAX_S
-        results = list(chain.from_iterable(pool.map(lambda recipe: list(run(recipe)), recipes)))
+        results = list(chain.from_iterable(pool.map(lambda process: list(run(process)), apart)))
         return results, time.monotonic() - start
 
 

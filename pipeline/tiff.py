@@ -7,6 +7,7 @@ thumbnail in a JPEG's EXIF data.
 import io
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from pipeline.ifd import (
 )
 
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
+DESCRIPTION, DEPTH = 270, 32997
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_SIZES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_SIZES, SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT = (
     *range(322, 326),
@@ -40,7 +42,7 @@ TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_SIZES, SUB_IFDS, EXTRA_SAMPLES, SAMP
     339,
 )
 GPS_IFD, INTEROPERABILITY_IFD = 34853, 40965
-PHOTOSHOP_LAYERS, DNG_VERSION, CONTENT_CREDENTIALS = 37724, 50706, 52545
+ICC_PROFILE, PHOTOSHOP_LAYERS, GDAL_NODATA, DNG_VERSION, CONTENT_CREDENTIALS = 34675, 37724, 42113, 50706, 52545
 
 REDUCED, MASK = 1, 4  # bits of SUBFILE_TYPE
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, SENSOR_MOSAIC, LINEAR_RAW = 0, 1, 2, 3, 5, 32803, 34892
@@ -49,6 +51,10 @@ NONE, LZW, JPEG, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD = 1, 5, 7, 8, 32946,
 WRITABLE = {NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD}
 HORIZONTAL = 2  # the predictor that stores differences between neighbours
 ASSOCIATED_ALPHA = 1
+# How the descriptions of ImageJ and of tifffile begin, with how many planes there are, and of which shape together.
+IMAGEJ = re.compile(rb"ImageJ=.*?\nimages=(\d{1,9})", re.DOTALL)
+TRUNCATED_SERIES = re.compile(rb'\{"shape": \[([\d, ]{1,99})\].*"truncated": true')
+MAX_DESCRIPTION_BYTES = 4096
 LAYER_KEYS = (b"Layr", b"Lr16", b"Lr32", b"ryaL", b"61rL", b"23rL")
 
 LONG, LONG8 = 4, 16
@@ -160,6 +166,13 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
     return out.getvalue()
 
 
+def colour_profile(data: Data) -> bytes:
+    """The ICC profile of the photo; empty where it has none, or not all of it."""
+    file = open_file(data)
+    entry = read_directory(file, file.first_offset).entries.get(ICC_PROFILE)
+    return b"" if entry is None or entry.end > len(data) else data[entry.offset : entry.end]
+
+
 def check_claim(layout: Layout) -> None:
     """Refuse a claim of more samples than its bytes can hold: it must not allocate.
 
@@ -193,9 +206,6 @@ def to_pixels(samples: Samples, layout: Layout) -> Pixels:
 def to_samples(pixels: Pixels, layout: Layout) -> Samples:
     """The samples that stand for a photo, (H, W, C), or for rows of it."""
     colour = np.invert(pixels.colour) if layout.photometric == WHITE_IS_ZERO else pixels.colour
-    if layout.is_alpha_premultiplied and pixels.alpha is not None:
-        limit = pixels.alpha if colour.ndim == 2 else pixels.alpha[..., None]
-        colour = np.minimum(colour, limit)  # more colour than coverage would glow
     return Pixels(colour, pixels.alpha).joined().reshape(len(colour), layout.width_px, layout.samples)
 
 
@@ -269,7 +279,7 @@ def _untouched_reason(file: File, pages: list[Directory], others: list[Directory
         (is_raw, "camera raw is not denoised"),
         (value(photo, SUBFILE_TYPE, 0) & REDUCED, "TIFF that begins with a preview is not denoised"),
         (
-            any(not value(page, SUBFILE_TYPE, 0) & (REDUCED | MASK) for page in further),
+            any(not value(page, SUBFILE_TYPE, 0) & (REDUCED | MASK) for page in further) or _is_stack(file, photo),
             "TIFF of several pages is not denoised",
         ),
         (
@@ -286,13 +296,31 @@ def _untouched_reason(file: File, pages: list[Directory], others: list[Directory
         (value(photo, COMPRESSION, 1) == JPEG, "TIFF with JPEG inside cannot be written back"),
         (value(photo, COMPRESSION, 1) not in WRITABLE, "TIFF of this compression cannot be written back"),
         (value(photo, PREDICTOR, 1) not in (1, HORIZONTAL), "TIFF of this predictor cannot be written back"),
+        (
+            value(photo, COMPRESSION, 1) == PACKBITS and value(photo, PREDICTOR, 1) != 1,
+            "TIFF of PackBits with a predictor is not denoised: programs disagree on what it shows",
+        ),
         (value(photo, PLANAR, 1) not in (1, 2), "TIFF of this planar configuration cannot be written back"),
         (value(photo, FILL_ORDER, 1) != 1, "TIFF of reversed bits cannot be written back"),
         (_has_layers(file, photo), "TIFF with Photoshop layers is not denoised: its layers would not match"),
+        (GDAL_NODATA in photo.entries, "GeoTIFF whose missing pixels have a value of their own is not denoised"),
         (b"GDAL_STRUCTURAL_METADATA" in file.data[:64], "cloud-optimised GeoTIFF cannot be written back"),
         (CONTENT_CREDENTIALS in photo.entries, SIGNED),
     )
     return next((reason for applies, reason in reasons if applies), None)
+
+
+def _is_stack(file: File, photo: Directory) -> bool:
+    """Whether more planes than the photo share its directory."""
+    entry = photo.entries.get(DESCRIPTION)
+    text = file.data[entry.offset : min(entry.end, entry.offset + MAX_DESCRIPTION_BYTES)] if entry is not None else b""
+    planes, series = IMAGEJ.match(text), TRUNCATED_SERIES.match(text)
+    samples = math.prod(file.value(photo, tag, 1) for tag in (WIDTH, HEIGHT, SAMPLES))
+    return (
+        file.value(photo, DEPTH, 1) > 1
+        or (planes is not None and int(planes[1]) > 1)
+        or (series is not None and math.prod(map(int, re.findall(rb"\d+", series[1]))) > samples)
+    )
 
 
 def _has_layers(file: File, photo: Directory) -> bool:
@@ -339,9 +367,9 @@ def _layout(file: File, photo: Directory) -> Layout:
         raise PhotoRejected(CORRUPT)
     count = planes * -(-width_px // segment_width_px) * -(-height_px // segment_height_px)
     compression = value(photo, COMPRESSION, NONE)
-    if not sizes and compression == NONE:
-        sizes = [len(file.data)] * len(offsets)  # old writers leave out what can be computed
-    if not offsets or len(offsets) != count or len(sizes) != count:
+    if not any(sizes) and compression == NONE:
+        sizes = [len(file.data)] * len(offsets)  # some writers leave out what can be computed
+    if not 0 < count <= min(len(offsets), len(sizes)):  # some writers state one too many
         raise PhotoRejected(CORRUPT)
     layout = Layout(
         file=file,
@@ -354,14 +382,14 @@ def _layout(file: File, photo: Directory) -> Layout:
         compression=compression,
         predictor=value(photo, PREDICTOR, 1),
         is_planar=is_planar,
-        is_alpha_premultiplied=value(photo, EXTRA_SAMPLES, 0) == ASSOCIATED_ALPHA,
+        is_alpha_premultiplied=samples in (2, 4) and value(photo, EXTRA_SAMPLES, 0) == ASSOCIATED_ALPHA,
         segment_width_px=segment_width_px,
         segment_height_px=segment_height_px,
         offsets_tag=offsets_tag,
         sizes_tag=sizes_tag,
         segments=(),
     )
-    return replace(layout, segments=tuple(_segments(layout, offsets, sizes, is_tiled=is_tiled)))
+    return replace(layout, segments=tuple(_segments(layout, offsets[:count], sizes[:count], is_tiled=is_tiled)))
 
 
 def _segments(layout: Layout, offsets: list[int], sizes: list[int], *, is_tiled: bool) -> Iterator[Segment]:
@@ -452,6 +480,9 @@ def _decode(layout: Layout, segment: Segment) -> Samples:
 def _encode(layout: Layout, segment: Segment, samples: Samples, first_row: int) -> bytes | bytearray:
     rows, columns, planes = _place(layout, segment, first_row)
     block = samples[rows, columns, planes]
+    if layout.is_alpha_premultiplied:  # more colour than coverage would glow, unless it did so before
+        noisy, alpha = _decode(layout, segment)[: block.shape[0], : block.shape[1]], samples[rows, columns, -1:]
+        block = np.where(noisy > alpha, block, np.minimum(block, alpha))
     if block.shape[:2] != (segment.rows, layout.segment_width_px):
         padded = _decode(layout, segment).copy()  # the padding of a tile at the edge survives too
         padded[: block.shape[0], : block.shape[1]] = block
@@ -495,7 +526,7 @@ def _compress(compression: int, raw: bytes, segment: Segment) -> bytes | bytearr
 
 
 def _patch(out: BinaryIO, layout: Layout, tag: int, values: Sequence[int]) -> None:
-    """Write the values of a tag over the old ones, or at the end in a wider type when they have outgrown theirs.
+    """Write the first values of a tag over the old ones, or all at the end in a wider type when they outgrow theirs.
 
     Raises:
         PhotoRejected: the widest type of this kind of TIFF is too narrow.
@@ -509,6 +540,7 @@ def _patch(out: BinaryIO, layout: Layout, tag: int, values: Sequence[int]) -> No
         out.seek(entry.offset)
         out.write(np.array(values, dtype).tobytes())
         return
+    values = [*values, *file.values(layout.directory, tag)[len(values) :]]
     new = np.array(values, file.order + UNSIGNED[wide]).tobytes()
     if len(new) > file.pointer_bytes:
         offset = out.seek(0, io.SEEK_END)

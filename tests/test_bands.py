@@ -73,17 +73,20 @@ def both_ways(data: bytes, folder: Path, **config: Any) -> tuple[PhotoResult, Ph
 
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("kind", ["rgb", "gray", "deep", "alpha"])
+@pytest.mark.parametrize("kind", ["rgb", "gray", "deep", "alpha", "premultiplied"])
 def test_a_photo_by_bands_becomes_the_same_file_as_in_memory(
     kind: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     pixels = photo()
     alpha = np.dstack([pixels, np.full(pixels.shape[:2], 77, np.uint8)])
-    pixels = {"rgb": pixels, "gray": pixels[..., 1], "deep": pixels.astype(np.uint16) * 257, "alpha": alpha}[kind]
+    deep = pixels.astype(np.uint16) * 257
+    kinds = {"rgb": pixels, "gray": pixels[..., 1], "deep": deep, "alpha": alpha, "premultiplied": alpha}
+    pixels = kinds[kind]
     if "planarconfig" in options:
         pixels = np.moveaxis(pixels, 2, 0).copy() if pixels.ndim == 3 else pixels
         options = options if pixels.ndim == 3 else {}
-    extra = {"extrasamples": ["unassalpha"]} if kind == "alpha" else {}
+    alphas = {"alpha": "unassalpha", "premultiplied": "assocalpha"}
+    extra = {"extrasamples": [alphas[kind]]} if kind in alphas else {}
 
     in_memory, on_disk, written = both_ways(tiff_of(pixels, **options, **extra), tmp_path)
 

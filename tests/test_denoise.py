@@ -2,8 +2,10 @@
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +166,33 @@ def test_no_more_threads_compute_than_a_worker_has_cores(monkeypatch: pytest.Mon
 
     assert {result.outcome for result in results} == {Outcome.DENOISED}
     assert most[0] == 2
+
+
+MANY_BYTES = 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "outcome", "most_bytes"),
+    [
+        (b"\0\0\0\x20ftypisom", "a.mp4", Outcome.UNTOUCHED, 0),
+        (b"II*\0\x10\0\0\0CR\x02\0", "a.cr2", Outcome.UNTOUCHED, 0),
+        (b"\x89PNG\r\n\x1a\n", "a.png", Outcome.REJECTED, MANY_BYTES),
+    ],
+)
+def test_a_file_is_held_in_memory_once_at_most(
+    head: bytes, name: str, outcome: Outcome, most_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.denoise, "COPIED_BYTES", 1 << 20)
+    photos = PhotoDenoiser(Denoiser.load("photo", device="cpu"), DenoiseConfig())
+    (tmp_path / "source").write_bytes(head + bytes(MANY_BYTES - len(head)))
+
+    with (tmp_path / "source").open("rb") as file:
+        tracemalloc.start()
+        result = photos.denoise_file(file, name, tmp_path / "result")
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+    assert result.outcome == outcome
+    assert peak_bytes < most_bytes + MANY_BYTES // 4
+    if outcome == Outcome.UNTOUCHED:
+        assert (tmp_path / "result").read_bytes() == (tmp_path / "source").read_bytes()

@@ -171,6 +171,31 @@ def test_channels_that_are_equal_but_for_a_level_stay_as_they_are_to_each_other(
     assert np.ptp(change[inside], axis=1).max() == 0
 
 
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_a_photo_of_one_channel_is_gray_in_that_channel(weights, channel):
+    gray = _photo(150, 41)
+    noisy = np.full((*gray.shape, 3), 7, np.uint8)
+    noisy[..., channel] = gray
+    alone = NoiseEstimate(sigma=12, luma_sigma=12, chroma_sigma=0, chroma_share=0)
+    sigma = 12 / 3**0.5
+    in_colour = NoiseEstimate(sigma=sigma, luma_sigma=sigma, chroma_sigma=sigma, chroma_share=2 / 3)
+    denoiser = Denoiser(weights, device="cpu", tile_px=64)
+
+    clean = denoiser(noisy, noise=in_colour)
+
+    assert np.abs(clean[..., channel].astype(int) - denoiser(gray, noise=alone)).max() <= 1
+    assert (np.delete(clean, channel, axis=2) == 7).all()
+    assert (denoiser(noisy, noise=in_colour, keeps_grain=True) == noisy).all()
+
+
+def test_gray_noise_is_told_as_luminance_of_three_equal_channels_and_not_as_all_of_it(weights):
+    gray = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    level = Denoiser(weights, device="cpu").request(gray, strength=1.0, noise=None).level
+    sigma = estimate_noise(gray).sigma
+    assert sigma < level[0] < sigma * 3**0.5
+    assert level[1] == 0
+
+
 def test_a_little_colour_in_a_gray_photo_survives():
     network = FakeNetwork()
     network.forward = lambda noisy_BCHW, _level_B2: noisy_BCHW

@@ -1,6 +1,7 @@
 """The estimate finds the level of the noise and its colour, whatever the photo shows."""
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,15 @@ def _as_jpeg(photo: np.ndarray, quality: int) -> np.ndarray:
     Image.fromarray(photo).save(file, "JPEG", quality=quality)
     with Image.open(file) as jpeg:
         return np.asarray(jpeg)
+
+
+@pytest.mark.parametrize("empty", [0, 7, 255])
+def test_a_photo_of_one_channel_has_the_noise_of_a_gray_one(empty):
+    gray = _with_noise(_scene()[..., 1], 15)
+    photo = np.full((*gray.shape, 3), empty, np.uint8)
+    photo[..., 1] = gray
+    assert estimate_noise(photo) == estimate_noise(gray)
+    assert estimate_sigma(photo) == estimate_sigma(gray)
 
 
 def test_a_photo_of_one_colour_has_none():
@@ -231,3 +241,13 @@ def test_noise_that_is_stronger_in_the_dark_is_a_sensors():
 def test_a_clean_or_a_gray_photo_has_no_white_noise():
     assert not estimate_noise(np.full((256, 256, 3), 128, np.uint8)).is_white
     assert not estimate_noise(_coloured_noise(15)[..., 0]).is_white
+
+
+@pytest.mark.parametrize("shape", [(1, 4_000_000), (4_000_000, 1)])
+def test_of_a_narrow_photo_only_what_is_sampled_is_repeated(shape):
+    photo = np.zeros(shape, np.uint8)
+    tracemalloc.start()
+    estimate_sigma(photo)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4 * photo.nbytes  # repeated as a whole it has 16 times as much

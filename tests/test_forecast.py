@@ -1,7 +1,10 @@
 """Forecasts from samples with known speeds, and samples of real photos."""
 
 import json
-from dataclasses import replace
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,10 @@ from loop import Killed, Loop
 from photos import saved, scene, write_archive
 
 from pipeline import sample as sampling
+from pipeline.apart import ENDED_REASON, Apart
 from pipeline.cluster import ClusterConfig
 from pipeline.denoise import DenoiseConfig
+from pipeline.errors import RunFailed
 from pipeline.forecast import (
     Forecast,
     ForecastOptions,
@@ -30,7 +35,7 @@ from pipeline.ingest import IngestJob, forecast_ingest, run_ingest
 from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
 from pipeline.planning import Amount, PlanCounts, PlanHeader, PlanOptions, write_listing, write_plan
 from pipeline.records import Layout, Outcome, SourceObject, Status
-from pipeline.sample import draw_photos, find_machine, take_sample
+from pipeline.sample import draw_photos, find_machine, take_sample, try_photos
 from pipeline.shard import PhotoResult, Recipe
 from pipeline.storage import LocalStore
 
@@ -282,12 +287,31 @@ def plan_of(folder: Path, objects: list[SourceObject]) -> Path:
     return folder / "plan.parquet"
 
 
-def recipe(seen: list[str], **limits: int) -> Recipe:
-    def process(data: bytes, key: str) -> PhotoResult:
-        seen.append(key)
+@dataclass(frozen=True)
+class Factory:
+    """Makes recipes that note whom they are given; some photos end their process, and some take long."""
+
+    log: Path
+    max_bytes: int = 10**9
+    deadly: str = ""
+    slow: str = ""
+
+    def __call__(self, threads: int) -> Recipe:
+        limits = Limits(max_bytes=self.max_bytes)
+        return Recipe(process=self.process, limits=limits, weights="w", parameters="p")
+
+    def process(self, data: bytes, key: str) -> PhotoResult:
+        with self.log.open("a") as file:
+            file.write(f"{key}\n")
+        if key == self.deadly:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if key == self.slow:
+            time.sleep(60)
         return PhotoResult(outcome=Outcome.DENOISED, data=data[:10], stage_s={"decode": 0.5})
 
-    return Recipe(process=process, limits=Limits(**limits), weights="w", parameters="p")
+    @property
+    def seen(self) -> set[str]:
+        return set(self.log.read_text().split("\n")) - {""}
 
 
 @pytest.fixture
@@ -314,13 +338,13 @@ def test_photos_are_drawn_at_random_and_always_the_same(tmp_path: Path) -> None:
 
 def test_a_sample_processes_photos_and_writes_nothing(tmp_path: Path, source: LocalStore) -> None:
     plan = plan_of(tmp_path, list(source.list()))
-    before, seen = sorted(source.list(), key=lambda found: found.key), list[str]()
+    before, factory = sorted(source.list(), key=lambda found: found.key), Factory(tmp_path / "log")
 
-    sample = take_sample([plan], source, lambda threads: recipe(seen), TWO_CORES, photos=5)
+    sample = take_sample([plan], source, factory, TWO_CORES, photos=5, photo_timeout_s=60)
 
     assert sample is not None
     assert len(sample.photos) == 5
-    assert set(seen) == {photo.key for photo in draw_photos([plan], 5)}
+    assert factory.seen == {photo.key for photo in draw_photos([plan], 5)}
     assert sample.seconds("decode") == 2.5
     assert 0 < sample.read_bytes_per_s < float("inf")
     assert sorted(source.list(), key=lambda found: found.key) == before
@@ -330,7 +354,8 @@ def test_photos_that_cannot_be_read_are_part_of_the_sample(tmp_path: Path, sourc
     listed = [*source.list(), SourceObject("gone.jpg", 7, "e"), SourceObject("a\x01b", 8, "e")]
     plan = plan_of(tmp_path, listed)
 
-    sample = take_sample([plan], source, lambda threads: recipe([], max_bytes=3000), TWO_CORES, photos=100)
+    factory = Factory(tmp_path / "log", max_bytes=3000)
+    sample = take_sample([plan], source, factory, TWO_CORES, photos=100, photo_timeout_s=60)
 
     assert sample is not None
     large = [found.size_bytes for found in listed if found.size_bytes > 3000]
@@ -346,15 +371,45 @@ def test_a_sample_that_takes_too_long_ends_early(
     monkeypatch.setattr(sampling, "MAX_BYTES", 1)
     plan = plan_of(tmp_path, list(source.list()))
 
-    sample = take_sample([plan], source, lambda threads: recipe([]), TWO_CORES, photos=5)
+    sample = take_sample([plan], source, Factory(tmp_path / "log"), TWO_CORES, photos=5, photo_timeout_s=60)
 
     assert sample is not None
     assert len(sample.photos) == 1
 
 
+def test_a_photo_that_ends_its_process_or_takes_too_long_is_rejected(tmp_path: Path, source: LocalStore) -> None:
+    plan = plan_of(tmp_path, list(source.list()))
+    deadly, slow, *others = (photo.key for photo in draw_photos([plan], 5))
+
+    tried = try_photos(
+        [plan],
+        source,
+        Factory(tmp_path / "log", deadly=deadly, slow=slow),
+        TWO_CORES,
+        photos=5,
+        photo_timeout_s=3,
+    )
+
+    reasons = {photo.key: result.reason for photo, result in tried.results}
+    assert reasons[deadly] == ENDED_REASON
+    assert reasons[slow] == "its processing took longer than 3 s, the limit for one photo"
+    assert [reasons[key] for key in others] == [None] * 3
+
+
+def test_a_process_that_ends_as_it_begins_is_no_photos_fault(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="ended at once"):
+        Apart(Unmakeable(), 1, timeout_s=60)
+
+
+class Unmakeable:
+    def __call__(self, threads: int) -> Recipe:
+        os._exit(3)
+
+
 def test_nothing_to_do_is_no_sample(tmp_path: Path, source: LocalStore) -> None:
-    assert take_sample([plan_of(tmp_path, [])], source, lambda threads: recipe([]), TWO_CORES, photos=5) is None
-    assert take_sample([], source, lambda threads: recipe([]), TWO_CORES, photos=5) is None
+    for plans in ([plan_of(tmp_path, [])], []):
+        factory = Factory(tmp_path / "log")
+        assert take_sample(plans, source, factory, TWO_CORES, photos=5, photo_timeout_s=60) is None
 
 
 @pytest.mark.parametrize(

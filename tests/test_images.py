@@ -465,6 +465,15 @@ def test_an_index_into_the_old_image_data_is_dropped():
     assert b"iDOT" not in inverted(png_with(png_chunk(b"iDOT", bytes(28))))
 
 
+def test_a_png_too_long_for_libpng_is_rejected_for_that():
+    source = png(np.zeros((1, 1_000_000), np.uint8))
+    assert read(source).colour.shape == (1, 1_000_000)
+    header = header_chunk(1_000_000, 1, 8, 0)
+    longer = source.replace(header, header_chunk(1_000_001, 1, 8, 0))
+    with pytest.raises(PhotoRejected, match="1,000,001 × 1 pixels, and only sides of up to 1,000,000 can be decoded"):
+        read(longer)
+
+
 def test_bytes_behind_the_end_of_a_png_survive():
     assert inverted(png() + b"trailer").endswith(b"IEND\xae\x42\x60\x82trailer")
 
@@ -605,9 +614,40 @@ def test_premultiplied_colour_never_exceeds_its_alpha():
     assert_same(result, Pixels(np.full_like(colour, 100), alpha))
 
 
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
+def test_premultiplied_colour_that_exceeds_its_alpha_in_the_source_is_no_less_denoised(options):
+    samples = np.maximum(photo(4), 1)
+    samples[..., 3] = np.where(np.arange(WIDTH) < 20, 0, 255)
+    source = tiff(planes_first(samples, options), compression="zlib", extrasamples=["assocalpha"], **options)
+    assert_same(read(inverted(source)), Pixels(np.invert(samples[..., :3]), samples[..., 3]))
+
+
 def test_a_raw_tiff_without_strip_sizes_is_written_exactly():
     source = retagged(tiff(), 279, 0, new_tag=50000)
     assert_same(read(inverted(source)), Pixels(np.invert(photo())))
+
+
+def test_a_raw_tiff_whose_strip_sizes_are_zero_is_written_exactly():
+    source = retagged(tiff(), 279, 0)
+    assert_same(read(inverted(source)), Pixels(np.invert(photo())))
+
+
+@pytest.mark.parametrize("with_sizes", [with_short_sizes, bytes], ids=["16-bit sizes", "32-bit sizes"])
+def test_a_tiff_that_states_a_strip_too_many_is_written_exactly(with_sizes):
+    flat = np.zeros((400, 400, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    source = retagged(with_sizes(tiff(flat, compression="zlib", rowsperstrip=100)), 257, 300)
+
+    result = rewritten(source, Pixels(noise))
+
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(result))), noise)
+    assert last_strip(result) == last_strip(source)
+
+
+def last_strip(data: bytes) -> list[int]:
+    """What the tags tell of it: offset and size."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        return [file.pages[0].tags[name].value[-1] for name in ("StripOffsets", "StripByteCounts")]
 
 
 def test_a_tiff_of_the_old_lzw_is_left_untouched():
@@ -804,6 +844,21 @@ def animated(kind: str) -> bytes:
     return saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=100)
 
 
+def stereo_pair() -> bytes:
+    """A multi-picture file whose second picture is of the type that cameras with two lenses write."""
+    frames = [Image.fromarray(photo()), Image.fromarray(np.invert(photo()))]
+    data = saved(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    entries = data.index(b"MPF\0") + 4 + 8 + 2 + 3 * 12 + 4
+    return data[: entries + 16] + struct.pack("<I", 0x020002) + data[entries + 20 :]
+
+
+def tiff_of_planes(**options: object) -> bytes:
+    """A TIFF of five planes that has a single directory."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.stack([photo(1)] * 5), photometric="minisblack", **options)
+    return file.getvalue()
+
+
 def cloud_optimised_tiff() -> bytes:
     """The directory at the end, behind the marks of a layout that a rewrite would break."""
     data = bytearray(tiff(rowsperstrip=20))
@@ -842,6 +897,7 @@ UNTOUCHED = {
     "the photo carries Content": lambda: tiff_with_tag(52545, b"jumb"),
     "photo carries Content Credentials": lambda: riff(*(riff_chunk(*c) for c in riff_chunks(webp())), CREDENTIALS),
     "carries Content Credentials": lambda: png_with(png_chunk(b"caBX", bytes(9))),
+    "JPEG of several pictures": stereo_pair,
     "a palette": lambda: saved(Image.fromarray(photo()).convert("P"), "PNG"),
     "a palette is": lambda: saved(Image.fromarray(photo()).convert("P"), "TIFF"),
     "a 1-bit picture": lambda: saved(Image.fromarray(photo()).convert("1"), "PNG"),
@@ -869,6 +925,9 @@ UNTOUCHED = {
     "begins with a preview": lambda: tiff(subfiletype=1),
     "several pages is": lambda: animated("TIFF"),
     "several pages": lambda: tiff_pages(photo(), photo()),
+    "of several pages": lambda: tiff_of_planes(imagej=True, truncate=True),
+    "of several pages is": lambda: tiff_of_planes(truncate=True),
+    "TIFF of several pages": lambda: tiff_of_planes(volumetric=True),
     "several pictures": lambda: tiff_pages(photo(), photo(), sub=True),
     "floating point": lambda: tiff(photo().astype(np.float32)),
     "signed numbers": lambda: tiff(photo().astype(np.int16)),
@@ -878,6 +937,8 @@ UNTOUCHED = {
     "JPEG inside": lambda: tiff(photo(1), compression="jpeg"),
     "this compression": lambda: tiff(compression="webp"),
     "this predictor": lambda: retagged(tiff(compression="zlib", predictor=True), 317, 3),
+    "PackBits with a predictor": lambda: retagged(tiff(compression="packbits", software="x"), 305, 2, new_tag=317),
+    "missing pixels have a value": lambda: tiff(extratags=[(42113, 2, 2, "0", True)]),
     "reversed bits": lambda: retagged(tiff(subfiletype=0, software="x"), 305, 2, new_tag=266),
     "cloud-optimised GeoTIFF": cloud_optimised_tiff,
     "Photoshop layers": lambda: tiff_with_tag(37724, b"Adobe Photoshop Document Data Block\0MIB8ryaL" + bytes(20)),
@@ -893,6 +954,15 @@ def test_what_cannot_be_denoised_faithfully_is_left_untouched(reason):
     assert header.untouched_reason is not None
     assert reason.strip() in header.untouched_reason
     assert "\n" not in header.untouched_reason
+
+
+@pytest.mark.parametrize("options", [{"imagej": True}, {"truncate": True}, {}], ids=str)
+@pytest.mark.parametrize("shape", [(40, 56), (40, 56, 3), (1, 40, 56)], ids=str)
+def test_a_tiff_whose_description_tells_of_one_plane_is_denoised(shape, options):
+    file = io.BytesIO()
+    samples = np.zeros(shape, np.uint8)
+    tifffile.imwrite(file, samples, photometric="rgb" if shape[-1] == 3 else "minisblack", **options)
+    assert images.inspect(file.getvalue()).untouched_reason is None
 
 
 @pytest.mark.parametrize("name", ["DSC.NEF", "a/b.dng", "IMG.Cr2"])

@@ -20,7 +20,7 @@ from commands import degrain, start_degrain, summary_of, wait_for_commits, wait_
 from faults.proxy import FaultProxy
 from loop import Loop, index_of, photos_of, plan_work
 from photos import saved, scene, write_archive
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from pipeline import ingest
 from pipeline.cluster import ClusterConfig
@@ -192,6 +192,44 @@ def test_the_colour_profile_stays_and_one_of_another_kind_of_colour_goes() -> No
         result = packed(saved(photo, "JPEG", icc_profile=profile), "a.jpg", resize_px=24)
 
         assert Image.open(io.BytesIO(result.data or b"")).info.get("icc_profile") == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bigtiff": True, "byteorder": ">"},
+        {"planarconfig": "contig", "extrasamples": ["unassalpha"]},
+        {"planarconfig": "contig", "extrasamples": ["unassalpha"], "photometric": "miniswhite"},
+    ],
+    ids=str,
+)
+def test_a_tiff_that_pillow_does_not_open_keeps_its_colour_profile(options: dict[str, object]) -> None:
+    profile = bytes(16) + b"GRAY" + bytes(108)
+    gray = scene()[..., 0].astype(np.uint16) * 257
+    photo = io.BytesIO()
+    kind = {"photometric": "minisblack", "iccprofile": profile, **options}
+    tifffile.imwrite(photo, np.dstack([gray, gray]) if "extrasamples" in options else gray, **kind)
+
+    result = packed(photo.getvalue(), "a.tif", resize_px=24)
+
+    assert Image.open(io.BytesIO(result.data or b"")).info.get("icc_profile") == profile
+
+
+def test_what_tells_the_colours_of_a_png_stays() -> None:
+    told = PngImagePlugin.PngInfo()
+    for kind, payload in (
+        (b"gAMA", bytes(3) + b"1"),
+        (b"cHRM", bytes(32)),
+        (b"cICP", b"\x09\x10\0\1"),
+        (b"sRGB", b"\0"),
+    ):
+        told.add(kind, payload)
+    told.add_text("Comment", "not what a copy has")
+
+    small = packed(saved(scene(), "PNG", pnginfo=told), "a.png", resize_px=24).data or b""
+
+    assert all(kind + payload in small[: small.index(b"IDAT")] for kind, payload, *_ in told.chunks[:4])
+    assert b"Comment" not in small
 
 
 def test_a_photo_of_very_many_pixels_keeps_its_colour_profile() -> None:
