@@ -286,6 +286,15 @@ def test_arrow_gives_memory_back() -> None:
     assert ended.stdout == "system\n"
 
 
+def test_what_runs_on_this_machine_is_reached_without_a_proxy() -> None:
+    names = "from flows.standard_streams import prepare_process as p; p(); import os, urllib.request; "
+    names += "print(os.environ['no_proxy'], os.environ['NO_PROXY'], urllib.request.proxy_bypass('127.0.0.1'))"
+
+    ended = in_a_shell(f'"{sys.executable}" -c "{names}"', http_proxy="http://10.0.0.1:3128", NO_PROXY="a.com, b.com")
+
+    assert ended.stdout == "a.com,b.com,127.0.0.1,localhost a.com,b.com,127.0.0.1,localhost True\n"
+
+
 def test_names_are_utf_8_in_any_locale(photo: Path) -> None:
     ended = in_a_shell(f"cd {photo.parent} && degrain denoise photo.png é-📷.png", LC_ALL="C", PYTHONUTF8="0")
 

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from model.photo import PhotoNetwork
-from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState
+from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState, read_checkpoint_header
 from model.weights import Card, Part, dump_weights, load_weights, parse_weights
 from pipeline import train, training_run
 from pipeline.clean_photos import CleanPhoto, find_clean_photos
@@ -273,6 +273,43 @@ def test_the_metrics_reach_the_last_step(folder: Path) -> None:
     run_train(_job(folder, config=config, log_every=2), lambda metrics: None)
 
     assert [row["step"] for row in read_metrics(open_store(str(folder.parent / "run")))] == [2, 3]
+
+
+def test_a_card_tells_of_the_photos_that_were_trained_on_whatever_came_since(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = _job(folder, config=TrainConfig(steps=2, batch_size=1, patch_px=32))
+
+    def told() -> tuple[int, str]:
+        run_train(job, lambda metrics: None)
+        provenance = load_weights(f"{job.run}/weights.safetensors").card.provenance
+        assert provenance is not None
+        return provenance.photos, provenance.photos_sha256
+
+    before = told()
+    (folder / "new.png").write_bytes(saved(scene(side_px=48), "PNG"))
+    assert told() == before == (20, before[1])
+    assert not caplog.messages
+
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, steps=3))
+    after = told()
+    assert after[0] == 21
+    assert after[1] != before[1]
+    assert "the photos are others than before" in caplog.text
+
+
+def test_steps_that_take_long_are_not_lost_for_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.training_run.CHECKPOINT_S", 0.0)
+    job = _job(folder, config=TrainConfig(steps=3, batch_size=1, patch_px=32))
+
+    def stop_at_3(metrics: StepMetrics) -> None:
+        if metrics.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_train(job, stop_at_3)
+
+    assert read_checkpoint_header(open_store(job.run).read("checkpoint.safetensors"))[0] == 2
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
