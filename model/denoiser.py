@@ -39,8 +39,9 @@ PEAKS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.fl
 FILE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 CPU_BATCH_PX = 256**2
 GPU_BATCH_PX = 2048**2
-# In three equal channels luminance has √3 times the noise. Of gray photos, where no colour tells texture from noise, the
-# estimate errs upward: told all of it, one of 41 photos loses 2 dB. So the mean gains as much, and that one loses 0.8.
+# In three equal channels luminance has √3 times the noise. Of gray photos, where no colour tells texture from noise,
+# the estimate errs upward: told all of it, one of 41 photos loses 2 dB. So the mean gains as much, and that one loses
+# 0.8.
 GRAY_GAIN = 1.25
 MOST_NEUTRAL, SPARSE = 1.5 / PEAK, 16  # between the channels of what is black and white; of a first look at it
 SMALLEST_TILE_PX = 64  # below this the halo is nearly all of the work, and a smaller tile would hardly need less memory

@@ -32,7 +32,7 @@ from pipeline.storage import TEMPORARY, Store
 MANIFEST = "manifest.json"
 FORMAT = "degrain image set"
 VERSION = 1
-GATHERED_ROWS = 100_000  # of committed shards, held while they are gathered in one file
+GATHERED_ROWS = 100_000  # of committed shards, held while they are gathered in one file; or of a plan that is checked
 PARALLEL_PARTS = 4  # of an index, read at once: 40 MB each
 PARALLEL_READS = 16  # of small objects, when an index is published
 READINGS = 4  # of an index that runs publish anew meanwhile
@@ -115,7 +115,7 @@ class ImageSet:
             return _parse_manifest(values)
         except ObjectMissing:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ImageSetError(f"{self.store.url}/{MANIFEST} is damaged ({reason}): put a sound copy back") from error
 
@@ -164,7 +164,18 @@ class ImageSet:
         fault_point(FaultPoint.PLAN_FROZEN)
 
     def read_plan(self, run: str) -> bytes:
-        return self._read_parquet(f"plans/{run}.parquet")
+        """The whole plan of a run, as a Parquet file.
+
+        Raises:
+            ObjectMissing: it has none.
+            ImageSetError: it is damaged.
+        """
+        key = self.plan_key(run)
+        data = self.store.read(key)
+        with _damage(f"{self.store.url}/{key}"):
+            for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(GATHERED_ROWS):
+                batch.validate(full=True)
+        return data
 
     def unfinished_runs(self) -> list[str]:
         """Runs with a plan whose end was never recorded, oldest first."""
@@ -190,10 +201,17 @@ class ImageSet:
     def set_aside(self, key: str) -> None:
         """Move an object out of the way, into the folder `removed`: nothing that someone may want is deleted.
 
+        Where another one of this name was moved before, it comes into a folder there that is called by its hash.
+
         Raises:
             ObjectRefused: it cannot be read, or its name is unsafe.
         """
-        self.store.write(f"removed/{key}", self.store.read(key))
+        data = self.store.read(key)
+        try:
+            self.store.create(f"removed/{key}", data)
+        except ObjectExists:
+            if self.store.read(f"removed/{key}") != data:
+                self.store.write(f"removed/{_short_hash(data)}/{key}", data)
         self.store.delete(key)
 
     def record_keys(self) -> dict[str, str]:
@@ -212,7 +230,7 @@ class ImageSet:
             if isinstance(record, dict):
                 return record
             error: Exception | None = None
-        except ValueError as wrong:
+        except (ValueError, RecursionError) as wrong:
             error = wrong
         raise ImageSetError(f"{self.store.url}/{key} is damaged: it is no JSON object") from error
 
@@ -324,8 +342,14 @@ class ImageSet:
         return [Part(path, kept=number) for number, path in enumerate(paths)]
 
     def _fetch(self, folder: Path, number: int, key: str) -> Path:
+        data = self.store.read(key)
+        if not is_as_published(key, data):
+            raise ImageSetError(
+                f"{self.store.url}/{key} is damaged: its bytes are not those that its name tells of "
+                "(degrain verify --repair makes the index anew)"
+            )
         path = folder / f"{number}.parquet"
-        path.write_bytes(self._read_parquet(key))
+        path.write_bytes(data)
         return path
 
     def _gather(self, shards: Iterable[str], path: Path) -> int:
@@ -352,7 +376,7 @@ class ImageSet:
         if part.kept is not None:
             return before.index[part.kept]
         data = part.path.read_bytes()
-        key = f"index/part-{run}-{number:05}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+        key = f"index/part-{run}-{number:05}-{_short_hash(data)}.parquet"
         self.check_lease()
         self.store.write(key, data)
         fault_point(FaultPoint.INDEX_PART_WRITTEN)
@@ -362,16 +386,19 @@ class ImageSet:
         keys = (listed.key for listed in self.store.list(folder) if _is_named(listed.key, folder, suffix))
         return {key.removeprefix(folder + "/").removesuffix(suffix) for key in keys}
 
-    def _read_parquet(self, key: str) -> bytes:
-        data = self.store.read(key)
-        with _damage(f"{self.store.url}/{key}"):
-            pq.read_metadata(io.BytesIO(data))
-        return data
-
 
 def _of_each_part(manifest: Manifest | None, read: Callable[[int, str], T]) -> list[T]:
     with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
         return list(pool.map(read, count(), () if manifest is None else manifest.index))
+
+
+def is_as_published(key: str, data: bytes) -> bool:
+    """Whether these bytes of a part of an index are those that its name tells of."""
+    return key.endswith(f"-{_short_hash(data)}.parquet")
+
+
+def _short_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:8]
 
 
 def _is_of_no_matter(key: str) -> bool:

@@ -166,6 +166,8 @@ def ingest_work(job: IngestJob) -> Work:
         shard_size=ShardSize(max_photos=SHARD_PHOTOS, max_bytes=SHARD_BYTES, min_shards=SHARDS_PER_WORKER * workers),
         limit=job.limit,
         sample=job.sample,
+        is_subset=job.keys is not None or bool(job.where),
+        lists_gone=job.keys is not None,
         retry_failed=job.retry_failed,
         max_rejected_fraction=job.max_rejected_fraction,
         cluster=dataclasses.replace(job.cluster, use_gpus=False),

@@ -89,6 +89,8 @@ def denoise_work(job: DenoiseJob) -> Work:
         make_worker=factory,
         limit=job.limit,
         sample=job.sample,
+        is_subset=job.keys is not None or bool(job.where),
+        lists_gone=job.keys is not None,
         retry_failed=job.retry_failed,
         max_rejected_fraction=job.max_rejected_fraction,
         cluster=job.cluster,

@@ -26,7 +26,7 @@ from pyarrow import orc
 from pipeline.database import explained, identifier, in_batches, literal, open_database, scan
 from pipeline.errors import ObjectMissing, StorageError
 from pipeline.planning import write_listing
-from pipeline.records import DUPLICATE_OF, LISTING_SCHEMA
+from pipeline.records import DUPLICATE_OF, INDEX_SCHEMA, LISTING_SCHEMA
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store, split_url
 from pipeline.subset import Subset
@@ -88,11 +88,13 @@ def write_listing_from_index(
     if is_distinct:
         condition += f" AND {DUPLICATE_OF} IS NULL"
     with scratch_folder() as folder, open_database(folder) as database:
-        photos = database.sql(
-            f"SELECT key, output_size_bytes AS size_bytes, output_sha256 AS etag, {place} AS place "
-            f"FROM {scan(parts)} AS photos WHERE {condition}"
-        )
+        no_rows = folder / "no-rows.parquet"  # with the columns that an older degrain did not know
+        pq.write_table(INDEX_SCHEMA.empty_table(), no_rows)
         try:
+            photos = database.sql(
+                f"SELECT key, output_size_bytes AS size_bytes, output_sha256 AS etag, {place} AS place "
+                f"FROM {scan([*parts, no_rows])} AS photos WHERE {condition}"
+            )
             return _write(photos, path)
         except duckdb.Error as error:
             raise ValueError(f"cannot filter by {subset.where!r}: {explained(error)}") from error
@@ -163,7 +165,7 @@ class _Manifest:
             files = tuple((str(file["key"]), str(file["MD5checksum"])) for file in values["files"])
             columns = tuple(column.strip() for column in values["fileSchema"].split(","))
             is_csv = values["fileFormat"].upper() == "CSV"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{url} is no manifest of an S3 Inventory ({type(error).__name__}: {error})") from error
         if source_bucket != _bucket_and_prefix(source_url)[0]:
             raise ValueError(f"{url} is the inventory of the bucket {source_bucket}, and the source is {source_url}")

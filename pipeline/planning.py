@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.database import create_unique_view, in_batches, literal, open_database, scan
-from pipeline.records import LISTING_SCHEMA, PLAN_SCHEMA, PlannedPhoto, ShardPlan, SourceObject, Status
+from pipeline.records import GONE, LISTING_SCHEMA, PLAN_SCHEMA, PlannedPhoto, ShardPlan, SourceObject, Status
 from pipeline.subset import SAMPLE_HASH, sample_condition
 
 PLAN_HEADER = "degrain_plan"
@@ -76,6 +76,8 @@ class PlanOptions:
         retry_failed: process inputs that were rejected before, too.
         sample: process that share of them, drawn by the hash of the key, and at least one; None for all.
         limit: process at most so many, in the order of their keys.
+        is_subset: whether the listing leaves out photos that the source has.
+        lists_gone: whether it may hold photos that the source no longer has.
         command: who plans, for the plan's own record.
     """
 
@@ -84,6 +86,8 @@ class PlanOptions:
     retry_failed: bool = False
     sample: float | None = None
     limit: int | None = None
+    is_subset: bool = False
+    lists_gone: bool = False
     shard_size: ShardSize = ShardSize()
 
 
@@ -116,7 +120,7 @@ class PlanCounts:
 
     Attributes:
         of_runs: photos by status, of those whose rows the runs that go on have made.
-        is_complete: whether the plan holds all that is to be done, and no limit or sample left some for later.
+        is_complete: whether the plan holds all that is to be done, and no limit, sample or subset left some for later.
         unfinished_runs: how many were interrupted: what they have done may not be published.
     """
 
@@ -164,7 +168,8 @@ def write_plan(
     """Compare a listing with what is done, and write the photos to process, cut into shards, to `plan`.
 
     A photo is processed if and only if its etag or size, the weights' hash or the parameters' hash differ from those of
-    its row (and, where `retry_failed`, if it was rejected). The same inputs give the same plan, byte for byte.
+    its row, or it was gone and is there again (and, where `retry_failed`, if it was rejected). The same inputs give the
+    same plan, byte for byte.
 
     Args:
         listing: a file that `write_listing` wrote. Of a key that is in it twice, one row counts.
@@ -197,12 +202,13 @@ def write_plan(
         todo = database.sql(f"SELECT * FROM wanted WHERE {chosen} ORDER BY key {limit}")
         size = options.shard_size.limited_to(photos, wanted_bytes * photos // max(1, wanted_photos))
         planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), size, plan, options)
+        is_complete = photos == wanted_photos and not (options.is_subset and _has_unlisted(database, done, tainted))
     return PlanCounts(
         amounts=amounts,
         planned=planned,
         shards=shards,
         of_runs={Status(status): photos for status, photos in sorted(of_runs)},
-        is_complete=photos == wanted_photos,
+        is_complete=is_complete,
     )
 
 
@@ -321,11 +327,12 @@ def _compare(
     """
     done_rows = (
         "SELECT key, source_etag, source_size_bytes, attempts, run, outcome = 'rejected' AS is_rejected, "
+        f"starts_with(reason, {literal(GONE)}) AND NOT $lists_gone AS is_back, "
         "weights <> $weights OR parameters <> $parameters AS is_stale, width_px::BIGINT * height_px AS pixels "
         f"FROM {scan(done)}"
         if done
         else "SELECT '' AS key, '' AS source_etag, 0 AS source_size_bytes, 0 AS attempts, '' AS run, "
-        "false AS is_rejected, $weights = $parameters AS is_stale, 0 AS pixels WHERE false"
+        "false AS is_rejected, $lists_gone AS is_back, $weights = $parameters AS is_stale, 0 AS pixels WHERE false"
     )
     database.execute(
         f"""
@@ -342,6 +349,7 @@ def _compare(
                      WHEN done.source_size_bytes <> listing.size_bytes THEN 'changed'
                      WHEN done.is_stale THEN 'stale'
                      WHEN tainted.attempt >= done.attempts THEN 'stale'
+                     WHEN done.is_back THEN 'new'
                      WHEN done.is_rejected THEN 'failed'
                      ELSE 'up_to_date' END AS status
             FROM listing LEFT JOIN done USING (key) LEFT JOIN pending USING (key) LEFT JOIN tainted USING (key)
@@ -351,8 +359,23 @@ def _compare(
             is_of_runs, size_bytes, attempt, status
         FROM judged
         """,
-        {"weights": options.header.weights, "parameters": options.header.parameters, "runs": list(runs)},
+        {
+            "weights": options.header.weights,
+            "parameters": options.header.parameters,
+            "runs": list(runs),
+            "lists_gone": options.lists_gone,
+        },
     )
+
+
+def _has_unlisted(database: duckdb.DuckDBPyConnection, done: Sequence[Path], tainted: Sequence[Path]) -> bool:
+    """Whether the listing lacks a photo that was done, and what its row says is not to be trusted."""
+    if not (done and tainted):
+        return False
+    unlisted = (
+        f"FROM ({_plan_rows(tainted)}) AS tainted JOIN {scan(done)} AS done USING (key) ANTI JOIN listing USING (key)"
+    )
+    return bool(database.sql(f"SELECT 1 {unlisted} WHERE tainted.attempt >= done.attempts LIMIT 1").fetchall())
 
 
 def _plan_rows(plans: Sequence[Path]) -> str:

@@ -282,13 +282,18 @@ def _keys_in_orphans(found: Examined) -> list[str]:
 
 
 def _records(image_set: ImageSet) -> dict[_Recipe, dict[str, Any]]:  # Any: JSON
-    """The settings of the last run with each recipe, the newest first."""
+    """The settings of the last run with each recipe, the newest first. It names no table of keys unless all of them do.
+
+    What one table lists, another may not: the source itself lists it all.
+    """
     records: dict[_Recipe, dict[str, Any]] = {}
     for run in reversed(image_set.record_keys()):
-        with suppress(ImageSetError):
+        with suppress(ImageSetError, KeyError):  # it does not tell
             record = image_set.read_record(run)
-            if isinstance(record.get("settings"), dict):
-                records.setdefault(_Recipe(str(record["weights"]), str(record["parameters"])), record["settings"])
+            if isinstance(settings := record.get("settings"), dict):
+                last = records.setdefault(_Recipe(str(record["weights"]), str(record["parameters"])), settings)
+                if last.get("keys") != settings.get("keys"):
+                    last["keys"] = None
     return records
 
 
@@ -366,7 +371,10 @@ def _process(
             return photos
 
         summary = do_work(
-            dataclasses.replace(work, write_listing=write_listing, distrusted=distrusted, command=COMMAND), report
+            dataclasses.replace(
+                work, write_listing=write_listing, is_subset=True, distrusted=distrusted, command=COMMAND
+            ),
+            report,
         )
         return sum(summary.outcomes.values())
 

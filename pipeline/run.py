@@ -72,6 +72,10 @@ class Work:
         shard_size: how large the unit of work is.
         limit: process at most so many photos.
         sample: process that share of what is to be done, drawn by the hash of the key, and at least one photo.
+        is_subset: whether the listing leaves out photos that the source has. What any other one lacks is gone, and what
+            became of it in the target is left to `verify`.
+        lists_gone: whether it may hold photos that the source no longer has, as a table of keys does: what was gone is
+            not tried again for its sake.
         retry_failed: process inputs again that were rejected before.
         max_rejected_fraction: fail as soon as more than this share of the planned photos is rejected.
         distrusted: a file with `key` and `attempt` of photos that are done again, whatever their rows say: those that
@@ -89,6 +93,8 @@ class Work:
     shard_size: ShardSize = field(default_factory=ShardSize)
     limit: int | None = None
     sample: float | None = None
+    is_subset: bool = False
+    lists_gone: bool = False
     retry_failed: bool = False
     max_rejected_fraction: float = 1.0
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -347,6 +353,8 @@ def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
             retry_failed=work.retry_failed,
             sample=work.sample,
             limit=limit,
+            is_subset=work.is_subset,
+            lists_gone=work.lists_gone,
             shard_size=work.shard_size,
         )
         return write_plan(

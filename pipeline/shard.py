@@ -22,7 +22,7 @@ from pipeline.errors import ObjectMissing, ObjectRefused, PhotoRejected, Storage
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.images import Header, Limits
 from pipeline.imageset import ImageSet
-from pipeline.packed import MAX_PHOTO_BYTES, PackedWriter
+from pipeline.packed import MAX_PHOTO_BYTES, PackedWriter, promise_of
 from pipeline.records import GONE, Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
 from pipeline.redaction import explain
 from pipeline.room import Room
@@ -257,7 +257,7 @@ class Worker:
             with scratch_folder() as folder:
                 try:
                     with self._source.opened(planned.key) as file:
-                        sha256 = _sha256(file)
+                        sha256 = self._hash(planned, file)
                         read_s = time.perf_counter() - start
                         file.seek(0)
                         result = self._recipe.process_file(file, planned.key, folder / "result")
@@ -272,6 +272,15 @@ class Worker:
                     result.output_sha256 = hashlib.sha256(result.data).hexdigest()
                 return finish(planned, result)
 
+    def _hash(self, planned: PlannedPhoto, file: BinaryIO) -> str:
+        """The SHA-256 of a photo that is opened as a file; of a bad one the source says why, and not its disk alone."""
+        try:
+            return _sha256(file)
+        except OSError:
+            for start in range(0, planned.size_bytes, PART_BYTES):
+                self._source.read_range(planned.key, start, PART_BYTES)
+            raise  # the source reads it well: it is the disk on which `opened` put a copy
+
     def _make_room(self, size_bytes: int, _: Future[T]) -> None:
         self._places.release()
         self._source_room.give_back(size_bytes)
@@ -280,7 +289,8 @@ class Worker:
         source_sha256 = hashlib.sha256(data).hexdigest()
         if planned.place is not None and source_sha256 != planned.etag:
             return PhotoResult(outcome=Outcome.REJECTED, reason=f"its bytes in {planned.place} are damaged")
-        result = self._recipe.process(data, planned.key)
+        is_named_as_itself = planned.place is None or self._layout == Layout.FILES
+        result = self._recipe.process(data, planned.key if is_named_as_itself else promise_of(planned.key, data))
         result.source_sha256 = source_sha256
         if result.data is not None:
             is_copy = result.data is data

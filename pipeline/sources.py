@@ -122,14 +122,14 @@ def photos_of(store: Store, subset: Subset | None = None) -> Source:
 
     Raises:
         ValueError: the store is one file; or there is a filter, and no index to filter by.
-        ImageSetError: it is an image set, of which this version cannot read the manifest.
+        ImageSetError, ObjectRefused: it is an image set, of which this version cannot read the manifest.
     """
     if Path(store.url).is_file():
         raise ValueError(f"{store.url} is one file: name a folder, a bucket or an image set")
     subset = subset or Subset()
     try:
         manifest = ImageSet(store).read_manifest()
-    except ImageSetError:
+    except (ImageSetError, ObjectRefused):
         if next(ImageSet(store).list_commits(), None) is not None:
             raise
         manifest = None  # it is that of something else

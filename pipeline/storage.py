@@ -29,6 +29,7 @@ from pipeline.records import SourceObject
 from pipeline.redaction import explain, redacted, without_password
 
 TEMPORARY = ".degrain-tmp"
+TRIES = 100  # at a temporary file, while others tidy up
 ABANDONED_S = 3600.0  # after which the writer of an unfinished file is taken for dead
 MAX_PART_BYTES = 255  # of a file name, on every file system in common use
 
@@ -162,12 +163,13 @@ def open_store(url: str) -> Store:
         StorageError: the library for it finds no credentials that it can use.
     """
     refuse_empty(url)
-    if re.fullmatch(r"\w+:/+", url):  # with one slash, it is where an object of the URL s3://name would lie
-        raise ValueError(f"{url} names no bucket: expected {url.partition(':')[0]}://bucket/folder")
     if (shown := without_password(url)) != url:
         raise ValueError(f"{shown} holds a password: leave it out, and put it where the library for it finds it")
     if "://" in url and "?" in url and (shown := redacted(url)) != url:
         raise ValueError(f"{shown} holds credentials: leave them out, and put them where the library for it finds them")
+    # With one slash, it is where an object of the URL s3://name would lie; with three, the bucket is what follows.
+    if re.fullmatch(r"\w+:/+|(?!(file|local):)\w+:///.*", url, re.DOTALL):
+        raise ValueError(f"{url} names no bucket: expected {url.partition(':')[0]}://bucket/folder")
     if "://" not in url or url.startswith(("file://", "local://")):
         return LocalStore(Path(url.split("://", 1)[-1]))
     from pipeline.object_store import ObjectStore
@@ -221,7 +223,8 @@ class LocalStore:
         self._last_read: Path | None = None
 
     def list(self, prefix: str = "") -> Iterator[SourceObject]:
-        folders = [self.root / prefix if prefix else self.root]
+        first = self.root / prefix if prefix else self.root
+        folders = [first]
         while folders:
             folder = folders.pop()
             try:
@@ -235,6 +238,8 @@ class LocalStore:
             except FileNotFoundError:
                 continue
             except OSError as error:
+                if isinstance(error, NotADirectoryError) and folder != first:
+                    continue  # a file has just taken its place
                 if error.errno in _FOLDER_ERRORS and folder != self.root:
                     yield SourceObject(self._key(folder), 0, "unreadable")
                     continue
@@ -278,11 +283,15 @@ class LocalStore:
             temporary.replace(self._path(key))
 
     def create(self, key: str, data: bytes) -> None:
-        with self._written(key, [data]) as temporary:
-            try:
-                _link(temporary, self._path(key))
-            except FileExistsError as error:
-                raise ObjectExists(f"{key} is already in {self.url}") from error
+        for _ in range(TRIES):
+            with self._written(key, [data]) as temporary, contextlib.suppress(FileNotFoundError):
+                try:
+                    _link(temporary, self._path(key))
+                except FileExistsError as error:
+                    raise ObjectExists(f"{key} is already in {self.url}") from error
+                return
+            # Whoever took the lease that we are claiming has just tidied our file away: see `clean`.
+        raise StorageError(f"cannot write {key} to {self.url}: its temporary file keeps vanishing")
 
     def link(self, key: str, *, expires_s: int, content_type: str, endpoint: str | None = None) -> str | None:
         del key, expires_s, content_type, endpoint
@@ -302,9 +311,8 @@ class LocalStore:
             raise StorageError(f"cannot delete {key} in {self.url}: {explain(error)}") from error
 
     def clean(self) -> None:
-        folder = self.root / TEMPORARY
-        if folder.is_dir():
-            for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # others tidy the empty folder away meanwhile
+            for path in (self.root / TEMPORARY).iterdir():
                 with contextlib.suppress(OSError):  # a folder is none of ours
                     path.unlink()
         self.close()
@@ -459,7 +467,7 @@ def _link(temporary: Path, path: Path) -> None:
 
 def _open_new(path: Path) -> io.FileIO:
     """Create a file, and its folder; again, where another process has just tidied the empty folder away."""
-    for _ in range(100):
+    for _ in range(TRIES):
         path.parent.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             return io.FileIO(path, "xb")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import duckdb
@@ -22,7 +21,7 @@ from pipeline.check import DIGEST, CheckedCommit, CheckedPhoto, CheckWorkerFacto
 from pipeline.cluster import ClusterConfig
 from pipeline.database import in_batches, literal, open_database, scan
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
-from pipeline.imageset import ImageSet, Manifest
+from pipeline.imageset import ImageSet, Manifest, is_as_published
 from pipeline.index import is_sorted
 from pipeline.lease import refuse_if_leased
 from pipeline.planning import write_listing
@@ -324,7 +323,7 @@ def _fetch_part(image_set: ImageSet, folder: Path, number: int, key: str) -> str
         if now is not None and key not in now.index:
             raise
         return str(error)
-    if not key.endswith(f"-{sha256(data).hexdigest()[:8]}.parquet"):
+    if not is_as_published(key, data):
         return "its bytes are not those that its name tells of"
     _part_path(folder, number).write_bytes(data)
     return None

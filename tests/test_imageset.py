@@ -176,7 +176,9 @@ def test_a_manifest_cut_short_anywhere_is_damaged(images: ImageSet) -> None:
             images.read_manifest()
 
 
-@pytest.mark.parametrize("data", [b"null", b"[]", b'"text"', b"\xff\xfe", b"PAR1"], ids=repr)
+@pytest.mark.parametrize(
+    "data", [b"null", b"[]", b'"text"', b"\xff\xfe", b"PAR1", b"[" * 100_000], ids=lambda data: repr(data[:9])
+)
 def test_a_manifest_that_is_something_else_is_damaged(store: Store, data: bytes) -> None:
     store.write(MANIFEST, data)
 
@@ -196,6 +198,18 @@ def test_a_plan_is_frozen(images: ImageSet, tmp_path: Path) -> None:
     with pytest.raises(ObjectExists):
         images.write_plan("run-1", tmp_path / "plan")
     assert pq.read_table(io.BytesIO(images.read_plan("run-1"))).equals(first)
+
+
+@pytest.mark.parametrize("place", [4, 300, -9], ids=["page", "another page", "footer"])
+def test_a_plan_that_is_damaged_anywhere_is_named(images: ImageSet, tmp_path: Path, place: int) -> None:
+    pq.write_table(index_table([row("a.jpg")]), tmp_path / "plan")
+    images.write_plan("run-1", tmp_path / "plan")
+    data = bytearray(images.read_plan("run-1"))
+    data[place : place + 8] = b"\xff" * 8
+    images.store.write("plans/run-1.parquet", data)
+
+    with pytest.raises(ImageSetError, match=r"/plans/run-1\.parquet is damaged: it is no whole Parquet file$"):
+        images.read_plan("run-1")
 
 
 def test_a_run_is_unfinished_from_its_plan_to_its_end(images: ImageSet, tmp_path: Path) -> None:
@@ -356,6 +370,17 @@ def test_a_part_that_no_commit_touches_stays_as_it_is(images: ImageSet, monkeypa
     assert published(images)["key"].to_pylist() == list("bdfgh")
 
 
+def test_what_is_set_aside_replaces_nothing_that_was_before(images: ImageSet) -> None:
+    for data in (b"first", b"second", b"first"):
+        images.store.write("images/a.jpg", data)
+        images.set_aside("images/a.jpg")
+
+    moved = keys(images.store, "removed")
+    assert (keys(images.store, "images"), len(moved)) == ([], 2)
+    assert images.store.read("removed/images/a.jpg") == b"first"
+    assert {images.store.read(key) for key in moved} == {b"first", b"second"}
+
+
 def test_an_index_can_be_read_as_if_shards_were_published(images: ImageSet) -> None:
     commit(images, {"s1": [row("a"), row("b")], "s2": [row("b", "run-2")]})
     images.publish("run-1", ["s1"])
@@ -401,6 +426,21 @@ def test_a_part_that_is_gone_and_still_named_is_missing(images: ImageSet) -> Non
 
     with pytest.raises(ObjectMissing, match=part), images.local_index():
         pass
+
+
+@pytest.mark.parametrize("shards", [[], ["s2"]])
+def test_a_part_in_which_one_bit_flipped_is_named_and_not_published_anew(images: ImageSet, shards: list[str]) -> None:
+    commit(images, {"s1": [row("a")], "s2": [row("b")]})
+    manifest = images.publish("run-1", ["s1"])
+    damaged = bytearray(images.store.read(manifest.index[0]))
+    damaged[40] ^= 1
+    images.store.write(manifest.index[0], damaged)
+
+    with pytest.raises(ImageSetError, match=r"/index/part-run-1-.* is damaged: .*\(degrain verify --repair"):
+        images.publish("run-2", shards)
+    with pytest.raises(ImageSetError, match="is damaged"), images.local_index(shards):
+        pass
+    assert images.read_manifest() == manifest
 
 
 def test_a_local_index_lasts_as_long_as_its_context(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from loop import Loop, index_of, photos_of, plan_work
 from photos import saved, scene, write_archive
 
 from model.weights import dump_weights
+from pipeline.clean_photos import find_clean_photos
 from pipeline.denoise import DenoiseConfig
-from pipeline.ingest import IngestJob, run_ingest
+from pipeline.ingest import IngestConfig, IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.one_photo import denoise_one
 from pipeline.records import Layout, Status
@@ -75,6 +76,23 @@ def test_a_packed_image_set_is_denoised_as_its_source_would_be(loop: Loop, tmp_p
     direct = photos_of(tmp_path / "direct")
     assert photos_of(tmp_path / "target") == {key: data for key, data in direct.items() if key != "notes.txt"}
     assert {key: row["outcome"] for key, row in index_of(tmp_path / "target").items()}.items() <= expected.items()
+
+
+def test_what_ingest_made_smaller_is_a_png_for_whoever_reads_it_next(loop: Loop, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(2):
+        (tmp_path / f"source/{number}.jpg").write_bytes(saved(scene(seed=number, side_px=64), "JPEG", quality=92))
+    small, again, clean, files = (str(tmp_path / name) for name in ("small", "again", "clean", "files"))
+    config = IngestConfig(resize_px=32)
+
+    run_ingest(IngestJob(source=str(tmp_path / "source"), target=small, ingest=config), lambda progress: None)
+    packed = ingest(Path(small), Path(again))
+    denoised = run(DenoiseJob(source=small, target=clean, layout=Layout.PACKED))
+    run(DenoiseJob(source=small, target=files))
+
+    assert packed.outcomes["packed"] == denoised.outcomes["denoised"] == 2
+    assert [photo.pixels.shape for photo in find_clean_photos(small)] == [(32, 32, 3)] * 2
+    assert [row["reason"] for row in index_of(files).values()] == ["the name says JPEG, but the content is PNG"] * 2
 
 
 def test_of_a_packed_image_set_only_what_changed_is_denoised_again(loop: Loop, job: DenoiseJob, tmp_path: Path) -> None:

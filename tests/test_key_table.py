@@ -22,7 +22,7 @@ from rows import row
 from pipeline import key_table
 from pipeline.errors import StorageError
 from pipeline.key_table import write_listing_from_index, write_listing_from_table
-from pipeline.records import LISTING_SCHEMA, Outcome, PhotoRecord, SourceObject, index_table
+from pipeline.records import DUPLICATE_OF, LISTING_SCHEMA, Outcome, PhotoRecord, SourceObject, index_table
 from pipeline.subset import Split, Subset, split_of
 
 SOURCE = "s3://photos/archive"
@@ -297,6 +297,7 @@ GOOD = "key,size_bytes,etag\na.jpg,1,e\n"
         (b"PAR1 is no Parquet", "cannot read .*table"),
         (b"ORC or not", "cannot read .*table"),
         ("{}", "is no manifest of an S3 Inventory"),
+        pytest.param('{"a":' * 100_000, "is no manifest of an S3 Inventory", id="nested"),
         ('{"sourceBucket": "photos", "destinationBucket": 3}', "is no manifest of an S3 Inventory"),
         ('{"name": ', "is no manifest of an S3 Inventory"),
     ],
@@ -360,6 +361,21 @@ def test_a_subset_of_an_image_set_is_listed(tmp_path: Path, listing: Path) -> No
     expected = {f"{number}.jpg" for number in range(11) if split_of(f"{number}.jpg", 0.5) == Split.VALIDATION}
     assert 0 < len(expected) < 11
     assert set(found) == expected
+
+
+def test_an_index_of_an_older_degrain_is_listed_as_if_nothing_were_known_of_its_new_columns(
+    tmp_path: Path, listing: Path
+) -> None:
+    older = index_table([row("a.jpg")]).drop_columns(["iso", "megapixels", DUPLICATE_OF])
+    pq.write_table(older, tmp_path / "index.parquet")
+
+    def count(where: str) -> int:
+        subset = Subset(where=where)
+        return write_listing_from_index(
+            [tmp_path / "index.parquet"], subset, listing, is_packed=False, is_distinct=True
+        )
+
+    assert [count(where) for where in ("", "iso <= 400", "iso <= 400 OR iso IS NULL")] == [1, 0, 1]
 
 
 def test_a_filter_that_meets_what_it_cannot_compare_is_one_clear_line(tmp_path: Path, listing: Path) -> None:

@@ -31,6 +31,7 @@ from pipeline.planning import (
     write_plan,
 )
 from pipeline.records import (
+    GONE,
     LISTING_SCHEMA,
     PLAN_SCHEMA,
     Outcome,
@@ -177,6 +178,16 @@ def test_a_photo_is_processed_again_when_it_or_its_settings_changed(
     assert [photo.attempt for photo in planned(shards)] == [attempt]
 
 
+def test_a_photo_that_was_gone_is_new_where_the_listing_says_that_it_is_back(plan: Planner) -> None:
+    gone = [row("a.jpg", outcome=Outcome.REJECTED, reason=f"{GONE}: no such file")]
+
+    told, _ = plan([photo("a.jpg")], gone, options=replace(OPTIONS, lists_gone=True))
+    counts, shards = plan([photo("a.jpg")], gone)
+
+    assert (told.photos, counts.photos) == ({Status.FAILED: 1}, {Status.NEW: 1})
+    assert planned(shards) == [PlannedPhoto("a.jpg", 1000, "e1", attempt=2)]
+
+
 def test_a_rejected_photo_waits_until_it_is_asked_for(plan: Planner) -> None:
     done = [row("a.jpg", outcome=Outcome.REJECTED, attempts=2)]
 
@@ -241,6 +252,17 @@ def test_what_a_run_that_was_given_up_may_have_overwritten_is_done_again_as_anot
     assert counts.photos == {Status.STALE: 1, Status.UP_TO_DATE: 1}
     assert planned_keys(again) == ["a.jpg"]
     assert not {shard.shard for shard in first} & {shard.shard for shard in again}
+
+
+def test_what_a_run_that_was_given_up_may_have_overwritten_is_not_forgotten_by_a_subset(plan: Planner) -> None:
+    listed, done = [photo("a.jpg"), photo("b.jpg")], [row("a.jpg"), row("b.jpg")]
+    plan(listed, done, options=replace(OPTIONS, header=replace(HEADER, parameters="other")))
+    tainted, subset = [plan.newest], replace(OPTIONS, is_subset=True)
+
+    assert not plan(listed[1:], done, options=subset, tainted=tainted)[0].is_complete
+    assert plan(listed, done, options=subset, tainted=tainted)[0].is_complete
+    assert plan(listed[1:], [row("a.jpg", attempts=3), row("b.jpg")], options=subset, tainted=tainted)[0].is_complete
+    assert plan(listed[1:], done, tainted=tainted)[0].is_complete  # it is gone from the source
 
 
 def test_the_open_part_of_a_plan_is_what_is_not_committed(plan: Planner) -> None:

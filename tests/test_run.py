@@ -16,9 +16,10 @@ from pipeline.denoise import DenoiseConfig
 from pipeline.errors import ImageSetError, RunFailed, TargetInUse
 from pipeline.ingest import IngestConfig, IngestJob, ingest_work, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
-from pipeline.planning import PlanCounts
+from pipeline.planning import PlanCounts, write_listing
 from pipeline.records import Layout, Status
 from pipeline.run import Progress, Summary, Work
+from pipeline.storage import LocalStore
 from pipeline.verify import VerifyJob, run_verify
 
 ONE_A_SHARD = ClusterConfig(workers=4)
@@ -122,6 +123,21 @@ def test_what_an_abandoned_run_overwrote_is_made_right_again(
     assert verb(job).up_to_date == 4
 
 
+def test_what_an_abandoned_run_overwrote_is_made_right_again_after_a_subset_was_done(
+    verb: Verb, job: Any, loop: Loop, tmp_path: Path
+) -> None:
+    verb(job)
+    before = photos_of(job.target)
+    killed(verb, job, loop, after=0, before_commit=True, **verb.others)
+    write_listing((each for each in LocalStore(Path(job.source)).list() if each.key == "3.png"), tmp_path / "keys")
+
+    subset, whole = verb(job, keys=str(tmp_path / "keys")), verb(job)
+
+    assert (counts(subset, verb), counts(whole, verb)) == ((1, 1, 0), (4, 3, 1))
+    assert photos_of(job.target) == before
+    assert run_verify(VerifyJob(target=job.target), lambda *_: None).findings == 0
+
+
 def test_what_was_tried_with_other_settings_in_the_middle_of_a_run_is_never_mistaken_for_its_own(
     verb: Verb, job: Any, loop: Loop, tmp_path: Path
 ) -> None:
@@ -187,6 +203,18 @@ def test_photos_that_went_while_a_run_lay_still_are_rows_and_the_counts_add_up(
     assert counts(summary, verb) == (4, 1, 1)
     assert summary.outcomes["rejected"] == 2
     assert sum(summary.outcomes.values()) + summary.up_to_date == summary.inputs
+
+
+def test_a_photo_that_went_before_it_was_done_is_done_when_it_comes_back(
+    verb: Verb, job: Any, loop: Loop, tmp_path: Path
+) -> None:
+    killed(verb, job, loop, after=0)
+    (Path(job.source) / "3.png").rename(tmp_path / "3.png")
+    assert verb(job).outcomes["rejected"] == 1
+    (tmp_path / "3.png").rename(Path(job.source) / "3.png")
+
+    assert counts(verb(job), verb) == (4, 1, 3)
+    assert len(photos_of(job.target)) == 4
 
 
 def test_a_photo_that_went_before_it_was_done_again_keeps_its_row_and_its_result_and_may_come_back(

@@ -1,5 +1,6 @@
 """One shard of photos into a committed shard of the target. The network is a hand-written fake."""
 
+import errno
 import hashlib
 import io
 import resource
@@ -303,6 +304,28 @@ def test_a_large_photo_that_is_gone_is_a_row(tmp_path: Path, monkeypatch: pytest
 
     row = rows_of(tmp_path / "target")["2020/scan.tif"]
     assert (row["outcome"], row["source_sha256"]) == ("rejected", None)
+
+
+def test_a_large_photo_on_a_bad_sector_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_archive(tmp_path / "source")
+    open_file = Path.open
+
+    class Bad(io.FileIO):
+        def readinto(self, _: object) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def opened(path: Path, *args: object, **options: object) -> object:
+        return io.BufferedReader(Bad(path)) if path.name == "scan.tif" else open_file(path, *args, **options)
+
+    monkeypatch.setattr(shard, "FILE_BYTES", 0)
+    plan = plan_of(LocalStore(tmp_path / "source"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        denoiser(tmp_path / "source", tmp_path / "target").run(plan, {})
+
+    rows = rows_of(tmp_path / "target")
+    assert rows["2020/scan.tif"]["reason"].endswith(": input/output error")
+    assert len(rows) == len(plan.photos)
 
 
 def test_a_large_photo_that_turns_out_to_be_damaged_has_no_result(

@@ -104,6 +104,17 @@ def test_a_folder_with_a_manifest_of_something_else_is_a_collection(tmp_path: Pa
     assert source_of(LocalStore(tmp_path)).image_set is None
 
 
+def test_a_manifest_that_cannot_even_be_read_makes_no_image_set(tmp_path: Path) -> None:
+    for name in ("folder", "link", "nested"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "folder/manifest.json").mkdir()
+    (tmp_path / "link/manifest.json").symlink_to("nowhere")
+    (tmp_path / "nested/manifest.json").write_text('{"a":' * 100_000)
+
+    for folder in tmp_path.iterdir():
+        assert source_of(LocalStore(folder)).image_set is None
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

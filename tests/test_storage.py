@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
+from pipeline.fault_points import FaultPoint
 from pipeline.records import SourceObject
 from pipeline.storage import (
     ABANDONED_S,
@@ -458,6 +459,14 @@ def test_a_url_with_a_password_is_refused_without_telling_it(password: str) -> N
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["s3:///photos", "s3a:////photos/2019", "gs:///a\nb", "s3:///photos?X-Amz-Signature=1"])
+def test_a_url_without_a_bucket_is_refused_without_telling_a_secret(url: str) -> None:
+    with pytest.raises(ValueError, match=r"names no bucket: expected \w+://bucket/folder|holds credentials") as caught:
+        open_store(url)
+
+    assert "Signature=1" not in str(caught.value)
+
+
 def test_a_url_may_hold_a_user_and_a_name_that_looks_like_a_password() -> None:
     for url in ("memory://user@host/a:b@c", "memory://host:9000/a@b"):
         assert open_store(url).url == url
@@ -559,6 +568,41 @@ def test_a_killed_writer_leaves_a_file_that_is_never_listed_and_that_clean_remov
     assert keys(local) == []
     local.clean()
     assert list(local.root.iterdir()) == []
+
+
+def test_cleaning_goes_on_where_another_process_tidies_the_folder_away(
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (local.root / TEMPORARY).mkdir()
+    iterdir = Path.iterdir
+
+    def tidied(folder: Path) -> Iterator[Path]:
+        shutil.rmtree(folder, ignore_errors=True)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", tidied)
+
+    local.clean()
+
+    assert not (local.root / TEMPORARY).exists()
+
+
+def test_what_is_created_while_another_process_cleans_is_written_again(
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = iter(range(3))
+
+    def clean(point: FaultPoint) -> None:
+        if point == FaultPoint.OBJECT_HALF_WRITTEN and next(others, None) is not None:
+            LocalStore(local.root).clean()
+
+    monkeypatch.setattr(storage, "fault_point", clean)
+
+    local.create("lease/1.json", b"mine")
+
+    assert local.read("lease/1.json") == b"mine"
+    with pytest.raises(ObjectExists):
+        local.create("lease/1.json", b"another")
 
 
 def test_cleaning_passes_over_a_folder_that_someone_has_made_there(local: LocalStore) -> None:
@@ -761,6 +805,17 @@ def test_a_file_that_goes_during_a_listing_costs_only_itself(
     monkeypatch.setattr(storage.os, "scandir", Vanishing)
 
     assert len(list(local.list())) == 1
+
+
+def test_a_folder_that_becomes_a_file_during_a_listing_costs_only_itself(local: LocalStore) -> None:
+    for key in ("a", "b", "folder/c"):
+        local.write(key, b"1")
+    listing = local.list()
+    found = [next(listing).key]
+    shutil.rmtree(local.root / "folder")
+    (local.root / "folder").touch()
+
+    assert sorted([*found, *(each.key for each in listing)]) == ["a", "b"]
 
 
 def test_a_touched_file_has_another_etag(local: LocalStore) -> None:

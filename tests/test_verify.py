@@ -19,6 +19,7 @@ from pipeline.denoise import DenoiseConfig
 from pipeline.errors import ImageSetError, StorageError
 from pipeline.ingest import IngestConfig, IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
+from pipeline.planning import write_listing
 from pipeline.records import Fault, Layout
 from pipeline.registry import read_weights
 from pipeline.repair import Repaired, RepairJob, run_repair
@@ -160,6 +161,14 @@ def damage_record(store: Store) -> None:
     change(store, keys(store, "runs")[0], lambda data: data[:-9])
 
 
+def nest_record(store: Store) -> None:
+    store.write(keys(store, "runs")[0], b"[" * 100_000)
+
+
+def damage_plan(store: Store) -> None:
+    change(store, keys(store, "plans")[0], lambda data: data[:4] + b"\xff" * 56 + data[60:])  # in its first page
+
+
 def add_leftover(store: Store) -> None:
     folder = Path(store.url) / ".degrain-tmp"
     folder.mkdir(exist_ok=True)
@@ -192,6 +201,8 @@ DAMAGES = {
     exchange_commits: {Fault.DAMAGED_COMMIT},
     miscount: {Fault.WRONG_COUNTS},
     damage_record: {Fault.DAMAGED_RECORD},
+    nest_record: {Fault.DAMAGED_RECORD},
+    damage_plan: {Fault.DAMAGED_PLAN},
     add_leftover: {Fault.LEFTOVER},
 }
 
@@ -310,6 +321,34 @@ def test_a_photo_is_made_again_whatever_a_later_run_filtered_by(folder: Path, tm
     repaired = repair(job.target)
 
     assert (repaired.processed, repaired.after.kinds) == (1, {})
+
+
+@pytest.mark.parametrize("tables", [[None, "3.png"], ["0.png", "3.png"]])
+def test_a_photo_is_made_again_whatever_a_later_table_lists(
+    loop: Loop, tmp_path: Path, tables: list[str | None]
+) -> None:
+    write_photos(tmp_path / "source")
+    job = DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"), limit=1)
+    for key in tables:
+        table = tmp_path / f"{key}.parquet"
+        write_listing((each for each in open_store(job.source).list() if each.key == key), table)
+        run_denoise(dataclasses.replace(job, keys=str(table) if key else None), silent)
+        table.unlink()
+    delete_one(open_store(job.target))
+
+    repaired = repair(job.target)
+
+    assert (repaired.processed, repaired.after.kinds) == (1, {})
+
+
+def test_a_record_that_does_not_say_what_made_its_photos_is_passed_over(folder: Path) -> None:
+    store = open_store(str(folder))
+    [record] = keys(store, "runs")
+    store.write(record, json.dumps({"settings": json.loads(store.read(record))["settings"]}).encode())
+    delete_one(store)
+
+    with pytest.raises(ValueError, match=r"no record in .* tells how photos were made"):
+        repair(folder)
 
 
 def test_weights_that_are_gone_are_asked_for(loop: Loop, tmp_path: Path) -> None:
@@ -450,7 +489,7 @@ def test_a_repair_is_killed_at_each_of_its_shards_and_ends_whole(
     assert kills >= 3
 
 
-@pytest.mark.parametrize("damage", [truncate_commit, delete_one], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("damage", [truncate_commit, damage_plan, delete_one], ids=lambda each: each.__name__)
 def test_a_run_that_damage_stopped_goes_on_after_a_repair(
     loop: Loop, tmp_path: Path, damage: Callable[[Store], None]
 ) -> None:
@@ -461,7 +500,7 @@ def test_a_run_that_damage_stopped_goes_on_after_a_repair(
         run_denoise(job, silent)
     loop.dies_after = 10**9
     damage(open_store(job.target))
-    if damage is truncate_commit:
+    if damage is not delete_one:
         with pytest.raises(ImageSetError):
             run_denoise(job, silent)
         repair(job.target)
