@@ -102,9 +102,13 @@ class Hosts:
 COPY_FROM = "import s3fs; s3fs.S3FileSystem().get({!r}, {!r}, recursive=True)"
 COPY_TO = """
 import time, s3fs
-store = s3fs.S3FileSystem(use_listings_cache=False)
-while not store.exists("photos"):  # the server answers before it has made the bucket
-    time.sleep(0.2)
+store = s3fs.S3FileSystem()
+while True:
+    try:
+        store.mkdir("photos")
+        break
+    except FileNotFoundError:  # the server answers before it can make buckets
+        time.sleep(0.2)
 store.put({!r}, {!r}, recursive=True)
 """
 
