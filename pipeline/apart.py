@@ -11,6 +11,7 @@ from pipeline.records import Outcome
 from pipeline.shard import PhotoResult, Recipe
 
 ENDED_REASON = "its processing ended the process that tried it (a crash or too much memory)"
+LONGEST_S = 1e6  # that the system waits for a pipe
 
 
 class Apart:
@@ -34,7 +35,7 @@ class Apart:
         """The result of a photo. Raises what the recipe raises, which is for no photo's sake."""
         try:
             self._pipe.send((data, key))
-            if not self._pipe.poll(self._timeout_s):
+            if not self._pipe.poll(min(self._timeout_s, LONGEST_S)):
                 return self._rejected(TOO_SLOW_REASON.format(self._timeout_s))
             result = self._pipe.recv()
         except (EOFError, ConnectionError):
