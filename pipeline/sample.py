@@ -42,21 +42,21 @@ def look_ahead(work: Work, options: ForecastOptions, *, gpus: int) -> Outlook:
 
     Raises:
         ValueError: see `do_work`.
-        StorageError: the source cannot be read.
+        StorageError, RunFailed: see `try_photos`.
     """
     machine = find_machine(work.cluster, gpus=gpus)
     with planned(work) as (counts, plans):
         sample = None
         if options.sample_photos:
-            source = open_store(work.header.source)
-            sample = take_sample(
+            tried = try_photos(
                 plans,
-                source,
+                open_store(work.header.source),
                 work.make_worker.recipe,
                 machine,
                 photos=options.sample_photos,
                 photo_timeout_s=work.cluster.photo_timeout_s,
             )
+            sample = sample_of(tried, machine)
     forecast = None if sample is None else make_forecast(counts, sample, machine, work.layout, options)
     return Outlook(counts=counts, machine=machine, options=options, sample=sample, forecast=forecast)
 
@@ -92,21 +92,8 @@ class Tried:
     process_s: float
 
 
-def take_sample(
-    plans: Sequence[Path],
-    source: Store,
-    make_recipe: Callable[[int], Recipe],
-    machine: Machine,
-    *,
-    photos: int,
-    photo_timeout_s: float,
-) -> Sample | None:
-    """Read and process photos of plans, drawn at random; None where there are none.
-
-    Raises:
-        StorageError, RunFailed: see `try_photos`.
-    """
-    tried = try_photos(plans, source, make_recipe, machine, photos=photos, photo_timeout_s=photo_timeout_s)
+def sample_of(tried: Tried, machine: Machine) -> Sample | None:
+    """What a forecast is made by; None where no photo was tried."""
     if not tried.results:
         return None
     return Sample(

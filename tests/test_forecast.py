@@ -35,7 +35,7 @@ from pipeline.ingest import IngestJob, forecast_ingest, run_ingest
 from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
 from pipeline.planning import Amount, PlanCounts, PlanHeader, PlanOptions, write_listing, write_plan
 from pipeline.records import Layout, Outcome, SourceObject, Status
-from pipeline.sample import draw_photos, find_machine, take_sample, try_photos
+from pipeline.sample import draw_photos, find_machine, sample_of, try_photos
 from pipeline.shard import PhotoResult, Recipe
 from pipeline.storage import LocalStore
 
@@ -340,7 +340,7 @@ def test_a_sample_processes_photos_and_writes_nothing(tmp_path: Path, source: Lo
     plan = plan_of(tmp_path, list(source.list()))
     before, factory = sorted(source.list(), key=lambda found: found.key), Factory(tmp_path / "log")
 
-    sample = take_sample([plan], source, factory, TWO_CORES, photos=5, photo_timeout_s=60)
+    sample = sample_of(try_photos([plan], source, factory, TWO_CORES, photos=5, photo_timeout_s=60), TWO_CORES)
 
     assert sample is not None
     assert len(sample.photos) == 5
@@ -355,7 +355,7 @@ def test_photos_that_cannot_be_read_are_part_of_the_sample(tmp_path: Path, sourc
     plan = plan_of(tmp_path, listed)
 
     factory = Factory(tmp_path / "log", max_bytes=3000)
-    sample = take_sample([plan], source, factory, TWO_CORES, photos=100, photo_timeout_s=60)
+    sample = sample_of(try_photos([plan], source, factory, TWO_CORES, photos=100, photo_timeout_s=60), TWO_CORES)
 
     assert sample is not None
     large = [found.size_bytes for found in listed if found.size_bytes > 3000]
@@ -371,7 +371,9 @@ def test_a_sample_that_takes_too_long_ends_early(
     monkeypatch.setattr(sampling, "MAX_BYTES", 1)
     plan = plan_of(tmp_path, list(source.list()))
 
-    sample = take_sample([plan], source, Factory(tmp_path / "log"), TWO_CORES, photos=5, photo_timeout_s=60)
+    sample = sample_of(
+        try_photos([plan], source, Factory(tmp_path / "log"), TWO_CORES, photos=5, photo_timeout_s=60), TWO_CORES
+    )
 
     assert sample is not None
     assert len(sample.photos) == 1
@@ -409,7 +411,7 @@ class Unmakeable:
 def test_nothing_to_do_is_no_sample(tmp_path: Path, source: LocalStore) -> None:
     for plans in ([plan_of(tmp_path, [])], []):
         factory = Factory(tmp_path / "log")
-        assert take_sample(plans, source, factory, TWO_CORES, photos=5, photo_timeout_s=60) is None
+        assert sample_of(try_photos(plans, source, factory, TWO_CORES, photos=5, photo_timeout_s=60), TWO_CORES) is None
 
 
 @pytest.mark.parametrize(
