@@ -179,9 +179,7 @@ class TrainSettings(Settings):
     @property
     def job(self) -> dict[str, object]:
         values = self.model_dump(mode="json", exclude={"ray", *self.CONFIG})
-        workers = self.ray.workers or 1
-        values |= {"workers": workers, "address": "auto" if workers > 1 else None}  # one trains in the job itself
-        values |= {"run": dated(self.run)}
+        values |= {"workers": self.ray.workers or 1, "address": "auto", "run": dated(self.run)}
         return {**values, "config": self.model_dump(mode="json", include=set(self.CONFIG), exclude_none=True)}
 
 

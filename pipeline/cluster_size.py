@@ -1,5 +1,6 @@
 """What a cluster has, or may have, and what a worker takes of it."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class Node:
     def room(self) -> int:
         """Workers that it has cores and memory for."""
         return min(self.cores, max(1, int(self.memory_bytes / WORKER_BYTES)))
+
+    def places(self, threads: int, gpus: int) -> int:
+        """Workers that find so many cores and GPUs each."""
+        return min(self.cores // threads, self.gpus // gpus if gpus else self.cores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +99,13 @@ class Cluster:
             memory_bytes = min([WORKER_BYTES, *(node.memory_bytes for node in kinds if node.memory_bytes)])
             return Size(threads=threads, cores=threads, gpus=0, memory_bytes=memory_bytes)
         gpus = int(sum(node.gpus for node in self.limit) >= workers)
-        cores = [node.cores for node in self.limit if node.gpus or not gpus]
-        threads = max(1, min(max(cores, default=1), sum(cores) // workers))
-        return Size(threads=threads, cores=min(threads, sum(cores) / workers) or 1, gpus=gpus, memory_bytes=None)
+        nodes = [node for node in self.limit if node.gpus or not gpus]
+        for threads in range(max((node.cores for node in nodes), default=0), 0, -1):
+            if sum(node.places(threads, gpus) for node in nodes) >= workers:
+                return Size(threads=threads, cores=threads, gpus=gpus, memory_bytes=None)
+        cores = sum(node.cores for node in nodes)
+        share = 1 / math.ceil(workers / cores) if cores else 1
+        return Size(threads=1, cores=share, gpus=gpus, memory_bytes=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

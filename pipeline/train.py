@@ -22,6 +22,7 @@ from model.training import StepMetrics, TrainConfig
 from model.weights import Card, Part, Provenance, Weights, dump_weights, parse_weights
 from pipeline.charts import draw_loss
 from pipeline.clean_photos import CleanPhoto
+from pipeline.cluster_size import Cluster, Size
 from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.lease import leased
@@ -175,18 +176,18 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
 
         from pipeline.process_group import ProcessGroupConfig
 
-        threads, has_gpus = _share_of(job)
+        size = _size_of_workers(job)
         workers: Any = (1, job.workers)  # Any: Ray's types do not know that a pair means "as many as there are"
         # Here: with another node it would be lost, and the run with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        train: Any = partial(_train_as_ray_worker, job, threads, news)  # Any: nor do they know what it returns
+        train: Any = partial(_train_as_ray_worker, job, size.threads, news)  # Any: nor do they know what it returns
         trainer: Any = TorchTrainer(
             train,
             scaling_config=ScalingConfig(
                 num_workers=workers,
-                use_gpu=has_gpus,
-                resources_per_worker={"CPU": threads, "GPU": int(has_gpus)},
+                use_gpu=bool(size.gpus),
+                resources_per_worker={"CPU": size.cores, "GPU": size.gpus},
             ),
             run_config=RunConfig(
                 name="run", storage_path=str(folder), failure_config=FailureConfig(max_failures=job.max_failures)
@@ -202,17 +203,21 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
             raise FloatingPointError(broken)
 
 
-def _share_of(job: TrainJob) -> tuple[int, bool]:
-    """Cores of a worker, and whether each gets a GPU.
+def _size_of_workers(job: TrainJob) -> Size:
+    """What each takes of its node.
 
     Raises:
         RunFailed: the cluster has too little: Ray would wait for more, without a word.
     """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-    cores, gpus = (int(resources.get(kind, 0)) for kind in ("CPU", "GPU"))
+    cluster = Cluster.now(use_gpus=job.use_gpus)
+    cores = sum(node.cores for node in cluster.limit)
     if job.workers > cores:
         raise RunFailed(f"the cluster has {cores} cores, and {job.workers} workers need one each: ask for fewer")
-    return cores // job.workers, job.use_gpus and gpus >= job.workers
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    size = cluster.size_for(job.workers)
+    if free.get("CPU", 0) < size.cores or free.get("GPU", 0) < size.gpus:
+        log.warning("no worker can start before the cluster has %g cores and %d GPUs free", size.cores, size.gpus)
+    return size
 
 
 def _train_as_ray_worker(job: TrainJob, threads: int, news: Any) -> str | None:  # Any: Ray's queue is untyped

@@ -31,7 +31,20 @@ def test_a_worker_is_of_the_size_of_what_is_there_or_may_come(
     assert (size.gpus, size.threads, size.cores) == (gpus, threads, threads)
 
 
-def test_workers_that_are_asked_for_share_all_that_may_come() -> None:
-    size = cluster_like([HEAD], [GPU] * 8).size_for(8)
+@pytest.mark.parametrize(
+    ("nodes", "workers", "gpus", "cores"),
+    [
+        ([GPU] * 8, 8, 1, 8),
+        ([CORES] * 2, 1, 0, 16),  # what a single host has, and not all of them together
+        ([Node(3, 0, 8e9)] * 2, 3, 0, 1),  # of two cores, each host would hold one
+        ([Node(8, 4, 8e9), Node(64, 0, 8e9)], 3, 1, 2),
+        ([Node(1, 0, 8e9)] * 2, 3, 0, 0.5),
+        ([HEAD], 2, 0, 1),  # until a node comes
+    ],
+)
+def test_so_many_workers_as_are_asked_for_find_room_on_their_nodes(
+    nodes: list[Node], workers: int, gpus: int, cores: float
+) -> None:
+    size = cluster_like([HEAD], nodes).size_for(workers)
 
-    assert (size.gpus, size.threads) == (1, 8)
+    assert (size.gpus, size.cores, size.threads) == (gpus, cores, max(1, cores))

@@ -59,13 +59,7 @@ def test_settings_by_default_are_those_of_the_jobs() -> None:
     by_default = DenoiseJob(**PLACES, denoise=DenoiseConfig(limits=Limits.of_megapixels(Limits().max_megapixels)))
     assert job == dataclasses.replace(by_default, cluster=ClusterConfig(address="auto"))
     assert build(IngestJob, IngestSettings(**PLACES).job).ingest == IngestJob(**PLACES).ingest
-    assert train_job(TrainSettings(source="a", run="b").job) == TrainJob(source="a", run="b")
-
-
-def test_several_workers_train_on_the_cluster() -> None:
-    job = train_job(TrainSettings(source="a", run="b", ray={"workers": 2}).job)
-
-    assert (job.workers, job.address) == (2, "auto")
+    assert train_job(TrainSettings(source="a", run="b").job) == TrainJob(source="a", run="b", address="auto")
 
 
 @pytest.mark.parametrize(

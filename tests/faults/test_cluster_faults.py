@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import ray
 from noting import Guest, WorkerFactory, rejected_of, shard
+from photos import saved, scene
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import ClusterConfig as AutoscalerConfig
 
+from model.training import TrainConfig
 from pipeline import cluster as module
 from pipeline.cluster import ClusterConfig, map_shards
 from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.records import ShardPlan
+from pipeline.train import run_train
+from pipeline.training_run import TrainJob
 
 pytestmark = pytest.mark.faults
 
@@ -123,6 +127,25 @@ def test_a_cluster_without_any_room_is_said_so(tmp_path: Path) -> None:
             RunFailed, match=r"^nothing moved for 3 s; the cluster has had no room for any of 1 workers$"
         ):
             list(map_shards(plans(), WorkerFactory(tmp_path), ClusterConfig(stall_s=3.0)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_one_worker_trains_with_the_cores_of_one_node(tmp_path: Path) -> None:
+    """It would wait for ever for those of both."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(saved(scene(sigma=0), "PNG"))
+    config = TrainConfig(steps=2, batch_size=1, patch_px=32)
+    steps: list[int] = []
+
+    with cluster_of(1, 1) as (cluster, _):
+        address = cluster.address
+        ray.shutdown()
+        job = TrainJob(source=str(photos), run=str(tmp_path / "run"), address=address, config=config)
+        run_train(job, lambda metrics: steps.append(metrics.step))
+
+    assert steps == [1, 2]
 
 
 DRIVER = """
