@@ -29,13 +29,13 @@ def show_plan(stage: str, plan: Row) -> None:
         }
         for status, amount in plan["photos"].items()
     ]
-    create_table_artifact(rows, key=f"{stage}-table", description=f"What there is, in {plan['shards']:,} shards.")
+    _show_table(rows, key=f"{stage}-table", description=f"What there is, in {plan['shards']:,} shards.")
 
 
 def show_summary(stage: str, summary: Row, target: str) -> None:
     """How a run ended, number by number."""
     rows = [{"what": key.replace("_", " "), "value": _text(value)} for key, value in summary.items()]
-    create_table_artifact(rows, key=f"{stage}-summary", description=f"`{target}`")
+    _show_table(rows, key=f"{stage}-summary", description=f"`{target}`")
     if (link := web_address(f"{target.rstrip('/')}/manifest.json")) is not None:
         create_link_artifact(link, "manifest.json", key=f"{stage}-manifest", description=f"The image set `{target}`.")
 
@@ -45,8 +45,8 @@ def show_rejected(stage: str, reasons: Mapping[str, int], rows: Sequence[Row]) -
     if not reasons:
         return
     counted = [{"photos": f"{count:,}", "reason": reason} for reason, count in reasons.items()]
-    create_table_artifact(counted, key=f"{stage}-reasons", description="Why photos were rejected.")
-    create_table_artifact(
+    _show_table(counted, key=f"{stage}-reasons", description="Why photos were rejected.")
+    _show_table(
         [{"photo": row["key"], "reason": row["reason"]} for row in rows],
         key=f"{stage}-rejected",
         description=f"The newest {len(rows):,} of {sum(reasons.values()):,} rejected photos.",
@@ -86,11 +86,9 @@ def show_verdict(stage: str, verdict: Row) -> None:
     """What was looked at, and what is not as the index says: by kind, and the first of them one by one."""
     rows = [{"what": "objects that were read", "count": f"{verdict['objects']:,}"}]
     rows += [{"what": f"found: {kind}", "count": f"{count:,}"} for kind, count in verdict["kinds"].items()]
-    create_table_artifact(rows, key=f"{stage}-findings", description=f"{verdict['findings']:,} findings.")
+    _show_table(rows, key=f"{stage}-findings", description=f"{verdict['findings']:,} findings.")
     if verdict["first"]:
-        create_table_artifact(
-            [dict(each) for each in verdict["first"]], key=f"{stage}-first", description="The first findings."
-        )
+        _show_table(verdict["first"], key=f"{stage}-first", description="The first findings.")
 
 
 def show_report(stage: str, page: Row, *, link_days: float) -> None:
@@ -136,7 +134,7 @@ def show_evaluation(stage: str, rows: Sequence[Row]) -> None:
         }
         for row in rows
     ]
-    create_table_artifact(table, key=f"{stage}-scores", description="PSNR against the clean photo.")
+    _show_table(table, key=f"{stage}-scores", description="PSNR against the clean photo.")
 
 
 def show_comparison(stage: str, gains_db: Mapping[str, float], verdict: str) -> None:
@@ -162,6 +160,12 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def _show_table(rows: Sequence[Row], *, key: str, description: str) -> None:
+    """A table of text as it is: the pages of Prefect take every cell for Markdown."""
+    shown = [{name: _escaped(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
+    create_table_artifact(shown, key=key, description=description)
+
+
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is: keys are what strangers chose."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>~])", r"\\\1", " ".join(text.split()))
+    """Text that Markdown shows as it is, an address of the web too: keys are what strangers chose."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~:@&]|^[-=]|(?<=www)\.)", r"\\\1", " ".join(text.split()))

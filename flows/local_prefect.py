@@ -18,6 +18,7 @@ def prefect_environment(folder: Path, port: int) -> dict[str, str]:
     return {
         "PREFECT_API_URL": url,
         "PREFECT_UI_API_URL": url,  # or the pages look at the default port, and stay empty
+        "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui"),  # its pages: beside its code, another user may not write
         "PREFECT_HOME": str(folder),
         "PREFECT_PROFILES_PATH": str(folder / "profiles.toml"),  # no settings of this user's other servers
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",

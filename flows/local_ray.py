@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flows.child import Child, free_ports
 from pipeline.errors import RunFailed
+from pipeline.room import usable_cores
 from pipeline.scratch import scratch_folder
 
 OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
@@ -103,7 +104,7 @@ def _command(temporary: Path, ports: Mapping[str, int], cpus: int | None) -> lis
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={temporary}",
         *(f"--{name}={port}" for name, port in ports.items()),
-        *([] if cpus is None else [f"--num-cpus={cpus}"]),
+        f"--num-cpus={cpus or usable_cores()}",
     ]
 
 

@@ -32,9 +32,9 @@ class Node:
         """Workers that it has cores and memory for."""
         return min(self.cores, max(1, int(self.memory_bytes / WORKER_BYTES)))
 
-    def places(self, threads: int, gpus: int) -> int:
-        """Workers that find so many cores and GPUs each."""
-        return min(self.cores // threads, self.gpus // gpus if gpus else self.cores)
+    def places(self, threads: int, per_gpu: int) -> int:
+        """Workers that find so many cores each, and a GPU that so many share; 0 of them need none."""
+        return min(self.cores // threads, self.gpus * per_gpu if per_gpu else self.cores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +98,12 @@ class Cluster:
             threads = min((node.cores // node.room for node in kinds), default=1)
             memory_bytes = min([WORKER_BYTES, *(node.memory_bytes for node in kinds if node.memory_bytes)])
             return Size(threads=threads, cores=threads, gpus=0, memory_bytes=memory_bytes)
-        gpus = int(sum(node.gpus for node in self.limit) >= workers)
-        nodes = [node for node in self.limit if node.gpus or not gpus]
+        all_gpus = sum(node.gpus for node in self.limit)
+        per_gpu = math.ceil(workers / all_gpus) if all_gpus else 0
+        gpus = 1 / per_gpu if per_gpu else 0
+        nodes = [node for node in self.limit if node.gpus or not per_gpu]
         for threads in range(max((node.cores for node in nodes), default=0), 0, -1):
-            if sum(node.places(threads, gpus) for node in nodes) >= workers:
+            if sum(node.places(threads, per_gpu) for node in nodes) >= workers:
                 return Size(threads=threads, cores=threads, gpus=gpus, memory_bytes=None)
         cores = sum(node.cores for node in nodes)
         share = 1 / math.ceil(workers / cores) if cores else 1
@@ -114,7 +116,7 @@ class Size:
 
     threads: int
     cores: float
-    gpus: int
+    gpus: float
     memory_bytes: float | None
 
 

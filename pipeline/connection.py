@@ -13,6 +13,7 @@ import ray
 
 from pipeline.errors import RunFailed
 from pipeline.ray_dashboard import asking_no_cloud
+from pipeline.room import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def _start(options: dict[str, Any]) -> str:  # Any: Ray's options
         try:
             ours: Any = ray.init(  # Any: Ray's type lacks what it returns
                 address="local",
+                num_cpus=usable_cores(),  # of half a core that a container has, Ray makes none
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 _node_ip_address="127.0.0.1",

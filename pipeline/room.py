@@ -7,17 +7,36 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 KEPT_BYTES = 64 * 1024**2  # of what is free at the end of a heap
 MAPPED_BYTES = 16 * 1024**2  # blocks of this size and larger go back to the system at once
 HEAPS = 2
+CGROUPS = Path("/sys/fs/cgroup")  # as a container sees its own
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may keep busy, which may be fewer than the machine has; one at least.
+
+    A container's share of them is rounded up: what is left of one core is worth a thread.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(cores, _container_cores()))
+
+
+def _container_cores() -> float:
+    """What the limit of this process's control group allows: of v2, or of v1; infinity where there is none."""
+    with suppress(OSError, ValueError, IndexError):
+        quota, period = (CGROUPS / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota_us, period_us = (
+            int((CGROUPS / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+        )
+        return quota_us / period_us if quota_us > 0 else math.inf
+    return math.inf
 
 
 def keep_freed_memory() -> None:

@@ -39,11 +39,13 @@ def test_a_worker_is_of_the_size_of_what_is_there_or_may_come(
         ([Node(3, 0, 8e9)] * 2, 3, 0, 1),  # of two cores, each host would hold one
         ([Node(8, 4, 8e9), Node(64, 0, 8e9)], 3, 1, 2),
         ([Node(1, 0, 8e9)] * 2, 3, 0, 0.5),
+        ([Node(8, 4, 8e9)], 8, 0.5, 1),  # without a share of one, all of them would take the first
+        ([Node(8, 2, 8e9), CORES], 5, 1 / 3, 1),
         ([HEAD], 2, 0, 1),  # until a node comes
     ],
 )
 def test_so_many_workers_as_are_asked_for_find_room_on_their_nodes(
-    nodes: list[Node], workers: int, gpus: int, cores: float
+    nodes: list[Node], workers: int, gpus: float, cores: float
 ) -> None:
     size = cluster_like([HEAD], nodes).size_for(workers)
 

@@ -66,6 +66,7 @@ def fetched(stack: Containers, url: str) -> str:
 @pytest.mark.parametrize(
     ("url", "told"),
     [
+        ("http://prefect-server:4200/dashboard", "200"),  # the page itself, which asks for it
         ("http://prefect-server:4200/api/admin/version", "401"),
         ("http://ray-head:8265/api/jobs/", "401"),
         ("http://s3:8333/photos", "403"),

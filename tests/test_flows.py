@@ -14,6 +14,7 @@ from httpx import ConnectError, HTTPStatusError, ReadError, Request, Response
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ValidationError
 
+from flows import artifacts
 from flows.cli import main
 from flows.events import rejected_fraction
 from flows.local_prefect import prefect_environment
@@ -195,6 +196,20 @@ def test_a_night_does_what_is_new_and_what_another_left_unpublished(
     nightly.fn(NightlySettings(denoise=DenoiseSettings(**PLACES)))
 
     assert begun == stages
+
+
+def test_names_that_strangers_chose_are_text_in_every_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda rows, **_: shown.extend(rows))
+    name = "![a](http://evil/b.png) [log in](//evil) <b>www.evil.com</b> a_b_&lt;.jpg"
+
+    artifacts.show_rejected("denoise", {name: 1}, [{"key": name, "reason": name}])
+    artifacts.show_verdict("verify", {"objects": 1, "findings": 1, "kinds": {}, "first": [{"key": name}]})
+
+    cells = [row[column] for row in shown for column in row if column in ("photo", "reason", "key")]
+    assert len(cells) == 4
+    escaped = r"\!\[a\]\(http\://evil/b.png\) \[log in\]\(//evil\) \<b\>www\.evil.com\</b\> a\_b\_\&lt;.jpg"
+    assert set(cells) == {escaped}
 
 
 def rows(**gains_db: float) -> list[dict[str, object]]:
