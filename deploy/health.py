@@ -32,9 +32,10 @@ def url_of(command: Sequence[str]) -> str | None:
 def main() -> int:
     """Returns the exit code: 0 if healthy, else 1."""
     url = url_of(Path("/proc/1/cmdline").read_text().split("\0"))
+    past_proxies = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # Docker gives them to every container
     try:
         if url is not None:
-            urllib.request.urlopen(url, timeout=TIMEOUT_S).close()  # noqa: S310  # one of those above
+            past_proxies.open(url, timeout=TIMEOUT_S).close()
     except OSError as error:
         print(f"{url}: {error}", file=sys.stderr)
         return 1

@@ -1,11 +1,12 @@
-"""What a team's Prefect server does by itself: `python -m flows.automations`, once, and again to change it.
+"""What a team's Prefect server does by itself: it looks after lost runs, and tells of what failed.
 
-It tells of failed runs and of too many rejects by the webhook in DEGRAIN_WEBHOOK_URL, and marks runs as crashed whose
-process sends no heartbeat any more, so that the janitor finds their Ray jobs.
+`flows.deploy` sets up the first. `python -m flows.automations`, once, and again to change it, sets up notifications of
+failed runs and of too many rejects, by the webhook in DEGRAIN_WEBHOOK_URL.
 """
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -21,26 +22,68 @@ from flows.events import TOO_MANY_REJECTED, Ending
 WEBHOOK = "DEGRAIN_WEBHOOK_URL"  # it may hold a credential, and comes from the environment alone
 BLOCK = "degrain-webhook"
 LOST_AFTER_S = 180
+LOST = "Lost"  # the name of a crashed run's state
 RUN_LINK = "{{ flow_run|ui_url }}"
+OF_DEGRAIN = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{DEPLOYMENT}"}
 
 
-def automations(webhook: UUID, *, lost_after_s: int) -> list[AutomationCore]:
-    """All of them.
+def care(*, lost_after_s: int = LOST_AFTER_S) -> list[AutomationCore]:
+    """Runs whose process sends no heartbeat any more are begun again, and go on with their Ray jobs.
 
     Args:
-        webhook: the document of the block that sends notifications.
         lost_after_s: seconds without a heartbeat after which a run is lost.
     """
     states = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut", *Ending)  # events tell a state by its name
     ends = {f"prefect.flow-run.{state}" for state in states}
-    of_degrain = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{DEPLOYMENT}"}
+    heartbeat = "prefect.flow-run.heartbeat"
+    return [
+        AutomationCore(
+            name="degrain: a run was lost",
+            description="Marks runs whose process sends no heartbeat any more, as when its worker is replaced.",
+            trigger=EventTrigger(
+                after={heartbeat},
+                expect={heartbeat, "prefect.flow-run.Cancelling", *ends},
+                match={"prefect.resource.id": "prefect.flow-run.*"},
+                match_related=OF_DEGRAIN,
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=lost_after_s),
+            ),
+            actions=[  # as crashed: the server lets no run be that which has ended meanwhile
+                ChangeFlowRunState(
+                    state=StateType.CRASHED,
+                    name=LOST,
+                    message=f"no heartbeat for {lost_after_s} s: its process is gone",
+                )
+            ],
+        ),
+        AutomationCore(
+            name="degrain: a lost run is begun again",
+            description="Has a worker take it up; it goes on with its Ray job, if that is there.",
+            trigger=EventTrigger(
+                expect={f"prefect.flow-run.{LOST}"}, match_related=OF_DEGRAIN, posture=Posture.Reactive, threshold=1
+            ),
+            actions=[
+                ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="its process was lost")
+            ],
+        ),
+    ]
+
+
+def notifications(webhook: UUID) -> list[AutomationCore]:
+    """Of failed runs, and of too many rejects.
+
+    Args:
+        webhook: the document of the block that sends them.
+    """
     return [
         AutomationCore(
             name="degrain: a run failed",
             description="Sends a notification when a run of any deployment of degrain fails or crashes.",
             trigger=EventTrigger(
                 expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"},
-                match_related=of_degrain,
+                match_related=OF_DEGRAIN,
                 posture=Posture.Reactive,
                 threshold=1,
             ),
@@ -65,42 +108,26 @@ def automations(webhook: UUID, *, lost_after_s: int) -> list[AutomationCore]:
                 )
             ],
         ),
-        AutomationCore(
-            name="degrain: a run was lost",
-            description="Marks a run as crashed whose process sends no heartbeat any more; the janitor does the rest.",
-            trigger=EventTrigger(
-                after={"prefect.flow-run.heartbeat"},
-                expect={"prefect.flow-run.heartbeat", *ends},
-                match={"prefect.resource.id": "prefect.flow-run.*"},
-                match_related=of_degrain,
-                for_each={"prefect.resource.id"},
-                posture=Posture.Proactive,
-                threshold=1,
-                within=timedelta(seconds=lost_after_s),
-            ),
-            actions=[
-                ChangeFlowRunState(
-                    state=StateType.CRASHED, message=f"no heartbeat for {lost_after_s} s: its process is gone"
-                )
-            ],
-        ),
     ]
 
 
-def apply(webhook_url: str, *, lost_after_s: int = LOST_AFTER_S) -> list[str]:
-    """Make the automations on the server what they are here, and return their names."""
-    block = CustomWebhookNotificationBlock(
-        name=BLOCK, url=webhook_url, method="POST", json_data={"text": "{{subject}}\n{{body}}"}
-    )
-    document = block.save(BLOCK, overwrite=True)
-    assert isinstance(document, UUID), "there is no event loop here that would make it a coroutine"
-    wanted = automations(document, lost_after_s=lost_after_s)
+def apply(wanted: Sequence[AutomationCore]) -> None:
+    """Make automations on the server what they are here."""
     with get_client(sync_client=True) as client:
         for automation in wanted:
             for known in client.read_automations_by_name(automation.name):
                 client.delete_automation(known.id)
             client.create_automation(automation)
-    return [automation.name for automation in wanted]
+
+
+def save_webhook(url: str) -> UUID:
+    """The document of a block that sends notifications there."""
+    block = CustomWebhookNotificationBlock(
+        name=BLOCK, url=url, method="POST", json_data={"text": "{{subject}}\n{{body}}"}
+    )
+    document = block.save(BLOCK, overwrite=True)
+    assert isinstance(document, UUID), "there is no event loop here that would make it a coroutine"
+    return document
 
 
 def main() -> int:
@@ -108,8 +135,10 @@ def main() -> int:
     if not (webhook_url := os.environ.get(WEBHOOK, "")):
         print(f"degrain: set {WEBHOOK} to the address that notifications are sent to", file=sys.stderr)
         return 2
-    for name in apply(webhook_url):
-        print(name)
+    wanted = notifications(save_webhook(webhook_url))
+    apply(wanted)
+    for automation in wanted:
+        print(automation.name)
     return 0
 
 

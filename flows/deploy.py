@@ -1,4 +1,7 @@
-"""`python -m flows.deploy FILE`: what `prefect deploy --all` does, but what people have set in the UI since stays."""
+"""`python -m flows.deploy FILE`: what `prefect deploy --all` does, but what people have set in the UI since stays.
+
+It also has the server look after runs that lose their process.
+"""
 
 import subprocess
 import sys
@@ -8,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from flows.automations import apply, care
 from flows.deployments import FLOWS, find_known, fitting
 from pipeline.scratch import scratch_folder
 
@@ -39,7 +43,10 @@ def main(arguments: Sequence[str]) -> int:
         file = folder / "prefect.yaml"
         file.write_text(yaml.safe_dump({**values, "deployments": [kept(each) for each in values["deployments"]]}))
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", f"--prefect-file={file}"]
-        return subprocess.run(command, check=False).returncode  # noqa: S603  # our own command
+        code = subprocess.run(command, check=False).returncode  # noqa: S603  # our own command
+    if not code:
+        apply(care())
+    return code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from flows.child import Child, free_ports
 from pipeline.errors import RunFailed
 from pipeline.room import usable_cores
-from pipeline.scratch import scratch_folder
+from pipeline.scratch import PREFIX, RAY_CHARACTERS, scratch_folder, temporary_folder
 
 OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
 READY_S = 120.0
@@ -62,7 +62,8 @@ def local_ray(
         RunFailed: it does not start.
     """
     token = token or secrets.token_hex(32)
-    with scratch_folder() as scratch:
+    place = temporary_folder(most_characters=RAY_CHARACTERS - len(f"/{PREFIX}{'x' * 8}"))
+    with scratch_folder(within=place) as scratch:
         log = (folder or scratch) / "ray.log"
         for attempt in range(ATTEMPTS):
             ports = _free_ports(port)

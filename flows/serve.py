@@ -48,6 +48,8 @@ class UpConfig:
     has_s3: bool = False
 
     def __post_init__(self) -> None:
+        if "?" in str(self.folder.absolute()):
+            raise ValueError(f"{self.folder} holds a '?', where its database's name would end: name another")
         for name in ("port", "ray_port"):
             port = getattr(self, name)
             if not 0 <= port <= 65535:

@@ -31,6 +31,7 @@ from pipeline.events import Event, parse_event
 PROGRESS_INTERVAL_S = 2.0
 RETRY_DELAYS_S = [10.0, 60.0, 120.0]  # in all, longer than a lost run holds its lease on the target
 EXIT_CALL = 2
+MOST_BEGINNINGS = 20  # of a flow run: its worker may be replaced, a person may resume it; a crash would go on for ever
 TARGET_LIMIT = "degrain-target-"  # names of concurrency limits begin with it
 WRITES_TO = {"denoise": "target", "ingest": "target", "train": "run"}  # the field of a job that says where it writes
 
@@ -68,10 +69,12 @@ def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
         ray: where it is done.
 
     Raises:
-        ValueError: the job is wrong.
+        ValueError: the job is wrong, or this flow run has lost its process too often.
         RunFailed: it had to stop; what is committed stays, and a retry does the rest.
         ClusterLost: the cluster is gone; the same holds.
     """
+    if (begun := this_flow_run.run_count) > MOST_BEGINNINGS:
+        raise ValueError(f"this run was begun {begun} times: its process is lost again and again")
     name = JobName(owner=str(this_flow_run.id), stage=stage, origin=origin())
     with ExitStack() as stack:
         jobs = stack.enter_context(_ray_jobs(ray))

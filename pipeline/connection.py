@@ -14,6 +14,7 @@ import ray
 from pipeline.errors import RunFailed
 from pipeline.ray_dashboard import asking_no_cloud
 from pipeline.room import usable_cores
+from pipeline.scratch import RAY_CHARACTERS, temporary_folder
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ def _start(options: dict[str, Any]) -> str:  # Any: Ray's options
 
     Ray waits for half a minute, and then raises a bare Exception: on a busy machine the second start is in time.
     """
+    if "RAY_TMPDIR" not in os.environ:
+        options = {**options, "_temp_dir": str(temporary_folder(most_characters=RAY_CHARACTERS - len("/ray")) / "ray")}
     for is_last in (False, True):
         try:
             ours: Any = ray.init(  # Any: Ray's type lacks what it returns
@@ -139,7 +142,7 @@ def _check_reachable(address: str) -> None:
     if not host or not port.isdigit():
         return  # "auto", which Ray answers at once
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise RunFailed(f"no Ray cluster at {address}: {reason}") from error

@@ -12,20 +12,25 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 PREFIX = "degrain-tmp-"
+RAY_CHARACTERS = 40  # of Ray's folder: its sockets have 67 more, and a socket's name 107 in all
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
+def scratch_folder(*, within: Path | None = None) -> Iterator[Path]:
     """An empty folder in the temporary one, gone at the end of the block with all that is in it.
 
     A lock says that it is in use for as long as its process lives, so that others can tell what nobody needs any more.
 
+    Args:
+        within: instead of the temporary folder.
+
     Raises:
         OSError: there is no place for it.
     """
-    _remove_abandoned(Path(tempfile.gettempdir()))
-    folder, lock = _create()
+    within = within or Path(tempfile.gettempdir())
+    _remove_abandoned(within)
+    folder, lock = _create(within)
     try:
         yield folder
     finally:
@@ -33,10 +38,16 @@ def scratch_folder() -> Iterator[Path]:
         os.close(lock)
 
 
-def _create() -> tuple[Path, int]:
+def temporary_folder(*, most_characters: int) -> Path:
+    """The temporary folder, or /tmp where its name is too long for the sockets that are put there."""
+    folder = Path(tempfile.gettempdir())
+    return folder if len(str(folder)) <= most_characters else Path("/tmp")  # noqa: S108  # folders of our own are made there
+
+
+def _create(within: Path) -> tuple[Path, int]:
     """A new folder, and the descriptor that holds its lock."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=within))
         with suppress(FileNotFoundError):  # another process took it for abandoned: there was no lock yet
             lock = os.open(folder, FOLDER)
             if _lock(lock, folder) is not False:

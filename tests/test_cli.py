@@ -138,6 +138,7 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["train", "{tmp}/empty", "--run", "{tmp}/run"], 2, "there are no photos to train on"),
         (["train", "{tmp}", "--run", "{tmp}/run", "--patch-px", "100"], 2, "need a multiple of 32"),
         (["weights", "show", "best"], 2, "unknown weights 'best'"),
+        (["up", "--folder", "what?"], 2, r"what\? holds a '\?', where its database's name would end"),
         (["up", "--port", "8265"], 2, "port and ray_port are both 8265: name two"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         ([], 2, "required"),
@@ -245,8 +246,9 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
-def test_output_that_cannot_be_written_is_one_clear_line() -> None:
-    ended = in_a_shell("degrain weights list > /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_clear_line(unbuffered: str) -> None:
+    ended = in_a_shell("degrain weights list > /dev/full", PYTHONUNBUFFERED=unbuffered)
 
     assert ended.returncode == 1
     assert ended.stderr == "degrain: cannot write to standard output: no space left on device\n"

@@ -1,5 +1,6 @@
 """Shards over real Ray actors: bounded, retried, and searched for the photo that kills its worker."""
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,17 @@ def test_a_cluster_that_is_not_there_is_one_clear_line_at_once(address: str) -> 
         connected(address),
     ):
         pass
+
+
+def test_an_address_of_ipv6_is_looked_for_as_ray_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        joined: list[str] = []
+        monkeypatch.setattr(ray, "init", lambda *, address, **_: joined.append(address))
+
+        with connected(f"[::1]:{server.getsockname()[1]}"):
+            pass
+
+    assert len(joined) == 1
 
 
 @pytest.mark.parametrize("field", ["workers", "shards_per_worker", "photo_timeout_s"])

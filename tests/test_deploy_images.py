@@ -246,6 +246,12 @@ def test_a_run_is_healthy_whatever_its_folders_are_called() -> None:
 
 
 @pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker gives every container the proxy that its client is set to."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+
+@pytest.fixture
 def serving() -> Iterator[str]:
     """URL that answers with 200 at /good, and else as a node does that is not well."""
 
@@ -266,6 +272,7 @@ def serving() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("path", "code"), [("/good", 0), ("/bad", 1)])
+@pytest.mark.usefixtures("proxied")
 def test_what_does_not_answer_well_is_unhealthy(
     serving: str, path: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

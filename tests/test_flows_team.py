@@ -1,5 +1,6 @@
 """A team's server as deploy/prefect.yaml describes it: on PostgreSQL, with a worker, and automations that notify."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not postgres.is_installed(), reason="PostgreSQL is not installed: apt-get install postgresql"),
 ]
 ROOT = Path(__file__).parents[1]
+LOST_AFTER = "from flows.automations import apply, care; apply(care(lost_after_s={}))"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,8 @@ def mailbox() -> Iterator[Letterbox]:
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory: pytest.TempPathFactory, mailbox: Letterbox) -> Iterator[Server]:
+def started(tmp_path_factory: pytest.TempPathFactory, mailbox: Letterbox) -> Iterator[tuple[Server, Child]]:
+    """The server, and its worker."""
     folder = tmp_path_factory.mktemp("team")
     [port] = free_ports(1)
     with ExitStack() as services:
@@ -60,7 +63,12 @@ def team(tmp_path_factory: pytest.TempPathFactory, mailbox: Letterbox) -> Iterat
             assert done.returncode == 0, done.stdout + done.stderr
         worker = Child("worker", [*prefect, "worker", "start", "--pool", "degrain"], folder / "worker.log", environment)
         services.callback(worker.stop)
-        yield Server(environment)
+        yield Server(environment), worker
+
+
+@pytest.fixture
+def team(started: tuple[Server, Child]) -> Server:
+    return started[0]
 
 
 def test_all_flows_are_deployed_with_their_schedules_and_limits(team: Server) -> None:
@@ -103,6 +111,22 @@ def test_a_worker_does_a_run_and_too_many_rejects_and_failures_are_told(
     told = "\n".join(sorted(mailbox.texts))
     assert "too many photos rejected\n4 photos, a share of 0.3636" in told
     assert "there are no photos in /nowhere/at/all" in told
+
+
+def test_a_run_whose_worker_is_replaced_is_begun_again(started: tuple[Server, Child], tmp_path: Path) -> None:
+    team, worker = started
+    subprocess.run([sys.executable, "-c", LOST_AFTER.format(45)], env={**os.environ, **team.environment}, check=True)
+    write_many(tmp_path / "source", 60, side_px=512)
+    places = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
+    run_id = team.begin("denoise", {"settings": places})
+    wait_until(lambda: len(list((tmp_path / "target/commits").glob("*"))) >= 2, 120)
+
+    worker.stop()
+    worker.restart()
+
+    run = team.wait(run_id, 300)
+    assert (run["state_type"], run["run_count"]) == ("COMPLETED", 2)
+    assert json.loads((tmp_path / "target/manifest.json").read_text())["rows"] == 60
 
 
 def test_without_a_cluster_a_run_that_is_cancelled_ends_with_its_ray(team: Server, tmp_path: Path) -> None:

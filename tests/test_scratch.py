@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.scratch import PREFIX, scratch_folder
+from flows.local_ray import local_ray
+from pipeline.connection import connected
+from pipeline.scratch import PREFIX, RAY_CHARACTERS, scratch_folder, temporary_folder
 
 HOLD = """
+from flows.local_ray import local_ray
+from pipeline.connection import connected
 from pipeline.scratch import scratch_folder
 with scratch_folder() as folder:
     (folder / "large").write_bytes(b"photo")
@@ -138,3 +142,21 @@ def test_a_file_system_without_locks_does_as_well(temporary: Path, another, monk
         assert (used / "large").exists()
 
     assert list(temporary.iterdir()) == [used]
+
+
+def test_sockets_are_not_put_into_a_folder_of_a_long_name(temporary: Path) -> None:
+    most = len(str(temporary))
+
+    assert temporary_folder(most_characters=most) == temporary
+    assert temporary_folder(most_characters=most - 1) == Path("/tmp")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_ray_starts_where_the_temporary_folder_has_a_long_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="x" * RAY_CHARACTERS, dir="/tmp") as long:
+        monkeypatch.setenv("TMPDIR", long)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+
+        with connected(None), local_ray():
+            pass
