@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO, cast
 
 from pipeline.errors import StorageError
 from pipeline.redaction import explain
@@ -29,19 +30,44 @@ def prepare_process() -> None:
 
 @contextmanager
 def output_written() -> Iterator[None]:
-    """What was printed inside is written at the end, or that fails here: Python itself would tell of it in its own way.
+    """What is printed inside is written by its end, or that fails here: Python itself would tell of it in its own way.
 
     Raises:
         BrokenPipeError: nobody reads any more.
         StorageError: it cannot be written.
     """
-    try:
-        yield
-    finally:
+    output = _Output(sys.stdout)
+    with redirect_stdout(cast("TextIO", output)):  # it is one, but for its class
         try:
-            sys.stdout.flush()
+            yield
+        finally:
+            output.flush()
+
+
+class _Output:
+    """Standard output, whose errors are told apart from those of any other file."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._errors():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._errors():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:  # Any: whatever else a stream has
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail again at the exit
+            # What is left would fail again at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             if isinstance(error, BrokenPipeError):
                 raise
             raise StorageError(f"cannot write to standard output: {explain(error)}") from error

@@ -19,7 +19,7 @@ def add_upkeep(commands: Any, add: AddCommand) -> None:  # Any: argparse keeps t
     command.add_argument(
         "--repair",
         action="store_true",
-        help="process again what is wrong, and move what is left over to TARGET/removed",
+        help="process again what is wrong, and move what is damaged or left over to TARGET/removed",
     )
     command.add_argument("--weights", metavar="NAME", help="weights that made the photos, if they are elsewhere by now")
     command.add_argument("--findings", metavar="FILE", help="write all that is found as Parquet")
@@ -50,10 +50,11 @@ def verify(options: argparse.Namespace) -> int:
         findings=options.findings,
         cluster=ClusterConfig(address=options.cluster, workers=options.workers, use_gpus=options.repair),
     )
+    rejected = 0
     with CountBar("object") as bar, ProgressBar() as progress:
         if options.repair:
             repaired = run_repair(RepairJob(verify=job, weights=options.weights), bar, progress)
-            verdict, values = repaired.after, repaired.as_dict()
+            verdict, values, rejected = repaired.after, repaired.as_dict(), repaired.rejected
         else:
             verdict = run_verify(job, bar)
             values = verdict.as_dict()
@@ -65,8 +66,13 @@ def verify(options: argparse.Namespace) -> int:
                 f"{repaired.before.findings:,} findings: {repaired.processed:,} photos processed again, "
                 f"{repaired.moved:,} objects moved to {repaired.before.target}/removed"
             )
+        if rejected:
+            print(
+                f"{rejected:,} of these photos had a result and are rejected now: the index says why, and "
+                "degrain denoise --retry-failed tries them again"
+            )
         print(format_verdict(verdict))
-    return EXIT_FINDINGS if verdict.findings else 0
+    return EXIT_FINDINGS if verdict.findings or rejected else 0
 
 
 def diff(options: argparse.Namespace) -> int:

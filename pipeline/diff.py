@@ -15,7 +15,6 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from model.metrics import psnr_db
@@ -25,7 +24,8 @@ from pipeline.database import in_batches, literal, open_database, scan
 from pipeline.errors import ObjectRefused, PhotoRejected
 from pipeline.images import NO_LIMITS, Header, decode, inspect
 from pipeline.imageset import ImageSet
-from pipeline.records import DIFFERENCE_SCHEMA, INDEX_SCHEMA, Layout, PlannedPhoto, ShardPlan
+from pipeline.index import scan_index
+from pipeline.records import DIFFERENCE_SCHEMA, Layout, PlannedPhoto, ShardPlan
 from pipeline.redaction import printable
 from pipeline.room import Room
 from pipeline.scratch import scratch_folder
@@ -37,6 +37,7 @@ from pipeline.survey import Surveyor, survey
 
 BATCH = 10_000  # pairs that are held at a time
 MOST_DIFFERENT = 10  # photos that are told one by one
+NOTES = 20  # reasons why photos are not comparable that are told one by one
 SIDES = ("a", "b")
 
 
@@ -252,7 +253,9 @@ class DiffWorker(Surveyor):
                 return None, TOO_LARGE
             with self._room.taken(size_bytes), codec_faults():
                 return _psnr(decode(one, header).colour, decode(other, other_header).colour)
-        except (ObjectRefused, PhotoRejected, CodecFault, ValueError, MemoryError) as error:
+        except ObjectRefused:
+            return None, UNREADABLE
+        except (PhotoRejected, CodecFault, ValueError, MemoryError) as error:
             return None, str(error) or type(error).__name__
 
 
@@ -269,13 +272,19 @@ def _inspected(key: str, data: bytes | ObjectRefused, etag: str, place: str | No
 
 
 def _psnr(one: NDArray[Any], other: NDArray[Any]) -> tuple[float | None, str | None]:  # Any: uint8 or uint16
-    if one.shape != other.shape or one.dtype != other.dtype:
+    if one.shape[:2] != other.shape[:2]:
         return None, "one has another size than the other"
+    if one.dtype != other.dtype:
+        return None, "one has another bit depth than the other"
+    if one.shape != other.shape:
+        return None, "one is gray, and the other in colour"
     found = psnr_db(one, other, peak=float(np.iinfo(one.dtype).max))
     return (None, SAME) if math.isinf(found) else (found, None)
 
 
 SAME, TOO_LARGE = "the same pixels", "it is too large to be decoded for a comparison"
+UNREADABLE = "one of the two cannot be read (see: degrain verify)"
+OTHER_NOTES = "for other reasons, which --rows FILE writes"
 
 _OF_BOTH = ("outcome", "output_sha256", "output_size_bytes", "output_key", "noise_sigma_after", "change_psnr_db")
 _SELECTED = ", ".join(f"{side}.{name} AS {name}_{side}" for name in _OF_BOTH for side in SIDES)
@@ -293,9 +302,7 @@ def _open_side(database: duckdb.DuckDBPyConnection, target: str, side: str, fold
     if manifest is None:
         raise ValueError(f"there is no image set at {image_set.store.url}")
     parts = stack.enter_context(image_set.local_index())
-    nothing = folder / f"no-rows-{side}.parquet"
-    pq.write_table(INDEX_SCHEMA.empty_table(), nothing)
-    database.execute(f"CREATE VIEW {side} AS FROM {scan([*parts, nothing])}")
+    database.execute(f"CREATE VIEW {side} AS FROM {scan_index(parts, folder)}")
     return manifest.layout
 
 
@@ -323,7 +330,6 @@ def _summary(database: duckdb.DuckDBPyConnection, job: DiffJob, seconds: float) 
         "SELECT outcome_a, outcome_b, count(*) FROM pairs WHERE outcome_a <> outcome_b "
         "GROUP BY ALL ORDER BY 3 DESC, 1, 2"
     ).fetchall()
-    notes = dict(database.sql("SELECT note, count(*) FROM differences WHERE note IS NOT NULL GROUP BY note").fetchall())
     lowest, median, highest = database.sql(
         "SELECT min(psnr_db), approx_quantile(psnr_db, 0.5), max(psnr_db) FROM differences"
     ).fetchall()[0]
@@ -341,12 +347,24 @@ def _summary(database: duckdb.DuckDBPyConnection, job: DiffJob, seconds: float) 
         other_source=other_source,
         outcomes={(a, b): count for a, b, count in outcomes},
         compared=_one(database, "SELECT count(*) FROM differences"),
-        same_pixels=notes.pop(SAME, 0),
-        incomparable=notes,
+        same_pixels=_one(database, f"SELECT count(*) FROM differences WHERE note = {literal(SAME)}"),
+        incomparable=_incomparable(database),
         psnr_db=None if lowest is None else (lowest, median, highest),
         most_different=tuple(most.to_arrow_table().to_pylist()),
         seconds=round(seconds, 3),
     )
+
+
+def _incomparable(database: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Photos that are not comparable, by reason; of a damaged set, nearly every photo may have one of its own."""
+    others = f"FROM differences WHERE note <> {literal(SAME)}"
+    notes = dict(
+        database.sql(
+            f"SELECT note, count(*) {others} GROUP BY note ORDER BY count(*) DESC, note LIMIT {NOTES}"
+        ).fetchall()
+    )
+    left = _one(database, f"SELECT count(*) {others}") - sum(notes.values())
+    return {**notes, OTHER_NOTES: left} if left else notes
 
 
 def _side(database: duckdb.DuckDBPyConnection, target: str, here: str, there: str) -> Side:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing, RunFailed
+from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing, ObjectRefused, RunFailed
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.index import Part, count_outcomes, merge
 from pipeline.lease import Lease, is_lease, leased
@@ -201,7 +201,7 @@ class ImageSet:
     def set_aside(self, key: str) -> None:
         """Move an object out of the way, into the folder `removed`: nothing that someone may want is deleted.
 
-        Where another one of this name was moved before, it comes into a folder there that is called by its hash.
+        Where its name is taken there, it comes into a folder that is called by its hash.
 
         Raises:
             ObjectRefused: it cannot be read, or its name is unsafe.
@@ -209,8 +209,8 @@ class ImageSet:
         data = self.store.read(key)
         try:
             self.store.create(f"removed/{key}", data)
-        except ObjectExists:
-            if self.store.read(f"removed/{key}") != data:
+        except (ObjectExists, ObjectRefused):  # the name may be that of a folder, or need one where a file is
+            if not self._holds(f"removed/{key}", data):
                 self.store.write(f"removed/{_short_hash(data)}/{key}", data)
         self.store.delete(key)
 
@@ -381,6 +381,12 @@ class ImageSet:
         self.store.write(key, data)
         fault_point(FaultPoint.INDEX_PART_WRITTEN)
         return key
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return self.store.read(key) == data
+        except ObjectRefused:
+            return False
 
     def _names(self, folder: str, suffix: str) -> set[str]:
         keys = (listed.key for listed in self.store.list(folder) if _is_named(listed.key, folder, suffix))

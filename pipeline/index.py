@@ -75,6 +75,18 @@ def merge(parts: Sequence[Path], committed: Path, folder: Path) -> list[Part]:
     return merged
 
 
+def scan_index(parts: Sequence[Path], folder: Path) -> str:
+    """SQL that reads parts as one table, with the columns that an older degrain did not know: null in its rows.
+
+    Args:
+        parts: of an index; there may be none.
+        folder: where a file for those columns is written.
+    """
+    no_rows = folder / "no-rows.parquet"
+    pq.write_table(INDEX_SCHEMA.empty_table(), no_rows)
+    return scan([*parts, no_rows])
+
+
 def count_outcomes(parts: Sequence[Path]) -> dict[Outcome, int]:
     """Rows of an index by outcome."""
     with duckdb.connect() as database:

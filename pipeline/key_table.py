@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import orc
 
-from pipeline.database import explained, identifier, in_batches, literal, open_database, scan
+from pipeline.database import explained, identifier, in_batches, literal, open_database
 from pipeline.errors import ObjectMissing, StorageError
+from pipeline.index import scan_index
 from pipeline.planning import write_listing
-from pipeline.records import DUPLICATE_OF, INDEX_SCHEMA, LISTING_SCHEMA
+from pipeline.records import DUPLICATE_OF, LISTING_SCHEMA
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store, split_url
 from pipeline.subset import Subset
@@ -40,7 +41,8 @@ SIZE, ETAG = ("size_bytes", "size"), ("etag", "e_tag")
 def write_listing_from_table(table_url: str, source_url: str, path: Path, *, leave_out: str | None = None) -> int:
     """Write the listing of a source that a table holds to `path`; returns the number of objects.
 
-    Of an inventory, the newest versions of the source's objects are taken: no delete markers, and no folders.
+    Of an inventory, the newest versions of the source's objects are taken: no delete markers. Folders, which are empty
+    and whose keys end in `/`, are left out of any table.
 
     Args:
         table_url: path or URL of a table of keys, or of the `manifest.json` of an inventory.
@@ -88,12 +90,10 @@ def write_listing_from_index(
     if is_distinct:
         condition += f" AND {DUPLICATE_OF} IS NULL"
     with scratch_folder() as folder, open_database(folder) as database:
-        no_rows = folder / "no-rows.parquet"  # with the columns that an older degrain did not know
-        pq.write_table(INDEX_SCHEMA.empty_table(), no_rows)
         try:
             photos = database.sql(
                 f"SELECT key, output_size_bytes AS size_bytes, output_sha256 AS etag, {place} AS place "
-                f"FROM {scan([*parts, no_rows])} AS photos WHERE {condition}"
+                f"FROM {scan_index(parts, folder)} AS photos WHERE {condition}"
             )
             return _write(photos, path)
         except duckdb.Error as error:
@@ -183,11 +183,12 @@ def _insert(database: duckdb.DuckDBPyConnection, table: _Table, source_url: str,
         )
     if table.is_encoded:
         key = f"url_decode(replace({key}, '+', '%20'))"
-    conditions = ["key IS NULL OR NOT ends_with(key, '/')"]
+    conditions = ["key IS NULL OR NOT ends_with(key, '/') OR try_cast(size_bytes AS DOUBLE) > 0"]
     bucket, prefix = table.find("bucket"), ""
     if bucket is not None:
         bucket_name, prefix = _bucket_and_prefix(source_url)
         conditions += [f"bucket = {literal(bucket_name)}", f"starts_with(key, {literal(prefix)})"]
+        conditions.append(f"key <> {literal(prefix)}")  # of the source itself
     if leave_out is not None:
         conditions.append(f"NOT starts_with(key, {literal(prefix + leave_out)})")
     database.execute(
@@ -265,8 +266,9 @@ def _kind(path: Path) -> str:
 
 def _read_header(path: Path) -> list[str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file), [])
-    if len(set(names)) < len(names):
+        header = next(csv.reader(file), [])
+    names = [name or f"column {number}" for number, name in enumerate(header, 1)]  # pandas gives its index no name
+    if len({name.lower() for name in names}) < len(names):
         raise ValueError("two columns have one name")
     return names
 

@@ -68,7 +68,7 @@ class ObjectStore:
             page, token = self._run(self._page, folder, token)
             for path, size_bytes, etag in page:
                 key = path.removeprefix(self._root + "/")
-                if not key.endswith("/"):
+                if key and (size_bytes or not key.endswith("/")):  # or it is a folder that a web console made
                     yield SourceObject(key, size_bytes, etag)
             if token is None:
                 return

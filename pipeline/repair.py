@@ -1,8 +1,8 @@
 """`degrain verify --repair`: what is wrong in an image set is made again from its source, by the engine that made it.
 
-Nothing is deleted: what no row points to, or is damaged, is moved into the folder `removed` of the set. First the index
-and the commits are made right by each other, then photos are processed again, with the settings and the weights that
-the record of their run tells; then all is verified anew.
+Nothing that can be read is deleted or overwritten: what no row points to, or is damaged, is moved into the folder
+`removed` of the set. First the index and the commits are made right by each other, then photos are processed again,
+with the settings and the weights that the record of their run tells; then all is verified anew.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.database import in_batches, literal, open_database, scan
-from pipeline.errors import ImageSetError, ObjectRefused
+from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused
 from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, ingest_work
 from pipeline.jobs import DenoiseJob, denoise_work
 from pipeline.packed import PackedReader
 from pipeline.planning import read_command, read_shard_sizes
-from pipeline.records import DUPLICATE_OF, Fault, Layout, index_rows
+from pipeline.records import DUPLICATE_OF, Fault, Layout, Outcome, index_rows
 from pipeline.registry import FOLDER, read_weights, split_reference
 from pipeline.run import Progress, Work, do_work
 from pipeline.scratch import scratch_folder
@@ -34,6 +34,7 @@ from pipeline.strict import build
 from pipeline.verify import (
     BATCH,
     ORPHANS,
+    SHOWN,
     Examined,
     Report,
     Verdict,
@@ -80,17 +81,21 @@ class RepairJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired:
-    """What was found, what was done about it, and what is left to be found."""
+    """What was found, what was done about it, and what is left to be found.
+
+    Of the photos that were `processed`, those had a result before that are `rejected` now.
+    """
 
     before: Verdict
     after: Verdict
     processed: int
+    rejected: int
     moved: int
 
     def as_dict(self) -> dict[str, object]:
         """As `--json` prints it: what is left, and beside it what was there and what was done."""
-        repaired = {"findings_before": self.before.findings, "processed": self.processed, "moved": self.moved}
-        return {**self.after.as_dict(), **repaired}
+        done = {name: getattr(self, name) for name in ("processed", "rejected", "moved")}
+        return {**self.after.as_dict(), "findings_before": self.before.findings, **done}
 
 
 def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], None]) -> Repaired:
@@ -109,20 +114,52 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
         if not before.findings and not _killed_repairs(image_set):
             if destination is not None:
                 write_findings(found, destination)
-            return Repaired(before=before, after=before, processed=0, moved=0)
+            return Repaired(before=before, after=before, processed=0, rejected=0, moved=0)
+        aside = _Aside(image_set)
         with image_set.leased(COMMAND):
-            moved = _repair_commits(found)
+            _repair_commits(found, aside)
             has_new_rows = _repair_index(found)
-            moved += _set_aside(image_set, _keys(found, OF_RUNS))
+            aside.move(_keys(found, OF_RUNS))
             has_new_rows |= _close_killed_repairs(image_set)
         if not has_new_rows:
-            processed, more = _repair_photos(job, found, report_run)
+            processed, rejected = _repair_photos(job, found, aside, report_run)
     if has_new_rows:  # nobody has looked at their photos
         with examined(image_set, cluster, report) as found:
-            processed, more = _repair_photos(job, found, report_run)
+            processed, rejected = _repair_photos(job, found, aside, report_run)
     with image_set.leased(COMMAND):
-        moved += more + _set_orphans_aside(image_set)
-    return Repaired(before=before, after=run_verify(job.verify, report), processed=processed, moved=moved)
+        _set_orphans_aside(image_set, aside)
+    after = aside.explained(run_verify(job.verify, report))
+    return Repaired(before=before, after=after, processed=processed, rejected=rejected, moved=aside.moved)
+
+
+class _Aside:
+    """Moves objects of a set out of the way, counts them, and remembers why others could not be moved."""
+
+    def __init__(self, image_set: ImageSet) -> None:
+        self.moved = 0
+        self._set = image_set
+        self._refused: dict[str, str] = {}
+
+    def move(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            try:
+                self._set.set_aside(key)
+                self.moved += 1
+            except ObjectMissing:
+                continue
+            except ObjectRefused as error:
+                if len(self._refused) < SHOWN:
+                    self._refused[key] = str(error)
+
+    def explained(self, verdict: Verdict) -> Verdict:
+        """The verdict, where what could not be moved is told with the reason."""
+        first = [
+            dataclasses.replace(each, detail=f"{each.detail}, and it cannot be moved: {self._refused[each.key]}")
+            if each.kind == Fault.ORPHAN and each.key in self._refused
+            else each
+            for each in verdict.first
+        ]
+        return dataclasses.replace(verdict, first=tuple(first))
 
 
 def _keys(found: Examined, kinds: Sequence[Fault]) -> Iterator[str]:
@@ -136,8 +173,8 @@ def _of(found: Examined, kinds: Sequence[Fault]) -> str:
     return f"FROM {scan(found.findings)} WHERE kind IN ({names})"
 
 
-def _repair_commits(found: Examined) -> int:
-    """Write commits that are lost or damaged again, from the index; returns how many it knows nothing of."""
+def _repair_commits(found: Examined, aside: _Aside) -> None:
+    """Write commits that are lost or damaged again, from the index; those that it knows nothing of are moved."""
     image_set = found.image_set
     rows = found.database.sql(
         f"SELECT * REPLACE (NULL AS {DUPLICATE_OF}) FROM photos WHERE 'commits/' || shard || '.parquet' IN "
@@ -147,7 +184,7 @@ def _repair_commits(found: Examined) -> int:
     for shard, of_shard in _by_shard(rows):
         image_set.restore_commit(shard, of_shard)
         restored.add(image_set.commit_key(shard))
-    return _set_aside(image_set, (key for key in _keys(found, [Fault.DAMAGED_COMMIT]) if key not in restored))
+    aside.move(key for key in _keys(found, [Fault.DAMAGED_COMMIT]) if key not in restored)
 
 
 def _by_shard(rows: duckdb.DuckDBPyRelation) -> Iterator[tuple[str, pa.Table]]:
@@ -207,10 +244,13 @@ def _close_killed_repairs(image_set: ImageSet) -> bool:
     return bool(killed)
 
 
-def _repair_photos(job: RepairJob, found: Examined, report: Callable[[Progress], None]) -> tuple[int, int]:
-    """Process again what is wrong; returns how many photos, and how many damaged shards were moved."""
+def _repair_photos(
+    job: RepairJob, found: Examined, aside: _Aside, report: Callable[[Progress], None]
+) -> tuple[int, int]:
+    """Process again what is wrong; returns how many photos, and how many of them had a result and are rejected now."""
     database = found.database
     # A packed shard with one bad photo in it is made anew as a whole: there are readers that know nothing of the index.
+    # But its sound photos stay where they are if their sources have changed since.
     database.execute(
         f"""
         CREATE TEMP TABLE bad_shards AS
@@ -218,8 +258,11 @@ def _repair_photos(job: RepairJob, found: Examined, report: Callable[[Progress],
             WHERE output_key LIKE 'shards/%'
             UNION SELECT key {_of(found, OF_SHARDS)};
         CREATE TEMP TABLE wrong AS
-            SELECT key, attempts AS attempt, weights, parameters FROM photos
-            WHERE key IN (SELECT key {_of(found, OF_PHOTOS)}) OR output_key IN (SELECT place FROM bad_shards);
+            SELECT key, attempts AS attempt, weights, parameters, outcome <> '{Outcome.REJECTED}' AS had_result,
+                if(key IN (SELECT key {_of(found, OF_PHOTOS)})
+                    OR output_key IN (SELECT key {_of(found, [Fault.MISSING_SHARD])}), NULL, source_etag) AS sound_etag
+            FROM photos WHERE key IN (SELECT key {_of(found, OF_PHOTOS)})
+                OR output_key IN (SELECT place FROM bad_shards);
         """
     )
     works = _works(job, found)
@@ -228,13 +271,16 @@ def _repair_photos(job: RepairJob, found: Examined, report: Callable[[Progress],
             f"a run of {found.image_set.store.url} was interrupted, and has {found.verdict.interrupted:,} photos to "
             "do: run the same command again, and then repair"
         )
-    processed = sum(_process(database, recipe, work, report) for recipe, work in works.items())
-    places = "CREATE TEMP TABLE kept AS SELECT DISTINCT output_key AS place"
+    processed = sum(_process(found, aside, recipe, work, report) for recipe, work in works.items())
+    rows = "CREATE TEMP TABLE now AS SELECT key, outcome, output_key AS place"
     with found.image_set.local_index() as parts:
-        database.execute(f"{places} FROM {scan(parts)}" if parts else f"{places} FROM photos WHERE false")
-    unused = database.sql("SELECT place FROM bad_shards ANTI JOIN kept USING (place) ORDER BY place").fetchall()
+        database.execute(f"{rows} FROM {scan(parts)}" if parts else f"{rows} FROM photos WHERE false")
+    lost = f"FROM wrong JOIN now USING (key) WHERE had_result AND outcome = '{Outcome.REJECTED}'"
+    ((rejected,),) = database.sql(f"SELECT count(DISTINCT key) {lost}").fetchall()
+    unused = database.sql("SELECT place FROM bad_shards ANTI JOIN now USING (place) ORDER BY place").fetchall()
     with found.image_set.leased(COMMAND):
-        return processed, _set_aside(found.image_set, (place for (place,) in unused))
+        aside.move(place for (place,) in unused)
+    return processed, rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +308,7 @@ def _works(job: RepairJob, found: Examined) -> dict[_Recipe, Work]:
             lost.append("of_orphans")
         for keys_of_lost in lost:
             found.database.execute(
-                "INSERT INTO wrong SELECT key, 0, $weights, $parameters "
+                "INSERT INTO wrong SELECT key, 0, $weights, $parameters, false, NULL "
                 f"FROM {keys_of_lost} ANTI JOIN photos USING (key)",
                 dataclasses.asdict(newest),
             )
@@ -347,24 +393,27 @@ def _by_hash(weights: str, sha256: str) -> str:
     return weights if place is None else f"{place[0]}/{FOLDER}/{sha256}"
 
 
-def _process(
-    database: duckdb.DuckDBPyConnection, recipe: _Recipe, work: Work, report: Callable[[Progress], None]
-) -> int:
+def _process(found: Examined, aside: _Aside, recipe: _Recipe, work: Work, report: Callable[[Progress], None]) -> int:
     """Do those photos of the table `wrong` again that the source still has; returns how many."""
+    database = found.database
     with scratch_folder() as folder:
         listed, listing, distrusted = (folder / f"{each}.parquet" for each in ("listed", "listing", "distrusted"))
         work.write_listing(listed)
         database.execute(
-            "CREATE OR REPLACE TEMP TABLE wanted AS SELECT key, max(attempt) AS attempt FROM wrong "
+            "CREATE OR REPLACE TEMP TABLE wanted AS "
+            "SELECT key, max(attempt) AS attempt, max(sound_etag) AS sound_etag FROM wrong "
             "WHERE weights = $weights AND parameters = $parameters GROUP BY key",
             dataclasses.asdict(recipe),
         )
         database.execute(f"COPY wanted TO {literal(str(distrusted))}")
-        found = f"SELECT listed.* FROM {scan([listed])} AS listed SEMI JOIN wanted USING (key)"
-        database.execute(f"COPY ({found}) TO {literal(str(listing))}")
+        again = f"FROM {scan([listed])} AS listed JOIN wanted USING (key) WHERE coalesce(sound_etag = etag, true)"
+        database.execute(f"COPY (SELECT listed.* {again}) TO {literal(str(listing))}")
         photos = int(pq.read_metadata(listing).num_rows)
         if not photos:
             return 0
+        if work.layout == Layout.FILES:
+            with found.image_set.leased(COMMAND):
+                aside.move(_in_the_way(found, listing))
 
         def write_listing(path: Path) -> int:
             listing.replace(path)
@@ -379,7 +428,22 @@ def _process(
         return sum(summary.outcomes.values())
 
 
-def _set_orphans_aside(image_set: ImageSet) -> int:
+def _in_the_way(found: Examined, listing: Path) -> Iterator[str]:
+    """What lies where photos are to be written again, and what a folder of such a name holds."""
+    photos = f"(SELECT key, 'images/' || key AS place FROM {scan([listing])})"
+    rows = found.database.sql(
+        f"""
+        SELECT place FROM {photos} ANTI JOIN (SELECT key {_of(found, [Fault.MISSING])}) USING (key)
+        UNION SELECT orphan.key FROM (SELECT key {_of(found, [Fault.ORPHAN])}) AS orphan
+        JOIN ({photos} SEMI JOIN (SELECT key {_of(found, [Fault.UNREADABLE])}) USING (key)) AS photo
+        ON starts_with(orphan.key, place || '/')
+        """
+    )
+    for batch in in_batches(rows, BATCH):
+        yield from batch["place"].to_pylist()
+
+
+def _set_orphans_aside(image_set: ImageSet, aside: _Aside) -> None:
     with (
         scratch_folder() as folder,
         open_database(folder) as database,
@@ -387,14 +451,4 @@ def _set_orphans_aside(image_set: ImageSet) -> int:
     ):
         create_views(database, image_set, parts, folder)
         batches = in_batches(database.sql(ORPHANS), BATCH)
-        return _set_aside(image_set, chain.from_iterable(batch["key"].to_pylist() for batch in batches))
-
-
-def _set_aside(image_set: ImageSet, keys: Iterable[str]) -> int:
-    """Move objects out of the way; returns how many could be."""
-    moved = 0
-    for key in keys:
-        with suppress(ObjectRefused):  # it is gone, or its name is none that may be used: then it is found again
-            image_set.set_aside(key)
-            moved += 1
-    return moved
+        aside.move(chain.from_iterable(batch["key"].to_pylist() for batch in batches))

@@ -22,10 +22,11 @@ from markupsafe import Markup
 from PIL import Image
 
 from pipeline.charts import Series, draw_histogram, draw_spark, draw_timeline, nice_step
-from pipeline.database import open_database, scan
-from pipeline.errors import DegrainError, PhotoRejected
+from pipeline.database import open_database
+from pipeline.errors import DegrainError, ObjectRefused, PhotoRejected, StorageError
 from pipeline.highlights import find_places
 from pipeline.imageset import ImageSet, Manifest
+from pipeline.index import scan_index
 from pipeline.pictures import Pair, Picture, draw_pair, draw_whole, open_photo
 from pipeline.records import STAGES, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable, redacted
@@ -128,7 +129,7 @@ def render(job: ReportJob) -> str:
     ):
         if not any(manifest.counts.values()):
             raise ValueError(f"nothing is done in {image_set.store.url} yet: there is nothing to report")
-        database.execute(f"CREATE VIEW photos AS FROM {scan(parts)}")
+        database.execute(f"CREATE VIEW photos AS FROM {scan_index(parts, folder)}")
         facts = {**_totals(database), **_noise(database), **_work(database)}
         chosen = _choose(database, job.photos)
         rejected = _rejected(database)
@@ -340,6 +341,7 @@ class _Pictures:
         self._is_packed = manifest.layout == Layout.PACKED
         self._url = manifest.source
         self._source: Source | None = None
+        self._failure: StorageError | None = None  # of the whole source: another photo would wait for it as long
         self._places: dict[str, str] | None = None  # in a packed source: looked for once, in all of its index
 
     def draw_result(self, photo: ShownPhoto) -> None:
@@ -379,6 +381,16 @@ class _Pictures:
         return open_photo(data, name)
 
     def _read_source(self, row: dict[str, Any]) -> Image.Image:  # Any: the columns of the index
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return self._read_from(row)
+        except StorageError as error:
+            if not isinstance(error, ObjectRefused):
+                self._failure = error
+            raise
+
+    def _read_from(self, row: dict[str, Any]) -> Image.Image:  # Any: the columns of the index
         self._source = source = self._source or photos_of(open_store(self._url))
         place = None
         if source.is_packed and source.image_set is not None:

@@ -159,14 +159,18 @@ def open_store(url: str) -> Store:
 
     Raises:
         ValueError: there is no URL or nothing behind its scheme, or that is unknown, or the library for it is not
-            installed, or it holds credentials: URLs go into messages and manifests.
+            installed, or it holds credentials or parameters: URLs go into messages and manifests.
         StorageError: the library for it finds no credentials that it can use.
     """
     refuse_empty(url)
     if (shown := without_password(url)) != url:
         raise ValueError(f"{shown} holds a password: leave it out, and put it where the library for it finds it")
-    if "://" in url and "?" in url and (shown := redacted(url)) != url:
-        raise ValueError(f"{shown} holds credentials: leave them out, and put them where the library for it finds them")
+    if "://" in url and (query := url.partition("?")[2]) and redacted(query) != query:
+        raise ValueError(
+            f"{redacted(url)} holds credentials: leave them out, and put them where the library for it finds them"
+        )
+    if "://" in url and "?" in url:
+        raise ValueError(f"{redacted(url)} holds a '?', which begins parameters in a URL: name a place without")
     # With one slash, it is where an object of the URL s3://name would lie; with three, the bucket is what follows.
     if re.fullmatch(r"\w+:/+|(?!(file|local):)\w+:///.*", url, re.DOTALL):
         raise ValueError(f"{url} names no bucket: expected {url.partition(':')[0]}://bucket/folder")
@@ -188,8 +192,11 @@ def prefix_in(store: Store, other: Store) -> str | None:
 
 def unsafe_reason(key: str) -> str | None:
     """Why a key must not be used as a name below a target, or None where it may."""
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in key):
+    categories = {unicodedata.category(character) for character in key}
+    if categories & {"Cc", "Zl", "Zp"}:
         return "the name holds control characters"
+    if "Cs" in categories:
+        return "the name holds bytes that are no text"
     if "\\" in key:
         return "the name holds a backslash, or bytes that are no text"
     if "?versionId=" in key:
@@ -276,11 +283,11 @@ class LocalStore:
     def write(self, key: str, data: bytes, *, content_type: str | None = None) -> None:
         del content_type  # a file's name tells
         with self._written(key, [data]) as temporary:
-            temporary.replace(self._path(key))
+            _replace(temporary, self._path(key))
 
     def write_file(self, key: str, path: Path) -> None:
         with path.open("rb") as file, self._written(key, iter(partial(file.read, PART_BYTES), b"")) as temporary:
-            temporary.replace(self._path(key))
+            _replace(temporary, self._path(key))
 
     def create(self, key: str, data: bytes) -> None:
         for _ in range(TRIES):
@@ -451,6 +458,16 @@ def _reads_from_disk(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Give the file its name, in place of a file or of an empty folder: that is no object."""
+    try:
+        temporary.replace(path)
+    except IsADirectoryError:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        temporary.replace(path)
 
 
 def _link(temporary: Path, path: Path) -> None:

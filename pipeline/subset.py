@@ -108,18 +108,19 @@ def _check(database: duckdb.DuckDBPyConnection, where: str) -> None:
     kinds = database.sql(f"SELECT (\n{where}\n) FROM photos").types
     if kinds != ["BOOLEAN"]:
         raise ValueError(f"expected one condition, and it is {' and '.join(map(str, kinds))}")
-    database.execute(_query(where)).fetchall()
+    database.execute(f"SELECT * FROM photos WHERE (\n{where}\n)").fetchall()
 
 
 def _parsed(database: duckdb.DuckDBPyConnection, where: str) -> Iterator[dict[str, Any]]:  # Any: DuckDB's own JSON
     """The nodes of the condition's syntax tree, once it is certain that it is one condition and no more."""
 
     def parse(condition: str) -> dict[str, Any]:
-        (text,) = database.execute("SELECT json_serialize_sql($sql)", {"sql": _query(condition)}).fetchall()[0]
+        sql = f"SELECT * FROM photos WHERE {condition}"  # not in brackets: it could close them, and open others
+        (text,) = database.execute("SELECT json_serialize_sql($sql)", {"sql": sql}).fetchall()[0]
         answer: dict[str, Any] = json.loads(text)
         if answer["error"]:
-            database.extract_statements(f"SELECT * FROM photos WHERE {condition}")  # tells of it without our brackets
-            raise ValueError(answer["error_message"])
+            database.extract_statements(sql)  # tells of it in better words
+            raise ValueError("expected one condition")
         return answer
 
     found = parse(where)
@@ -137,10 +138,6 @@ def _parsed(database: duckdb.DuckDBPyConnection, where: str) -> Iterator[dict[st
                 yield node
         elif isinstance(node, list):
             waiting += node
-
-
-def _query(where: str) -> str:
-    return f"SELECT * FROM photos WHERE (\n{where}\n)"
 
 
 def _threshold(fraction: float) -> str:

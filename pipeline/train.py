@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -162,7 +163,7 @@ def read_run(run: str) -> dict[str, Any]:  # Any: JSON
         "weights": f"{store.url}/{WEIGHTS}",
         "sha256": weights.sha256,
         "card": dataclasses.asdict(weights.card),
-        "metrics": metrics[:: max(1, len(metrics) // 200)],
+        "metrics": metrics[:: max(1, math.ceil(len(metrics) / 200))],
     }
 
 

@@ -22,10 +22,10 @@ from pipeline.cluster import ClusterConfig
 from pipeline.database import in_batches, literal, open_database, scan
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
 from pipeline.imageset import ImageSet, Manifest, is_as_published
-from pipeline.index import is_sorted
+from pipeline.index import is_sorted, scan_index
 from pipeline.lease import refuse_if_leased
 from pipeline.planning import write_listing
-from pipeline.records import FINDING_SCHEMA, INDEX_SCHEMA, PLAN_SCHEMA, Fault, Finding, Layout, Outcome, PlannedPhoto
+from pipeline.records import FINDING_SCHEMA, PLAN_SCHEMA, Fault, Finding, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Destination, Store, open_store
@@ -210,9 +210,7 @@ def create_views(
         parts: local files of the index.
         folder: where other files are written.
     """
-    nothing = folder / "no-rows.parquet"
-    pq.write_table(INDEX_SCHEMA.empty_table(), nothing)
-    database.execute(f"CREATE VIEW photos AS FROM {scan([*parts, nothing])}")
+    database.execute(f"CREATE VIEW photos AS FROM {scan_index(parts, folder)}")
     database.execute(
         f"CREATE TABLE shards AS SELECT shard, count(*) AS rows, {DIGEST} AS digest FROM photos GROUP BY shard"
     )
@@ -350,9 +348,10 @@ def _find_lost_rows(database: duckdb.DuckDBPyConnection, image_set: ImageSet, fo
                 continue
         with notes.of_damage(Fault.DAMAGED_PLAN, image_set.plan_key(run)), suppress(ObjectMissing):
             path.write_bytes(image_set.read_plan(run))
+            detail = literal(f"{image_set.plan_key(run)} holds it, and it has no row")
             notes.add_rows(
                 database.sql(
-                    f"SELECT '{Fault.MISSING_ROW}' AS kind, key, 'a run has planned it, and it has no row' AS detail "
+                    f"SELECT '{Fault.MISSING_ROW}' AS kind, key, {detail} AS detail "
                     f"FROM {scan([path])} ANTI JOIN photos USING (key)"
                 )
             )

@@ -4,15 +4,18 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from imagecodecs import png_encode
 from loop import Loop
 from photos import saved, scene
+from PIL import Image
 
 from flows.cli import main
 from model.metrics import psnr_db
 from pipeline.denoise import DenoiseConfig
-from pipeline.diff import Difference, DiffJob, run_diff
+from pipeline.diff import OTHER_NOTES, UNREADABLE, Difference, DiffJob, run_diff
 from pipeline.errors import StorageError
 from pipeline.images import decode, inspect
 from pipeline.jobs import DenoiseJob, run_denoise
@@ -93,6 +96,42 @@ def test_a_result_that_is_damaged_is_told_and_stops_nothing(job: DenoiseJob, b: 
 
     assert found.incomparable == {"it is not as its row says (see: degrain verify)": 1}
     assert len(found.most_different) == 3
+
+
+def test_photos_that_cannot_be_read_are_one_reason_however_many_they_are(job: DenoiseJob, b: str) -> None:
+    denoise(job)
+    denoise(job, target=b, denoise=DenoiseConfig(strength=0.5))
+    for key in ("1.png", "2.png"):
+        (Path(b) / "images" / key).unlink()
+
+    assert diff(job.target, b).incomparable == {"one of the two cannot be read (see: degrain verify)": 2}
+
+
+def test_of_many_reasons_the_most_frequent_are_told(job: DenoiseJob, b: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.diff.NOTES", 1)
+    denoise(job)
+    denoise(job, target=b, denoise=DenoiseConfig(strength=0.5))
+    (Path(b) / "images/0.png").write_bytes(b"x")
+    for key in ("1.png", "2.png"):
+        (Path(b) / "images" / key).unlink()
+
+    assert list(diff(job.target, b).incomparable.items()) == [(UNREADABLE, 2), (OTHER_NOTES, 1)]
+
+
+def test_photos_of_another_kind_are_not_said_to_be_of_another_size(job: DenoiseJob, b: str) -> None:
+    denoise(job)
+    gray = Image.fromarray(scene(seed=0, side_px=32)).convert("L")
+    (Path(job.source) / "0.png").write_bytes(saved(gray, "PNG"))
+    (Path(job.source) / "1.png").write_bytes(png_encode(scene(seed=1, side_px=32).astype(np.uint16) * 257))
+    (Path(job.source) / "2.png").write_bytes(saved(scene(seed=2, side_px=24), "PNG"))
+
+    found = diff(job.target, denoise(job, target=b))
+
+    assert found.incomparable == {
+        "one is gray, and the other in colour": 1,
+        "one has another bit depth than the other": 1,
+        "one has another size than the other": 1,
+    }
 
 
 def test_the_same_pixels_in_other_bytes_are_known(job: DenoiseJob, b: str) -> None:

@@ -381,6 +381,15 @@ def test_what_is_set_aside_replaces_nothing_that_was_before(images: ImageSet) ->
     assert {images.store.read(key) for key in moved} == {b"first", b"second"}
 
 
+def test_what_is_set_aside_finds_a_place_beside_a_folder_or_a_file_of_its_name(images: ImageSet) -> None:
+    for key in ("images/a/b.jpg", "images/a", "images/a/b.jpg/c"):
+        images.store.write(key, key.encode())
+        images.set_aside(key)
+
+    moved = [images.store.read(key) for key in keys(images.store, "removed")]
+    assert sorted(moved) == [b"images/a", b"images/a/b.jpg", b"images/a/b.jpg/c"]
+
+
 def test_an_index_can_be_read_as_if_shards_were_published(images: ImageSet) -> None:
     commit(images, {"s1": [row("a"), row("b")], "s2": [row("b", "run-2")]})
     images.publish("run-1", ["s1"])

@@ -83,6 +83,18 @@ def test_folders_and_what_is_to_be_left_out_are_not_listed(tmp_path: Path, listi
     assert [found.key for found in listed(table, listing, leave_out="clean/")] == ["2019/a.jpg", "clean.jpg"]
 
 
+def test_an_object_whose_name_is_that_of_a_folder_is_listed_if_it_holds_anything(tmp_path: Path, listing: Path) -> None:
+    table = own_table(tmp_path / "t.csv", ["2019/", "photo/"])
+
+    assert listed(table, listing) == [SourceObject("photo/", 1, "e1")]
+
+
+def test_a_table_of_pandas_has_a_column_without_a_name(tmp_path: Path, listing: Path) -> None:
+    (tmp_path / "t.csv").write_text(",key,size_bytes,etag\n0,a.jpg,3,e\n")
+
+    assert listed(tmp_path / "t.csv", listing) == [SourceObject("a.jpg", 3, "e")]
+
+
 def test_other_columns_and_other_spellings_do_no_harm(tmp_path: Path, listing: Path) -> None:
     pq.write_table(pa.table({"Size": [3.0], "E_Tag": ['"e"'], "camera": ["x"], "KEY": [b"\xc3\xa9"]}), tmp_path / "t")
 
@@ -279,6 +291,7 @@ GOOD = "key,size_bytes,etag\na.jpg,1,e\n"
         ("name,size_bytes,etag\na,1,e\n", r"has no column key \(it has name, size_bytes, etag\)"),
         ('"photos","archive/a.jpg","7"\n', "has no column key .*name its manifest.json"),
         ("key,key,etag\n", "two columns have one name"),
+        ("key,size_bytes,etag,ETag\na.jpg,1,e,e\n", "two columns have one name"),
         ("key,size_bytes,etag\n", "lists nothing in s3://photos/archive"),
         ("key,size_bytes,etag\na.jpg,-1,e\n", "no size in bytes for 'a.jpg'"),
         ("key,size_bytes,etag\na.jpg,1.5,e\n", "no size in bytes for 'a.jpg'"),

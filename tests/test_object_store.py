@@ -84,6 +84,15 @@ def test_a_listing_of_any_other_file_system_goes_folder_by_folder(memory_url: st
     assert list(listing) == []
 
 
+def test_an_object_whose_name_is_that_of_a_folder_is_one_if_it_holds_anything(s3_url: str) -> None:
+    store = open_store(s3_url)
+    for name, data in (("", b""), ("empty/", b""), ("photo/", b"1")):
+        bucket, key = path_of(s3_url, name)
+        s3fs.S3FileSystem().call_s3("put_object", Bucket=bucket, Key=key, Body=data)
+
+    assert keys(store) == ["photo/"]
+
+
 def test_a_folder_that_the_web_console_made_is_no_object(s3_url: str) -> None:
     store = open_store(s3_url)
     bucket, folder = path_of(s3_url, "2019/")

@@ -1,16 +1,21 @@
 """The page of `degrain report` as text: what it says, and what it does where there is little or nothing to say."""
 
 import dataclasses
+import io
+import json
 import re
+from hashlib import sha256
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from loop import Loop
 from photos import saved, scene, write_archive
 from rows import row
 
+import pipeline.report
 from flows.cli import main
 from pipeline.cases import POISON_REASON
 from pipeline.charts import Series, draw_histogram, draw_timeline, nice_step
@@ -21,7 +26,7 @@ from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
 from pipeline.records import Layout, Outcome
 from pipeline.report import ReportJob, render, run_report
-from pipeline.storage import open_store
+from pipeline.storage import Store, open_store
 
 
 class Page(HTMLParser):
@@ -122,6 +127,38 @@ def test_a_whole_source_that_is_gone_stops_nothing(job: DenoiseJob) -> None:
     assert len(report(job.target).pictures) == 3 * 2
 
 
+@pytest.mark.parametrize("fails", ["photos_of", "read_photos"])
+def test_a_source_that_cannot_be_reached_is_asked_once(
+    job: DenoiseJob, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    denoise(job)
+    asked: list[Store] = []
+    works = getattr(pipeline.report, fails)
+
+    def unreachable(store: Store, *photos: object) -> object:
+        if store.url != job.source:
+            return works(store, *photos)
+        asked.append(store)
+        raise StorageError("nobody answers")
+
+    monkeypatch.setattr(pipeline.report, fails, unreachable)
+
+    assert report(job.target).text.count("The source cannot be shown: nobody answers") == 3
+    assert len(asked) == 1
+
+
+def test_an_index_of_an_older_degrain_is_told_of_without_what_it_did_not_know(job: DenoiseJob) -> None:
+    target = Path(denoise(job))
+    manifest = json.loads((target / "manifest.json").read_text())
+    older = io.BytesIO()
+    pq.write_table(pq.read_table(target / manifest["index"][0]).drop_columns(["camera", "iso", "megapixels"]), older)
+    part = f"index/part-older-{sha256(older.getvalue()).hexdigest()[:8]}.parquet"
+    (target / part).write_bytes(older.getvalue())
+    (target / "manifest.json").write_text(json.dumps({**manifest, "index": [part]}))
+
+    assert "denoised 3" in report(target).text
+
+
 def test_a_result_that_is_damaged_is_told(job: DenoiseJob) -> None:
     denoise(job)
     (Path(job.target) / "images/0.png").write_bytes(b"x")
@@ -183,6 +220,21 @@ def test_a_photo_that_nothing_was_changed_of_breaks_no_chart(job: DenoiseJob) ->
 
     assert "the strength is 0" in page.text
     assert re.findall(r"\b(?:nan|inf|None)\b", page.text) == []
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("ink", ["ink", "muted", "rejected", "accent"])
+def test_what_is_written_on_a_card_can_be_read(ink: str, theme: int) -> None:
+    style = files("pipeline").joinpath("page/report.css").read_text()
+
+    def luminance(name: str) -> float:
+        colour = re.findall(rf"--{name}: #(\w{{6}});", style)[theme]
+        levels = [int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [((each + 0.055) / 1.055) ** 2.4 if each > 0.04 else each / 12.92 for each in levels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    darker, lighter = sorted([luminance("card"), luminance(ink)])
+    assert (lighter + 0.05) / (darker + 0.05) >= 4.5  # WCAG 2.2, 1.4.3
 
 
 def test_photos_and_rejected_ones_are_bounded_whatever_the_size_of_the_set(job: DenoiseJob) -> None:

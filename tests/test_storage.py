@@ -430,6 +430,11 @@ def test_says_in_one_line_why_a_key_is_unsafe(key: str) -> None:
     assert reason.isprintable()
 
 
+def test_a_name_that_is_no_text_is_not_said_to_hold_control_characters() -> None:
+    assert unsafe_reason("caf\udce9.html") == "the name holds bytes that are no text"
+    assert unsafe_reason("a\nb.html") == "the name holds control characters"
+
+
 @pytest.mark.parametrize(
     ("url", "root", "name"),
     [
@@ -465,6 +470,12 @@ def test_a_url_without_a_bucket_is_refused_without_telling_a_secret(url: str) ->
         open_store(url)
 
     assert "Signature=1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["s3://photos/who?/2019", "gs://photos/who?x"])
+def test_a_name_with_a_question_mark_is_not_taken_for_credentials(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^\w+://photos/who\?… holds a '\?', which begins parameters in a URL: "):
+        open_store(url)
 
 
 def test_a_url_may_hold_a_user_and_a_name_that_looks_like_a_password() -> None:
@@ -841,6 +852,17 @@ def test_a_folder_in_place_of_a_file_is_refused(local: LocalStore) -> None:
 
     with pytest.raises(ObjectRefused, match=r"^cannot write a to .*: is a directory$"):
         local.write("a", b"2")
+
+
+def test_an_empty_folder_in_place_of_a_file_is_no_object_and_gives_way(local: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"2")
+    for key in ("a", "b"):
+        (local.root / key).mkdir(parents=True)
+
+    local.write("a", b"1")
+    local.write_file("b", tmp_path / "file")
+
+    assert [local.read(key) for key in ("a", "b")] == [b"1", b"2"]
 
 
 def test_a_name_too_long_for_the_file_system_is_refused(local: LocalStore) -> None:

@@ -15,6 +15,7 @@ from photos import saved, scene, write_archive
 from flows.cli import main
 from model.weights import dump_weights
 from pipeline import check
+from pipeline.cluster import ClusterConfig
 from pipeline.denoise import DenoiseConfig
 from pipeline.errors import ImageSetError, StorageError
 from pipeline.ingest import IngestConfig, IngestJob, run_ingest
@@ -269,6 +270,71 @@ def test_what_is_moved_is_not_lost(folder: Path) -> None:
     repair(folder)
 
     assert (folder / "removed/images/stranger.png").read_bytes() == b"nobody knows me"
+
+
+def test_a_damaged_photo_is_moved_and_not_overwritten(folder: Path) -> None:
+    flip_one(open_store(str(folder)))
+    retouched = (folder / "images/2.png").read_bytes()
+
+    repaired = repair(folder)
+
+    assert (repaired.processed, repaired.moved, repaired.after.kinds) == (1, 1, {})
+    assert (folder / "removed/images/2.png").read_bytes() == retouched
+
+
+def test_what_someone_put_where_a_new_photo_belongs_is_moved_and_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "source/9.png").write_bytes(saved(scene(seed=9, side_px=32), "PNG"))
+    (folder / "images/9.png").write_bytes(b"by hand")
+
+    assert repair(folder).processed == 1
+
+    assert (folder / "removed/images/9.png").read_bytes() == b"by hand"
+    assert "9.png" in photos_of(folder)
+
+
+@pytest.mark.parametrize("held", [[], ["stranger"]], ids=repr)
+def test_a_folder_in_place_of_a_photo_gives_way_to_it(folder: Path, held: list[str]) -> None:
+    before = photos_of(folder)
+    (folder / "images/0.png").unlink()
+    (folder / "images/0.png").mkdir()
+    for name in held:
+        (folder / "images/0.png" / name).write_bytes(b"nobody knows me")
+
+    repaired = repair(folder)
+
+    assert (repaired.rejected, repaired.moved, repaired.after.kinds) == (0, len(held), {})
+    assert photos_of(folder) == before
+
+
+def test_a_photo_that_cannot_be_made_again_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "images/0.png").unlink()
+    (tmp_path / "source/0.png").write_bytes(b"\x89PNG\r\n")
+
+    assert main(["verify", str(folder), "--repair"]) == 1
+
+    assert index_of(folder)["0.png"]["outcome"] == "rejected"
+    assert "1 of these photos had a result and are rejected now" in capsys.readouterr().out
+
+
+def test_a_sound_photo_beside_a_damaged_one_stays_if_its_source_has_changed(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.ingest.SHARDS_PER_WORKER", 1)
+    write_photos(tmp_path / "source")
+    target = tmp_path / "target"
+    one_shard = ClusterConfig(workers=1)
+    run_ingest(IngestJob(source=str(tmp_path / "source"), target=str(target), cluster=one_shard), silent)
+    [place] = {row["output_key"] for row in index_of(target).values()}
+    before = photos_of(target)
+    change(open_store(str(target)), place, lambda data: data.replace(before["1.png"], flipped(before["1.png"])))
+    (tmp_path / "source/0.png").write_bytes(b"\x89PNG\r\n")
+
+    repaired = repair(target)
+
+    assert (repaired.processed, repaired.rejected, repaired.after.kinds) == (3, 0, {})
+    assert photos_of(target) == before
 
 
 def test_only_what_is_wrong_is_processed_again_and_new_photos_wait(folder: Path, tmp_path: Path) -> None:
@@ -580,6 +646,24 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work_or_costs_no_ver
     monkeypatch.setattr(LocalStore, "write", fill_disk)
     with pytest.raises(StorageError, match=r"^the disk is full; what was found: .*: 1 missing, 1 wrong_bytes, "):
         run_verify(dataclasses.replace(job, findings=str(tmp_path / "findings.parquet")), silent)
+
+
+def test_what_cannot_be_moved_is_told_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    (folder / "images/linked").symlink_to(tmp_path / "source")
+
+    [finding] = repair(folder).after.first
+
+    assert (finding.kind, finding.key) == (Fault.ORPHAN, "images/linked")
+    assert "points to it, and it cannot be moved: images/linked is a link that leads out of " in finding.detail
+
+
+def test_a_photo_without_a_row_is_told_with_the_plan_that_holds_it(folder: Path) -> None:
+    plan = folder / keys(open_store(str(folder)), "plans")[0]
+    rows = pq.read_table(plan)
+    strange = pa.array(["0.qng", *rows["key"].to_pylist()[1:]])
+    pq.write_table(rows.set_column(0, rows.schema.field("key"), strange), plan)
+
+    assert [finding.detail for finding in verify(folder).first] == [f"plans/{plan.name} holds it, and it has no row"]
 
 
 def test_what_is_no_image_set_is_refused(tmp_path: Path) -> None:

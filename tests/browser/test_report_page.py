@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +130,24 @@ def test_a_finger_moves_it_too(open_page: Open) -> None:
     page.touchscreen.tap(box["x"] + box["width"] * 0.8, box["y"] + box["height"] / 2)
 
     assert 76 <= splits(page)[0] <= 84
+
+
+def test_the_sliders_of_a_photo_that_is_a_mere_line_can_be_seen(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Loop.instead_of_cluster(monkeypatch)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/line.png").write_bytes(saved(scene(side_px=900)[:3], "PNG"))
+    run_denoise(DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "target")), lambda _: None)
+    run_report(ReportJob(target=str(tmp_path / "target"), output=str(tmp_path / "report.html")))
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+
+    page.goto(f"file://{tmp_path}/report.html")
+
+    boxes = [box.bounding_box() for box in page.locator(".compare").all()]
+    page.close()
+    assert len(boxes) == 2
+    assert min(box[side] for box in boxes for side in ("width", "height")) >= 24
 
 
 def test_every_slider_has_a_name_of_its_own(open_page: Open) -> None:
