@@ -73,6 +73,15 @@ def place_of(weights: str, registry: str | None) -> str:
     return f"{registry.rstrip('/')}/weights/{weights}"
 
 
+def _place_beside(weights: str, registry: str | None) -> str:
+    """The same for weights to compare with: a name that the registry lacks may be one of those that ship."""
+    from model.weights import shipped_names
+    from pipeline.registry import open_registry
+
+    is_shipped = registry is not None and weights in shipped_names() and weights not in open_registry(registry).names()
+    return weights if is_shipped else place_of(weights, registry)
+
+
 def evaluate(options: argparse.Namespace) -> int:
     """`degrain evaluate`: how well weights do on known noise, beside others and classical denoisers."""
     from pipeline.auto_table import auto_rows, format_auto
@@ -81,7 +90,7 @@ def evaluate(options: argparse.Namespace) -> int:
     job = EvaluateJob(
         weights=weights_of(options),
         photos=options.photos,
-        against=tuple(options.against),
+        against=tuple(_place_beside(each, options.registry) for each in options.against),
         trials=tuple(options.trials),
         limit=options.limit,
         peers=_peers(options),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model.denoiser import Denoiser
 from model.estimate import estimate_noise
+from model.evaluate import MOST_DB
 from model.metrics import PEAK, psnr_of
 from model.strength import is_doubtful, why_left_alone
 from model.texture import Removed
@@ -146,7 +147,7 @@ def _mean_strengths(sigma: float, found: Sequence[_Tried]) -> AutoScore:
 
 
 def _clean_score(found: Sequence[_Tried]) -> CleanScore:
-    rest_db = [tried.auto_db for tried in found if not tried.is_left_alone]
+    rest_db = [min(tried.auto_db, MOST_DB) for tried in found if not tried.is_left_alone]
     return CleanScore(
         photos=len(found),
         left_alone=1 - len(rest_db) / len(found),

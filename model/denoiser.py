@@ -43,7 +43,6 @@ GPU_BATCH_PX = 2048**2
 # the estimate errs upward: told all of it, one of 41 photos loses 2 dB. So the mean gains as much, and that one loses
 # 0.8.
 GRAY_GAIN = 1.25
-MOST_NEUTRAL, SPARSE = 1.5 / PEAK, 16  # between the channels of what is black and white; of a first look at it
 SMALLEST_TILE_PX = 64  # below this the halo is nearly all of the work, and a smaller tile would hardly need less memory
 
 
@@ -123,7 +122,7 @@ class Denoiser:
         Args:
             noisy: (H, W, 3) or (H, W) in sRGB, uint8 or uint16; any size. Gray stays gray, also in three channels.
             strength: how much of the noise is removed, from 0 (the photo unchanged, exactly) to 1.
-            noise: what the network is told of the photo's noise; None estimates it.
+            noise: what the network is told of the photo's noise, and whether it shows colour; None estimates it.
             keeps_grain: take the noise out of the colour alone (see `model.grain`): a gray photo stays unchanged.
 
         Raises:
@@ -272,16 +271,14 @@ class Denoiser:
         # The permuted view is what torch calls channels_last: no pixel moves.
         noisy_BCHW = noisy_BHWC.permute(0, 3, 1, 2)
         level_B2 = torch.tensor([job.request.level for job in batch], device=self.device) / PEAK
-        only_B = [_only_channel(padded_HWC) for padded_HWC in padded_BHWC]
         is_filled_alone = all(job.request.strength == 0 for job in batch)
         if is_filled_alone:
             clean_BCHW = noisy_BCHW
-        elif any(only is not None for only in only_B):
-            clean_BCHW = self._run_network(*_as_gray(noisy_BCHW, level_B2, only_B), kind)
         else:
-            clean_BCHW = self._run_network(noisy_BCHW, level_B2, kind)
-        for job, noisy_CHW, clean_CHW, only in zip(batch, noisy_BCHW, clean_BCHW, only_B, strict=True):
-            job.write(noisy_CHW, clean_CHW, only)
+            only_B = [job.request.only_channel for job in batch]
+            clean_BCHW = self._run_network(_as_gray(noisy_BCHW, only_B), level_B2, kind)
+        for job, noisy_CHW, clean_CHW in zip(batch, noisy_BCHW, clean_BCHW, strict=True):
+            job.write(noisy_CHW, clean_CHW)
 
     def _run_network(self, noisy_BCHW: Tensor, level_B2: Tensor, kind: "Kind") -> Tensor:
         is_autocast = kind.precision is not Precision.FLOAT32
@@ -344,6 +341,7 @@ class Request:
         impulses: salt and pepper, filled before the network sees a tile. That is done whole at any strength but 0, as
             half an impulse is one, and where grain is kept, too: it is none. Where the photo has no other noise, what
             was not hit is as good as can be and stays as it is, whatever the strength.
+        only_channel, is_neutral: see `NoiseEstimate`: all of its tiles are shown as gray, or change as gray ones do.
     """
 
     noisy: NDArray[Any] | Windowed
@@ -353,6 +351,8 @@ class Request:
     clean: NDArray[Any] | Windowed
     is_white: bool = False
     impulses: Impulses | None = None
+    only_channel: int | None = None
+    is_neutral: bool = False
 
     @classmethod
     def of(
@@ -393,8 +393,18 @@ class Request:
         impulses = noise.impulses if strength > 0 else None
         if impulses is not None and not calls_for_network(noise, keeps_grain=keeps_grain, is_gray=noisy.ndim == 2):
             strength = 0.0
-        level = noise.luma_sigma * (GRAY_GAIN if noisy.ndim == 2 else 1), noise.chroma_sigma
-        return cls(noisy, strength, level, keeps_grain, clean, noise.is_white, impulses)
+        is_gray = noisy.ndim == 2 or noise.only_channel is not None
+        return cls(
+            noisy=noisy,
+            strength=strength,
+            level=(noise.luma_sigma * (GRAY_GAIN if is_gray else 1), noise.chroma_sigma),
+            keeps_grain=keeps_grain,
+            clean=clean,
+            is_white=noise.is_white,
+            impulses=impulses,
+            only_channel=noise.only_channel,
+            is_neutral=noise.is_neutral,
+        )
 
     @property
     def is_unchanged(self) -> bool:
@@ -449,11 +459,8 @@ class Job:
         _mirror(padded_HWC, height_px)
         _mirror(padded_HWC.swapaxes(0, 1), width_px)
 
-    def write(self, noisy_CHW: Tensor, clean_CHW: Tensor, only: int | None) -> None:
-        """Blend the core by the photo's strength and write it into the clean photo, in the photo's levels.
-
-        Where it shows one channel only, the network was shown that as gray.
-        """
+    def write(self, noisy_CHW: Tensor, clean_CHW: Tensor) -> None:
+        """Blend the core by the photo's strength and write it into the clean photo, in the photo's levels."""
         rows, columns = self.tile.core.within(self.tile.read)
         clean_CHW, noisy_CHW = clean_CHW[:, rows, columns], noisy_CHW[:, rows, columns]
         if not math.isfinite(float(clean_CHW.sum())):  # NaN and infinity survive a sum, which is the cheapest test
@@ -461,7 +468,7 @@ class Job:
                 f"the network made something that is not a number of a photo of shape {self.request.noisy.shape}, "
                 f"within {self.tile.core}: check the weights, or try precision float32"
             )
-        is_gray = self.request.noisy.ndim == 2
+        is_gray, only = self.request.noisy.ndim == 2, self.request.only_channel
         if only is not None:
             gray_HW = clean_CHW.mean(dim=0)
             clean_CHW = noisy_CHW.clone()
@@ -469,7 +476,7 @@ class Job:
                 clean_CHW[only] = gray_HW
         elif is_gray:
             clean_CHW = ((clean_CHW[0] + clean_CHW[1] + clean_CHW[2]) / 3).expand_as(clean_CHW)
-        elif _is_neutral(noisy_CHW):
+        elif self.request.is_neutral:
             clean_CHW = noisy_CHW + (clean_CHW - noisy_CHW).mean(dim=0)
         if self.request.keeps_grain and only is None:
             clean_CHW = keep_luminance(noisy_CHW, clean_CHW)
@@ -481,34 +488,15 @@ class Job:
         self.request.clean[self.tile.core.slices] = _to_levels(blended, self.request.noisy.dtype)
 
 
-def _is_neutral(photo_CHW: Tensor) -> bool:
-    """Whether it shows no colour, though it could: black and white photos are often stored in three channels.
-
-    A lossy WebP has no exact gray: its channels differ by a level. Some of the pixels tell nearly all that has colour.
-    """
-    looks = (photo_CHW[:, ::SPARSE, ::SPARSE], photo_CHW)
-    return all(bool((look_CHW[1:] - look_CHW[0]).abs().amax() < MOST_NEUTRAL) for look_CHW in looks)
-
-
-def _only_channel(photo: NDArray[Any]) -> int | None:
-    """Which channel shows all that there is, where two have one value throughout, as in fluorescence; else None."""
-    if photo.ndim == 2:
-        return None
-    shown = [channel for channel in range(3) if np.ptp(photo[::SPARSE, ::SPARSE, channel])]
-    if len(shown) != 1:
-        return None
-    return shown[0] if not any(np.ptp(photo[..., channel]) for channel in range(3) if channel != shown[0]) else None
-
-
-def _as_gray(noisy_BCHW: Tensor, level_B2: Tensor, only_B: Sequence[int | None]) -> tuple[Tensor, Tensor]:
-    """What the network is given, and told, where photos that show one channel only are gray ones of that channel."""
-    noisy_BCHW, level_B2 = noisy_BCHW.clone(), level_B2.clone()
-    for number, only in enumerate(only_B):
+def _as_gray(noisy_BCHW: Tensor, only_B: Sequence[int | None]) -> Tensor:
+    """What the network is shown: photos of one channel only are gray ones of that channel."""
+    if all(only is None for only in only_B):
+        return noisy_BCHW
+    noisy_BCHW = noisy_BCHW.clone()
+    for noisy_CHW, only in zip(noisy_BCHW, only_B, strict=True):
         if only is not None:
-            luma, chroma = level_B2[number]
-            noisy_BCHW[number] = noisy_BCHW[number, only].clone()
-            level_B2[number, 0], level_B2[number, 1] = GRAY_GAIN * (luma**2 + 2 * chroma**2).sqrt(), 0
-    return noisy_BCHW, level_B2
+            noisy_CHW[:] = noisy_CHW[only].clone()
+    return noisy_BCHW
 
 
 def _mirror(padded: NDArray[Any], filled: int) -> None:

@@ -10,7 +10,7 @@ next flattest blocks have no more of it.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,17 +36,23 @@ BLOCKS_AT_ONCE = 128  # they stay in the cache, and what they need is not given 
 CLIPPED_SHARE = 0.02  # with more clipped samples than this, a block's noise is no longer that of the sensor
 LEAST_FRAME = 0.01  # of the blocks are filled by one colour where a photo has a frame
 MOST_FRAMED_SHARE = 0.25  # with more of a frame, what a JPEG has left of its edge is all that a block shows
+FEWEST_WITHIN_FRAME = 64  # blocks; with fewer, the letters of a page that fill a block are taken for a photo
 MOST_CLIPPED_SHARE = 0.3  # what is clipped beyond this was black or white before the noise
 
 # Colour noise that is as strong in single pixels as in cells of 2 × 2 was never demosaiced or halved: it is white.
 WHITE_RATIO = 1.6
 LEAST_WHITE_SIGMA = 0.8  # rounding makes 0.3
+ROUNDING_POWER = 1 / 12
 # How far from equal it may be where nothing has filtered it since, in cells and in the other bands: nearer in 97 of 100
 # photos of 0.15 and 0.26 megapixels with 5 to 50 levels. Behind a mosaic it is 1.6 times and 1.3 in half of them.
 UNFILTERED_RATIOS = (1.15, 1.08)
 # How much stronger its power may be in the dark than in the light, or the reverse, in so many blocks: below 1.23 in 97
 # of 100 photos with 5 levels of white noise, 1.1 with more; 2.4 to 3.5 where a sensor's was taken for it to its harm.
 MOST_UNEVEN, EVENNESS_BLOCKS = 1.3, 256
+# Luminance of white noise has at most 1.55 times the power of its colour in 726 photos with 2 to 50 levels; grain, and
+# the noise of toned black and white photos, which all channels share, has more. That which is soft looks like texture,
+# but for two things: it is far stronger than the colour, and as strong in one block as in the next.
+MOST_WHITE_LUMA, LEAST_GRAIN, MOST_IN_COMMON = 1.7, 8, 0.5
 
 IMPULSE_LEVELS, IMPULSE_SIGMAS = 64, 5  # how far an impulse stands out from all of its eight neighbours, at least
 IMPULSE_SAMPLE_PX = 2**17
@@ -54,7 +60,12 @@ IMPULSE_SAMPLE_PX = 2**17
 # Measured on photos with noise of 3–75 levels, JPEG of quality 10 and more, and on pages, screens, charts and halftone.
 MOST_CROWDED = 6.0  # times as many samples at one level as noise leaves there; with 75 levels in JPEG 10 up to 5.3
 MOST_SOLID = 5.0  # share of cells of one colour, times the noise; up to 3.2 where JPEG of quality 10 was at work
+# Levels apart that a photo's are where it was brightened in 8 bits; more is dithering. How many it has, and which part
+# of its samples they are: after cwebp -near_lossless 40 not all.
+MOST_STEP, FEWEST_STEPS, COMB_SHARE = 8, 4, 0.97
 LEAST_BETWEEN = 0.1  # of the samples are neither black nor white; in noisy photos two thirds
+
+MOST_NEUTRAL = 1.5  # 8-bit levels between the channels of what is black and white: a lossy WebP has no exact gray
 
 LUMA_CHROMA = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]], np.float32) / np.sqrt([[3], [2], [6]], dtype=np.float32)
 
@@ -78,9 +89,12 @@ class NoiseEstimate:
         impulses: salt and pepper that is to be filled before anything else; all of the above is what a photo has
             beside it, and then.
         is_white: the noise is white and as strong in the dark as in the light, as nothing leaves it that filters: no
-            mosaic, no JPEG, no change of size. Seen in the colour, which texture hardly has: of a gray photo nobody
-            knows.
+            mosaic, no JPEG, no change of size. Seen in the colour, which texture hardly has, and no stronger in gray,
+            as grain is: of a gray photo nobody knows.
         is_drawn: what looks like noise is letters, lines, dots or the pixels of a drawing, which no noise has touched.
+        only_channel: of three, the one that shows all that there is, where two have one value throughout, as in
+            fluorescence: all of the above is that of a gray photo.
+        is_neutral: it shows no colour, though it could: black and white photos are often stored in three channels.
     """
 
     sigma: float
@@ -93,6 +107,8 @@ class NoiseEstimate:
     impulses: Impulses | None = None
     is_white: bool = False
     is_drawn: bool = False
+    only_channel: int | None = None
+    is_neutral: bool = False
 
 
 def estimate_noise(photo: Photo) -> NoiseEstimate:
@@ -110,7 +126,7 @@ def estimate_noise(photo: Photo) -> NoiseEstimate:
 
 
 def estimate_sigma(photo: Photo) -> float:
-    """Only the level, in a tenth of the time: of what is left of noise, by fewer blocks.
+    """Only the level, in a fifth of the time: of what is left of noise, by fewer blocks.
 
     Impulses are not looked for, and count as whatever they look like.
 
@@ -132,8 +148,9 @@ def _check_is_photo(photo: Photo) -> None:
 
 def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEstimate:
     """By the blocks that are sampled of a photo, as stored; in those that repeat it nothing is scattered by chance."""
-    if blocks_NPC.shape[2] == 3 and (shown := _shown(blocks_NPC)).shape[2] == 1:
-        return dataclasses.replace(_estimate(shown, is_repeated=is_repeated), impulses=None)
+    if blocks_NPC.shape[2] == 3 and (only := _only_channel(blocks_NPC)) is not None:
+        of_gray = _estimate(_shown(blocks_NPC), is_repeated=is_repeated)
+        return dataclasses.replace(of_gray, impulses=None, only_channel=only)
     clipped_N = _by_parts(_clipped, blocks_NPC)
     few_NYXC, peak = _few(blocks_NPC), PEAKS[blocks_NPC.dtype]
     impulses = None
@@ -147,13 +164,14 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
     flat, following = _flattest(blocks_NPC, usable)
     axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
     fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
-    is_white = _is_white(fine, coarse)
+    is_white = _is_white(fine, coarse) and not _is_grain(fine, coarse, axes)
     sure_luma = max(fine.luma.sure_power, coarse.luma.sure_power)
     sure_chroma = max(fine.chroma.sure_power, coarse.chroma.sure_power)
     if is_white:
         sure_chroma = fine.chroma.power
     gain = 1 / _left_by_clipping(float(clipped_N[flat].mean()))
-    luma, chroma = _total_powers(fine, coarse)
+    luma, chroma = _white_powers(fine) if is_white else _stronger_powers(fine, coarse)
+    is_white = is_white and luma < MOST_WHITE_LUMA * chroma
     found = _from_powers(luma * gain, chroma * gain, channels=blocks_NPC.shape[2])
     density = _impulse_density(few_NYXC, max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma) / 255 * peak)
     looks_noisy = not is_repeated and (density > 0 or max(sure_luma, sure_chroma) * gain > 1)
@@ -165,17 +183,19 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
         impulses=impulses,
         is_white=is_white and _is_unfiltered(fine, coarse) and _is_even(blocks_NPC, clipped_N, usable),
         is_drawn=looks_noisy and _is_drawn(blocks_NPC[flat], found.sigma),
+        is_neutral=blocks_NPC.shape[2] == 3 and _is_neutral(blocks_NPC),
     )
 
 
 def _estimate_sigma(blocks_NPC: NDArray[Any]) -> float:
     blocks_NPC = _shown(blocks_NPC)
     clipped_N = _by_parts(_clipped, blocks_NPC)
-    flat, _ = _flattest(blocks_NPC, _usable(blocks_NPC, clipped_N))
-    axes_NAP = _axes(blocks_NPC[flat])
-    fine, coarse = (_Scale.of(axes_NAP, None, level=level) for level in (1, 2))
+    flat, following = _flattest(blocks_NPC, _usable(blocks_NPC, clipped_N))
+    axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
+    fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
+    is_white = _is_white(fine, coarse) and not _is_grain(fine, coarse, axes)
     gain = 1 / _left_by_clipping(float(clipped_N[flat].mean()))
-    luma, chroma = _total_powers(fine, coarse)
+    luma, chroma = _white_powers(fine) if is_white else _stronger_powers(fine, coarse)
     return _from_powers(luma * gain, chroma * gain, channels=blocks_NPC.shape[2]).sigma
 
 
@@ -260,13 +280,26 @@ def _sample_blocks(photo: NDArray[Any], sample_px: int) -> NDArray[Any]:
     return grid.swapaxes(1, 2).reshape(-1, BLOCK_PX**2, photo_HWC.shape[2])
 
 
-def _shown(blocks_NPC: NDArray[Any]) -> NDArray[Any]:
-    """The blocks of the one channel that shows anything, where two have one value throughout; else as they are."""
+def _only_channel(blocks_NPC: NDArray[Any]) -> int | None:
+    """Which channel shows all that there is, where the others have one value throughout; None where none or more do."""
     first_C = blocks_NPC[0, 0]
     if np.count_nonzero((blocks_NPC[:, 0] != first_C).any(axis=0)) > 1:  # of nearly every photo this tells already
-        return blocks_NPC
+        return None
     varying = (blocks_NPC != first_C).any(axis=(0, 1))
-    return np.ascontiguousarray(blocks_NPC[..., varying]) if varying.sum() == 1 else blocks_NPC
+    return int(varying.argmax()) if varying.sum() == 1 else None
+
+
+def _shown(blocks_NPC: NDArray[Any]) -> NDArray[Any]:
+    """The blocks of the one channel that shows anything, if there is one; else as they are."""
+    only = _only_channel(blocks_NPC)
+    return blocks_NPC if only is None else np.ascontiguousarray(blocks_NPC[..., [only]])
+
+
+def _is_neutral(blocks_NPC: NDArray[Any]) -> bool:
+    """Whether the three channels are equal; some of the pixels tell nearly all photos that have colour."""
+    most = MOST_NEUTRAL / 255 * PEAKS[blocks_NPC.dtype]
+    looks = (look.astype(np.float32) for look in (blocks_NPC[:, :1], blocks_NPC))
+    return all(bool(np.abs(look[..., 1:] - look[..., :1]).max() < most) for look in looks)
 
 
 def _by_parts(measure: Callable[[NDArray[Any]], NDArray[Any]], blocks_NPC: NDArray[Any]) -> NDArray[Any]:
@@ -307,9 +340,16 @@ def _flattest(blocks_NPC: NDArray[Any], usable: NDArray[np.intp]) -> tuple[NDArr
 
 
 def _usable(blocks_NPC: NDArray[Any], clipped_N: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Which blocks are hardly clipped, and no part of a frame: a fifth of them, where none are."""
-    unusable_N = np.maximum(clipped_N, _framed(blocks_NPC))
-    return np.flatnonzero(unusable_N <= max(CLIPPED_SHARE, _quantile(unusable_N, 0.2)))
+    """Which blocks are hardly clipped, and no part of a frame: a fifth of them, where none are.
+
+    A frame of more than four fifths is left out before that, if enough is within it.
+    """
+    framed_N = _framed(blocks_NPC)
+    within = np.flatnonzero(framed_N == 0)
+    if not FEWEST_WITHIN_FRAME <= len(within) < 0.2 * len(blocks_NPC):
+        within = np.arange(len(blocks_NPC))
+    unusable_N = np.maximum(clipped_N, framed_N)[within]
+    return within[unusable_N <= max(CLIPPED_SHARE, _quantile(unusable_N, 0.2))]
 
 
 def _framed(blocks_NPC: NDArray[Any]) -> NDArray[np.float64]:
@@ -373,11 +413,10 @@ class _Scale:
     chroma: _Noise
 
     @classmethod
-    def of(cls, flat_NAP: Floats, following_NAP: Floats | None, *, level: int) -> "_Scale":
-        """Without blocks that follow, none of it is sure."""
+    def of(cls, flat_NAP: Floats, following_NAP: Floats, *, level: int) -> "_Scale":
         power = _powers(flat_NAP, level, "diagonal")
         rows, columns = (_powers(flat_NAP, level, kind) for kind in ("rows", "columns"))
-        following = (math.inf, math.inf) if following_NAP is None else _powers(following_NAP, level, "diagonal")
+        following = _powers(following_NAP, level, "diagonal")
         luma, chroma = (_Noise(power[axis], (rows[axis] + columns[axis]) / 2, following[axis]) for axis in (0, 1))
         return cls(luma, chroma)
 
@@ -398,6 +437,27 @@ class _Scale:
 def _is_white(fine: _Scale, coarse: _Scale) -> bool:
     """Whether colour noise is as strong in single pixels as in cells: texture and what cameras write are not."""
     return fine.chroma.power > LEAST_WHITE_SIGMA**2 and coarse.chroma.power < WHITE_RATIO**2 * fine.chroma.power
+
+
+def _is_grain(fine: _Scale, coarse: _Scale, axes: Sequence[Floats]) -> bool:
+    """Whether luminance has noise of its own, which may be soft, beside less that is white."""
+    if max(fine.luma.sure_power, coarse.luma.sure_power) <= LEAST_GRAIN * fine.chroma.power:
+        return False
+    luma_N1P = np.concatenate([axes_NAP[:, :1] for axes_NAP in axes])
+    return _in_common(luma_N1P) + 1 / math.sqrt(len(luma_N1P)) < MOST_IN_COMMON
+
+
+def _in_common(luma_N1P: Floats) -> float:
+    """How the power of the finest diagonal band goes with that of other bands, over the blocks: the mean correlation.
+
+    Of noise they are independent, whatever its spectrum. Where texture is strong in one band, it is so in all.
+    NaN where all blocks are alike.
+    """
+    bands = ((1, "diagonal"), (1, "rows"), (1, "columns"), (2, "diagonal"))
+    diagonal_N, rows_N, columns_N, coarse_N = (_squares(luma_N1P, *band)[:, 0] for band in bands)
+    powers = np.stack([diagonal_N, rows_N + columns_N, coarse_N])
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef(np.log(powers + ROUNDING_POWER))[0, 1:].mean())
 
 
 def _is_unfiltered(fine: _Scale, coarse: _Scale) -> bool:
@@ -423,11 +483,6 @@ def _is_even(blocks_NPC: NDArray[Any], clipped_N: NDArray[np.float64], usable: N
     by_brightness = np.argsort(samples_NS.sum(axis=1), kind="stable")
     quiet = [_quantile(third, 0.2) for third in np.array_split(power_N[by_brightness], 3)]
     return max(quiet) < MOST_UNEVEN * min(quiet)
-
-
-def _total_powers(fine: _Scale, coarse: _Scale) -> tuple[float, float]:
-    """Of luminance and chrominance, whatever the noise is."""
-    return _white_powers(fine) if _is_white(fine, coarse) else _stronger_powers(fine, coarse)
 
 
 def _white_powers(fine: _Scale) -> tuple[float, float]:
@@ -495,11 +550,13 @@ def _is_drawn(blocks_NPC: NDArray[Any], sigma: float) -> bool:
     """Whether these blocks have levels, or cells, that noise of `sigma` would have spread.
 
     Whatever the scene, noise leaves no more than 1 / (sigma √(2π)) of the samples at any level between black and white,
-    and hardly ever four equal pixels in a square: a page, a screen or a chart is full of both.
+    and hardly ever four equal pixels in a square: a page, a screen or a chart is full of both. What was brightened in 8
+    bits has every so manieth level only, and its noise is so many times as crowded.
     """
     levels_NPC = blocks_NPC
     if blocks_NPC.dtype != np.uint8:
         levels_NPC = np.rint(blocks_NPC * (255 / PEAKS[blocks_NPC.dtype])).clip(0, 255).astype(np.uint8)
+    sigma /= _step_of_levels(levels_NPC)
     channels = levels_NPC.reshape(-1, levels_NPC.shape[2]).T
     between = [np.bincount(levels_P, minlength=256)[1:255] for levels_P in channels]
     count = sum(int(histogram.sum()) for histogram in between)
@@ -509,6 +566,19 @@ def _is_drawn(blocks_NPC: NDArray[Any], sigma: float) -> bool:
     cells = blocks_NPC.reshape(-1, BLOCK_PX // 2, 2, BLOCK_PX // 2, 2, blocks_NPC.shape[2])
     solid = float((cells == cells[:, :, :1, :, :1]).all(axis=(2, 4, 5)).mean())
     return crowded * sigma * math.sqrt(2 * math.pi) > MOST_CROWDED or solid * sigma > MOST_SOLID
+
+
+def _step_of_levels(levels_NPC: NDArray[np.uint8]) -> int:
+    """How far apart the levels are that occur, where they are equally so; 1 of nearly all photos."""
+    counts = np.bincount(levels_NPC.reshape(-1), minlength=256)
+    for step in range(MOST_STEP, 1, -1):
+        comb = max((counts[first::step] for first in range(step)), key=np.sum)
+        first, last = np.searchsorted(comb.cumsum(), (0.05 * counts.sum(), 0.95 * counts.sum()))
+        middle = comb[first : last + 1]
+        is_dense = len(middle) >= FEWEST_STEPS and np.count_nonzero(middle) > 0.9 * len(middle)
+        if is_dense and comb.sum() > COMB_SHARE * counts.sum():
+            return step
+    return 1
 
 
 def _left_by_clipping(share: Share) -> Share:

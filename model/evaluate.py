@@ -22,6 +22,7 @@ Denoise = Callable[[Floats | Photo, "Told"], Floats | Photo]
 
 JPEG_QUALITY = 90
 PHOTO_ISOS = (800, 1600, 3200, 6400, 12800)
+MOST_DB = 99.0  # no PSNR counts as more: that of a photo that is as it should be is infinite, which JSON cannot hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class Score:
     """What became of one photo.
 
     Attributes:
-        noisy_psnr_db, psnr_db: against the clean photo, before and after; rounded to 8 bit as a file would be.
+        noisy_psnr_db, psnr_db: against the clean photo, before and after; rounded to 8 bit as a file would be. At most
+            `MOST_DB`.
         ssim: structural similarity after (Wang et al. 2004), 0–1.
         noise_left: the share of the noise that is still there: the error's projection on the noise; may leave 0–1.
         detail_lost: the share of the finest detail that is gone: the error's projection on what a blur of one pixel
@@ -94,9 +96,8 @@ def run_trial(trial: Trial, denoise: Denoise, photos: Iterable[Photo], *, seed: 
 
 
 def mean_score(scores: Iterable[Score]) -> Score:
-    """The mean of each figure over the photos; an infinite PSNR (nothing was changed) counts as 99 dB."""
-    rows = [dataclasses.astuple(score) for score in scores]
-    means = np.where(np.isinf(rows), 99, rows).mean(axis=0)
+    """The mean of each figure over the photos."""
+    means = np.mean([dataclasses.astuple(score) for score in scores], axis=0)
     names = [field.name for field in dataclasses.fields(Score)]
     return Score(**dict(zip(names, means.tolist(), strict=True)))
 
@@ -108,8 +109,8 @@ def _score(clean: Photo, noisy: Floats | Photo, result: Floats | Photo, estimate
     error: Floats = made - truth
     detail = truth - _blurred(truth)
     return Score(
-        noisy_psnr_db=psnr_db(seen, truth),
-        psnr_db=psnr_db(made, truth),
+        noisy_psnr_db=min(psnr_db(seen, truth), MOST_DB),
+        psnr_db=min(psnr_db(made, truth), MOST_DB),
         ssim=ssim(made.astype(np.uint8), clean),
         noise_left=_projection(error, noise),
         detail_lost=-_projection(error, detail),
@@ -188,10 +189,16 @@ CAMERAS = (
 )
 
 
+def camera_of(number: int) -> tuple[Camera, int]:
+    """The camera and the ISO of a photo by its number: five in a row have all of both, and 25 all pairs."""
+    camera = CAMERAS[number % len(CAMERAS)]
+    iso = PHOTO_ISOS[(number // len(CAMERAS) - number - 1) % len(PHOTO_ISOS)]  # of the first five none is capped
+    return camera, min(camera.max_iso, iso)
+
+
 def photograph(clean: Photo, draw: np.random.Generator, number: int) -> Photo:
     """The photo with the noise of the camera of this number, at the ISO of this number, opened again from its JPEG."""
-    camera = CAMERAS[number % len(CAMERAS)]
-    iso = min(camera.max_iso, PHOTO_ISOS[number // len(CAMERAS) % len(PHOTO_ISOS)])
+    camera, iso = camera_of(number)
     electrons_at_white = camera.full_well * 100 / iso
     gains = np.array([camera.gains[0], 1.0, camera.gains[1]], np.float32)
 

@@ -74,14 +74,16 @@ class NoiseConfig:
     blotched_share: float = 0.25
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma_min <= self.sigma_max:
-            raise ValueError(f"sigma range {self.sigma_min}–{self.sigma_max} is not in order: expected 0 <= min <= max")
+        if not 0 <= self.sigma_min <= self.sigma_max < math.inf:
+            raise ValueError(
+                f"sigma range {self.sigma_min}–{self.sigma_max} is no range of levels: expected 0 <= min <= max, finite"
+            )
         if not 0 <= self.impulse_density_min <= self.impulse_density_max <= 1:
             raise ValueError(
                 f"impulse densities {self.impulse_density_min}–{self.impulse_density_max} are no range within 0–1"
             )
         shares = self.shares.values()
-        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        if min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:  # also refuses NaN
             raise ValueError(f"noise shares {self.shares} must be positive and add up to 1")
         for name in ("jpeg_share", "filtered_share", "blotched_share"):
             if not 0 <= getattr(self, name) <= 1:

@@ -1,6 +1,7 @@
 """Training in one process: the recipe, the state that a checkpoint holds, and the loop as a generator of metrics."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from model.jpeg import BLOCK_PX
 from model.muon import Muon
 from model.noise import PEAK, NoiseConfig, sample_noisy
 from model.teacher import VIEWS, teach
-from model.weights import NETWORKS, Part, header_size_bytes
+from model.weights import NETWORKS, Part, find_not_finite, header_size_bytes
 
 # How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
 TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.2, 0.08, 0.4
@@ -106,6 +107,14 @@ class TrainConfig:
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}: expected a number from 0 to 1")
+        for name, value in (("learning_rate", self.learning_rate), ("gradient_clip", self.gradient_clip)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}: expected a number above 0")
+        for name, value in (("warmup_steps", self.warmup_steps), ("weight_decay", self.weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}: expected 0 or more")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}: expected a number from 0 to below 1")
         multiple = math.lcm(NETWORKS[self.network].multiple_px, 2 * BLOCK_PX) * (2 if self.small_share else 1)
         if self.patch_px <= 0 or self.patch_px % multiple:
             raise ValueError(
@@ -254,9 +263,11 @@ class TrainState:
         for number, optimizer in enumerate(self.optimizers):
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in moments.items()}
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         settings = json.dumps(dataclasses.asdict(config) | dict(origin), sort_keys=True)
         metadata = {"step": str(self.step), "config": settings}
-        return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+        sha256 = _sha256_of(metadata, safetensors.torch.save(tensors))
+        return safetensors.torch.save(tensors, metadata | {"sha256": sha256})
 
     def load(self, data: bytes, step: int) -> None:
         """Continue from a checkpoint that `dump` made at `step` (see `read_checkpoint_header`).
@@ -272,6 +283,8 @@ class TrainState:
 
     def _load(self, data: bytes) -> None:
         tensors = safetensors.torch.load(data)
+        if (spoilt := find_not_finite(tensors)) is not None:
+            raise ValueError(f"{spoilt} has numbers that are not finite")
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -290,13 +303,23 @@ def read_checkpoint_header(data: bytes) -> tuple[int, dict[str, Any]]:  # Any: s
     """The step at which a checkpoint was made, and by name the recipe and the origin of its run.
 
     Raises:
-        ValueError: it is no checkpoint.
+        ValueError: it is no checkpoint, or was changed since it was made.
     """
     try:
         header = json.loads(data[8 : 8 + header_size_bytes(data)])["__metadata__"]
-        return int(header["step"]), dict(json.loads(header["config"]))
+        step, settings = int(header["step"]), dict(json.loads(header["config"]))
+        expected = header.get("sha256")  # earlier versions told of none
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError("it has no header of a checkpoint") from error
+    if expected not in (None, found := _sha256_of(header, data)):
+        raise ValueError(f"its sha256 is {found[:16]}…, and was {str(expected)[:16]}… when it was made")
+    return step, settings
+
+
+def _sha256_of(metadata: Mapping[str, str], file: bytes) -> str:
+    """Of the step, the settings and the tensors of a checkpoint."""
+    said = f"{metadata['step']} {metadata['config']} ".encode()
+    return hashlib.sha256(said + file[8 + header_size_bytes(file) :]).hexdigest()
 
 
 def train_steps(

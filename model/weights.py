@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -86,6 +88,9 @@ class Card:
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise ValueError(f"unknown network {self.network!r}: expected one of {', '.join(NETWORKS)}")
+        for name, score in self.scores.items():
+            if not isinstance(score, int | float) or not math.isfinite(score):
+                raise ValueError(f"the score {name!r} is {score!r}: expected a finite number")
         if self.white is not None and (_tiles(self.white.network) != _tiles(self.network) or self.white.white):
             raise ValueError(
                 f"the network for white noise is a {self.white.network!r}: expected one that the tiles of a "
@@ -151,11 +156,16 @@ def dump_weights(network: nn.Module, card: Card, *, white: nn.Module | None = No
         network: the general one.
         card: what describes it, and has a card for the other one exactly where there is one.
         white: the network for white noise.
+
+    Raises:
+        FloatingPointError: a network has numbers that are not finite.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     if white is not None:
         tensors |= {f"{_WHITE}{name}": tensor.detach().cpu() for name, tensor in white.state_dict().items()}
         tensors = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+    if (name := find_not_finite(tensors)) is not None:
+        raise FloatingPointError(f"{name} of the network has numbers that are not finite: there are no weights to keep")
     return safetensors.torch.save(tensors, metadata={"card": json.dumps(_stated(card), sort_keys=True)})
 
 
@@ -176,7 +186,14 @@ def parse_weights(data: bytes) -> Weights:
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"not a safetensors file: {error}") from error
     card = parse_card(data[8 : 8 + header_size_bytes(data)])
+    if (name := find_not_finite(tensors)) is not None:
+        raise ValueError(f"the weights are damaged: {name} has numbers that are not finite")
     return Weights(tensors, card, hashlib.sha256(data).hexdigest())
+
+
+def find_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor that has NaN or an infinity in it, if one has."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
 def header_size_bytes(data: bytes) -> int:

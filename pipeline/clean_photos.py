@@ -51,6 +51,8 @@ class CleanPhotos:
             ValueError: there are none.
             StorageError: the source cannot be read.
         """
+        if not len(self.photos):
+            raise ValueError(f"there are no photos in {self.source.url}: check its path or URL")
         found = clean_among(self.source.read(self.photos), min_side_px=self.min_side_px)
         if (first := next(found, None)) is None:
             raise no_clean_photos(self.source, min_side_px=self.min_side_px)

@@ -163,14 +163,22 @@ def _read_scores(url: str, sha256: str) -> Evaluated:
     root, key = split_url(url)
     try:
         values: Evaluated = json.loads(open_store(root).read(key))
+        _check_scores(values)
         if _rows(values, sha256):
             return values
         of = ", ".join(f"{name} ({other[:16]})" for name, other in values["weights"].items())
     except ObjectMissing as error:
         raise ValueError(f"there are no scores at {url}") from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{url} is no scores.json of degrain evaluate: {error}") from error
     raise ValueError(f"{url} has scores of {of}, and none of {sha256[:16]}: evaluate these weights")
+
+
+def _check_scores(values: Evaluated) -> None:
+    """Raises KeyError, TypeError or ValueError unless all that is asked of scores is there."""
+    for row in values["rows"]:
+        _ = row["trial"], row["denoiser"], row["weights"], float(row["gain_db"]), float(row["noisy_psnr_db"])
+    _ = values["photos_sha256"], [score["denoiser"] for score in values["scores"]]
 
 
 def _compare(sha256: str, incumbent: str, evaluated: Evaluated | None, registry: Registry) -> Comparison | None:

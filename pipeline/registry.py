@@ -173,7 +173,8 @@ class Registry:
 
     def scores_of(self, sha256: str) -> list[Mapping[str, object]]:
         """What was measured of weights, each as `Evaluation.as_dict` gives it."""
-        keys = sorted(listed.key for listed in self.store.list(f"{FOLDER}/{sha256}"))
+        listed = (each.key for each in self.store.list(f"{FOLDER}/{sha256}"))
+        keys = sorted(key for key in listed if is_hash(Path(key).stem) and key.endswith(".json"))
         found = []
         for key in keys:
             data = self.store.read(key)
@@ -219,7 +220,7 @@ class Registry:
         key = _pointer_key(name, number)
         try:
             return dataclasses.replace(build(Pointer, json.loads(self.store.read(key))), number=number)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RegistryError(f"{self.store.url}/{key} is damaged: {error}") from error
 
     def _read_card(self, file: str) -> Card:
@@ -237,7 +238,7 @@ def open_registry(url: str | None) -> Registry:
 
 
 def read_weights(source: str) -> tuple[bytes, Weights]:
-    """Weights by the name that they ship under, by a path or URL of their file, or of their name in a registry.
+    """Weights by the name or hash that they ship under, by a path or URL of their file, or of their name in a registry.
 
     The latter ends in `…/weights/NAME`, where NAME may also be a hash or its first digits.
 
@@ -249,6 +250,11 @@ def read_weights(source: str) -> tuple[bytes, Weights]:
     if source in shipped_names():
         return open_registry(None).read(source)
     if "/" not in source and not source.endswith(SUFFIX):
+        shipped = open_registry(None)
+        hashes = shipped.names().items() if len(source) >= SHORTEST_HASH else ()
+        matching = [name for name, sha256 in hashes if sha256.startswith(source)]
+        if len(matching) == 1:
+            return shipped.read(matching[0])
         raise ValueError(f"unknown weights '{source}': expected {' or '.join(shipped_names())}, or a path or URL")
     if (place := split_reference(source)) is not None:
         root, name = place

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.auto_trials import AutoScores
-from model.evaluate import Score, mean_score
+from model.evaluate import MOST_DB, Score, mean_score
 from pipeline.auto_table import auto_rows
-
-MOST_DB = 99.0  # stands for the infinite PSNR of a photo that is as it should be, which JSON cannot hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +103,8 @@ def summarise(scores: Sequence[PhotoScore], *, weights: str | None, first: Seque
         weights: its sha256, if it is ours.
         first: those of the first denoiser in the same trial, of these photos and maybe more.
     """
-    psnr_db = {each.key: min(each.score.psnr_db, MOST_DB) for each in first}
-    behind_db = [psnr_db[each.key] - min(each.score.psnr_db, MOST_DB) for each in scores]
+    psnr_db = {each.key: each.score.psnr_db for each in first}
+    behind_db = [psnr_db[each.key] - each.score.psnr_db for each in scores]
     return Row(
         trial=scores[0].trial,
         denoiser=scores[0].denoiser,
@@ -167,7 +165,7 @@ def _decibels(psnr_db: float) -> str:
 
 
 def _rounded(score: Score) -> dict[str, object]:
-    return {name: round(min(value, MOST_DB), 4) for name, value in dataclasses.asdict(score).items()}
+    return {name: round(value, 4) for name, value in dataclasses.asdict(score).items()}
 
 
 def _json_lines(value: object) -> str:

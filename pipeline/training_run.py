@@ -71,7 +71,8 @@ class TrainJob:
         use_gpus: whether workers get a GPU each, where there are any.
         checkpoint_every: steps between checkpoints; there is one every five minutes besides.
         validate_every: steps between two looks at a few photos of the validation.
-        log_every: steps whose mean makes one row of the metrics.
+        log_every: steps whose mean makes one row of the metrics; fewer where a look at the validation comes between, or
+            where the run goes on, as its first row is of the steps since the checkpoint.
         max_failures: how often a run goes on after it has lost a worker.
     """
 
@@ -106,7 +107,7 @@ class TrainJob:
         if not 1 <= self.workers <= self.config.parts:
             raise ValueError(
                 f"workers is {self.workers}: expected 1 to {self.config.parts}, the parts that a batch of "
-                f"{self.config.batch_size} patches has"
+                f"{self.config.batch_size} patches has; for more of them, take a batch_size of 4 for each worker"
             )
 
     def find_photos(self) -> tuple[Source, pa.Table]:

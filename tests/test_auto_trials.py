@@ -7,8 +7,10 @@ import pytest
 from photos import saved, scene
 
 from flows.cli import main
+from model import auto_trials
 from model.auto_trials import FIXED_STRENGTHS, STRENGTH_SIGMAS, AutoScores, score_auto, score_estimates
 from model.denoiser import Denoiser
+from model.evaluate import MOST_DB
 from pipeline.auto_table import auto_rows, format_auto
 
 PHOTOS = [scene(sigma=0, side_px=96, seed=seed)[:, ::step] for seed, step in ((0, 1), (1, -1))]
@@ -41,6 +43,16 @@ def test_auto_is_as_good_as_the_best_fixed_strength_within_a_decibel(scores: Aut
     for each in scores.strengths[1:]:
         assert each.best_strength in FIXED_STRENGTHS[10:]
         assert 0 <= each.loss_db < 1
+
+
+def test_photos_that_are_not_left_alone_and_yet_do_not_change_have_a_finite_score(monkeypatch) -> None:
+    class Copying:
+        def __call__(self, noisy: np.ndarray, **_: object) -> np.ndarray:
+            return noisy.copy()
+
+    monkeypatch.setattr(auto_trials, "why_left_alone", lambda *_, **__: None)
+    clean = score_auto(Copying(), PHOTOS).clean
+    assert (clean.rest_mean_psnr_db, clean.rest_worst_psnr_db) == (MOST_DB, MOST_DB)
 
 
 def test_a_strength_of_0_is_the_noisy_photo_itself(scores: AutoScores) -> None:

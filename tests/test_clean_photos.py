@@ -32,6 +32,11 @@ def test_a_collection_without_any_is_refused(folder: Path) -> None:
         list(find_clean_photos(str(folder), min_side_px=64))
 
 
+def test_a_collection_that_is_not_there_is_told_from_one_without_any(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"there are no photos in .*/nowhere: check its path or URL"):
+        list(find_clean_photos(f"{folder}/nowhere"))
+
+
 def test_the_digest_is_that_of_sha256sum(folder: Path) -> None:
     printed = subprocess.run(
         "sha256sum 0.png 1.png 2.png | LC_ALL=C sort | sha256sum",

@@ -176,16 +176,21 @@ def test_a_photo_of_one_channel_is_gray_in_that_channel(weights, channel):
     gray = _photo(150, 41)
     noisy = np.full((*gray.shape, 3), 7, np.uint8)
     noisy[..., channel] = gray
-    alone = NoiseEstimate(sigma=12, luma_sigma=12, chroma_sigma=0, chroma_share=0)
-    sigma = 12 / 3**0.5
-    in_colour = NoiseEstimate(sigma=sigma, luma_sigma=sigma, chroma_sigma=sigma, chroma_share=2 / 3)
     denoiser = Denoiser(weights, device="cpu", tile_px=64)
 
-    clean = denoiser(noisy, noise=in_colour)
+    clean = denoiser(noisy)
 
-    assert np.abs(clean[..., channel].astype(int) - denoiser(gray, noise=alone)).max() <= 1
+    assert np.abs(clean[..., channel].astype(int) - denoiser(gray)).max() <= 1
     assert (np.delete(clean, channel, axis=2) == 7).all()
-    assert (denoiser(noisy, noise=in_colour, keeps_grain=True) == noisy).all()
+    assert (denoiser(noisy, keeps_grain=True) == noisy).all()
+
+
+@pytest.mark.parametrize("part", ["one channel", "no colour"])
+def test_a_part_that_shows_one_channel_or_no_colour_has_no_seam_with_the_rest(weights, part):
+    noisy = _photo(64, 384, 3)
+    noisy[:, 100:] = noisy[:, 100:, :1] * np.array([1, 0, 0] if part == "one channel" else [1, 1, 1], np.uint8)
+    whole, tiled = (Denoiser(weights, precision="float32", tile_px=px) for px in (1024, 64))
+    assert np.abs(tiled(noisy).astype(int) - whole(noisy)).max() <= 1
 
 
 def test_gray_noise_is_told_as_luminance_of_three_equal_channels_and_not_as_all_of_it(weights):

@@ -1,5 +1,6 @@
 """The estimate finds the level of the noise and its colour, whatever the photo shows."""
 
+import dataclasses
 import io
 import tracemalloc
 from pathlib import Path
@@ -66,6 +67,13 @@ def test_what_is_cut_out_of_a_ground_of_two_colours_has_its_noise():
     assert estimate_noise(cut_out[..., 0]).sigma == pytest.approx(15, rel=0.12)
 
 
+@pytest.mark.parametrize("colour", [0, 128, 255])
+def test_a_small_photo_on_a_large_ground_has_its_noise(colour):
+    photo = np.full((512, 512, 3), colour, np.uint8)
+    photo[100:260, 100:260] = _with_noise(_scene(160), 12)
+    assert estimate_noise(photo).sigma == pytest.approx(12, rel=0.12)
+
+
 def _as_jpeg(photo: np.ndarray, quality: int) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(photo).save(file, "JPEG", quality=quality)
@@ -78,8 +86,17 @@ def test_a_photo_of_one_channel_has_the_noise_of_a_gray_one(empty):
     gray = _with_noise(_scene()[..., 1], 15)
     photo = np.full((*gray.shape, 3), empty, np.uint8)
     photo[..., 1] = gray
-    assert estimate_noise(photo) == estimate_noise(gray)
+    assert estimate_noise(photo) == dataclasses.replace(estimate_noise(gray), only_channel=1)
     assert estimate_sigma(photo) == estimate_sigma(gray)
+
+
+def test_a_photo_whose_channels_differ_by_a_level_shows_no_colour_and_one_with_a_stamp_does():
+    draw = np.random.default_rng(0)
+    gray = np.repeat(_with_noise(_scene()[..., 1], 15)[..., None] // 2, 3, axis=2)
+    stamped = gray.copy()
+    stamped[100:110, 100:110] = 200, 30, 30
+    found = [estimate_noise(each).is_neutral for each in (gray + draw.integers(0, 2, gray.shape, np.uint8), stamped)]
+    assert found == [True, False]
 
 
 def test_a_photo_of_one_colour_has_none():
@@ -241,6 +258,40 @@ def test_noise_that_is_stronger_in_the_dark_is_a_sensors():
 def test_a_clean_or_a_gray_photo_has_no_white_noise():
     assert not estimate_noise(np.full((256, 256, 3), 128, np.uint8)).is_white
     assert not estimate_noise(_coloured_noise(15)[..., 0]).is_white
+
+
+def _grain(sigma: float, softness: float) -> np.ndarray:
+    """Gray noise, (256, 256, 1), of which so much of each pixel's went to the four beside it."""
+    sharp = np.random.default_rng(4).normal(size=(256, 256))
+    soft = sharp + softness * sum(np.roll(sharp, shift, axis) for shift in (-1, 1) for axis in (0, 1))
+    return (sigma / soft.std() * soft)[..., None]
+
+
+@pytest.mark.parametrize("white_sigma", [1, 3])
+@pytest.mark.parametrize("softness", [0, 0.1, 0.2])
+def test_grain_beside_white_noise_is_neither_white_nor_texture(softness, white_sigma):
+    estimate = estimate_noise(_with_noise(_scene() + _grain(10, softness), white_sigma))
+    assert not estimate.is_white
+    assert estimate.luma_sigma == pytest.approx(10 * 3**0.5, rel=0.2)
+    assert estimate.chroma_sigma < 4
+
+
+def test_the_noise_of_a_toned_photo_is_not_white():
+    gray = _scene().mean(axis=2, keepdims=True) + _grain(20, 0)
+    assert not estimate_noise(_with_noise(gray * [1.07, 0.95, 0.74], 0)).is_white
+
+
+def test_a_pattern_that_is_repeated_has_an_estimate():
+    pattern = _with_noise(128 + _grain(20, 0.1) + np.zeros(3), 1)[:16, :16]
+    assert np.isfinite(estimate_noise(np.tile(pattern, (16, 16, 1))).sigma)
+
+
+@pytest.mark.parametrize("sigma", [2, 5, 10])
+def test_white_noise_on_texture_is_not_taken_for_grain(sigma):
+    strength = np.kron(np.random.default_rng(6).uniform(0, 3, (16, 16, 1)), np.ones((16, 16, 1)))
+    photo = [90, 120, 100] + strength * _grain(20, 0.1)
+    estimate = estimate_noise(_with_noise(photo, sigma))
+    assert estimate.sigma == pytest.approx(sigma, rel=0.12, abs=1)
 
 
 @pytest.mark.parametrize("shape", [(1, 4_000_000), (4_000_000, 1)])

@@ -8,13 +8,24 @@ import torch
 from photos import saved
 
 from flows.cli import main
-from model.evaluate import CAMERAS, PHOTO_ISOS, Score, Trial, mean_score, photograph, run_trial, standard_trials
+from model.evaluate import (
+    CAMERAS,
+    MOST_DB,
+    PHOTO_ISOS,
+    Score,
+    Trial,
+    camera_of,
+    mean_score,
+    photograph,
+    run_trial,
+    standard_trials,
+)
 from model.photo import PhotoNetwork
 from model.weights import Card, dump_weights
 from pipeline.errors import StorageError
 from pipeline.evaluate import EvaluateJob, PhotosOnTrial, choose_trials, read_distinct, run_evaluate
 from pipeline.peers import PEERS
-from pipeline.registry import open_registry
+from pipeline.registry import Pointer, open_registry
 from pipeline.scores import Row
 
 pytest.importorskip("cv2", reason="needs the extra 'evaluate'")
@@ -55,14 +66,29 @@ def test_a_fifth_of_the_pixels_is_salt_or_pepper():
 @pytest.mark.parametrize("camera", range(len(CAMERAS)))
 def test_every_camera_keeps_the_photo_and_is_noisier_at_a_higher_iso(camera):
     (clean,) = _photos(1)
+    numbers = sorted(range(camera, 25, len(CAMERAS)), key=lambda number: camera_of(number)[1])
     low, high = (
-        photograph(clean, np.random.default_rng(0), camera + len(CAMERAS) * step).astype(float) - clean
-        for step in (0, 4)
+        photograph(clean, np.random.default_rng(0), number).astype(float) - clean
+        for number in (numbers[0], numbers[-1])
     )
     assert low.mean() == pytest.approx(0, abs=2)
     assert 0.5 < low.std() < high.std() < 40
     if CAMERAS[camera].max_iso == PHOTO_ISOS[-1]:
         assert high.std() > 1.7 * low.std()
+
+
+def test_five_photos_meet_all_cameras_and_all_isos_and_25_meet_each_camera_up_to_its_highest():
+    assert [camera_of(number) for number in range(5)] == list(zip(CAMERAS, PHOTO_ISOS[::-1], strict=True))
+    met = [camera_of(number) for number in range(25)]
+    assert set(met) == {(camera, min(iso, camera.max_iso)) for camera in CAMERAS for iso in PHOTO_ISOS}
+
+
+def test_no_photo_scores_better_than_one_that_is_as_it_should_be():
+    photo = np.full((512, 512, 3), 128, np.uint8)
+    nearly = photo.copy()
+    nearly[3, 3, 0] += 1
+    scores = [next(run_trial(TRIALS["clean"], lambda *_, made=made: made, [photo])) for made in (photo, nearly)]
+    assert [(score.noisy_psnr_db, score.psnr_db) for score in scores] == [(MOST_DB, MOST_DB)] * 2
 
 
 def _score_of(denoise) -> Score:
@@ -147,6 +173,18 @@ def test_weights_are_measured_beside_others_and_told_apart(folder, capsys):
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[3] for line in lines] == ["photo", "run", "median"]
     assert float(lines[1].split()[-1]) > 5  # dB behind
+
+
+def test_weights_of_a_registry_are_measured_beside_others_of_it_and_beside_those_that_ship(folder, capsys):
+    registry = open_registry(str(folder / "registry"))
+    for name in ("night", "day"):
+        data = dump_weights(PhotoNetwork(), Card(network="photo", data="", licence="", noise=name))
+        registry.point(name, Pointer(sha256=registry.add(data)))
+    arguments = ["evaluate", "night", str(folder / "photos"), "--registry", str(folder / "registry")]
+
+    assert main([*arguments, "--against", "day", "photo", "--trials", "clean", "--limit", "1", "--json"]) == 0
+
+    assert [row["denoiser"] for row in json.loads(capsys.readouterr().out)] == ["night", "day", "photo"]
 
 
 def test_weights_of_a_hash_are_called_by_its_first_digits(tmp_path):

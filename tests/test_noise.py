@@ -133,6 +133,8 @@ def test_the_share_of_patches_that_a_file_can_hold_is_as_set():
     [
         {"sigma_min": -1.0},
         {"sigma_min": 60.0},
+        {"sigma_max": float("inf")},
+        {"float_share": float("nan")},
         {"float_share": 0.9},
         {"float_share": 1.2, "file_share": -0.2},
         {"jpeg_share": 1.5},

@@ -101,11 +101,24 @@ def test_scores_of_other_weights_are_refused(folder: Path) -> None:
         give_name(_job(folder, "new", **_scores(folder, "second", old=9.0)))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{}]}'])
-def test_a_file_that_holds_no_scores_is_refused(folder: Path, text: str) -> None:
-    (folder / "wrong.json").write_text(text)
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b'{"rows": [{}]}', b'{"rows": [], "scores": []}', b"\xff\xfe{", b"[" * 100_000]
+)
+def test_a_file_that_holds_no_scores_is_refused(folder: Path, data: bytes) -> None:
+    (folder / "wrong.json").write_bytes(data)
     with pytest.raises(ValueError, match=r"wrong\.json is no scores\.json"):
         give_name(_job(folder, "new", scores=str(folder / "wrong.json")))
+
+
+@pytest.mark.parametrize("missing", ["trial", "denoiser", "gain_db", "noisy_psnr_db"])
+def test_scores_that_lack_what_is_asked_of_them_are_refused(folder: Path, missing: str) -> None:
+    scores = _scores(folder, "wrong", old=8.0, new=9.0)
+    values = json.loads((folder / "wrong.json").read_text())
+    del values["rows"][0][missing]
+    (folder / "wrong.json").write_text(json.dumps(values))
+
+    with pytest.raises(ValueError, match=rf"wrong\.json is no scores\.json of degrain evaluate: '{missing}'"):
+        give_name(_job(folder, "new", **scores))
 
 
 def test_promoting_the_same_weights_again_changes_nothing(folder: Path) -> None:

@@ -114,7 +114,10 @@ def test_a_name_whose_weights_are_gone_says_so(registry: Registry) -> None:
             look()
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"sha256": "../../etc"}', b'{"sha256": 1}', b"\xff"])
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"sha256": "../../etc"}', b'{"sha256": 1}', b"\xff", DEEP])
 def test_a_damaged_pointer_is_named(tmp_path: Path, damage: bytes) -> None:
     registry = open_registry(str(tmp_path))
     registry.store.write("weights/night/0000000001.json", damage)
@@ -130,6 +133,16 @@ def test_what_is_not_there_is_refused_with_the_names_that_are(tmp_path: Path, re
 
     with pytest.raises(ValueError, match=r"no weights .* its names are night"):
         registry.find(reference)
+
+
+def test_files_beside_scores_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    registry = open_registry(str(tmp_path))
+    sha256 = registry.add(weights_file())
+    registry.add_scores(sha256, b'{"rows": []}')
+    for name in (".DS_Store", "notes.txt", "notes.json", f"{'0' * 64}.txt"):
+        registry.store.write(f"weights/{sha256}/{name}", b"\x00")
+
+    assert registry.scores_of(sha256) == [{"rows": []}]
 
 
 def test_digits_that_begin_two_hashes_are_refused(tmp_path: Path) -> None:
@@ -154,6 +167,14 @@ def test_the_weights_that_ship_are_a_registry_too() -> None:
     assert [entry.names for entry in registry.entries()] == [(name,) for name in shipped_names()]
     assert registry.read("photo")[1].sha256 == registry.names()["photo"]
     assert registry.history("photo") == []
+
+
+def test_the_weights_that_ship_are_found_by_their_hash_and_by_its_first_digits() -> None:
+    sha256 = open_registry(None).names()["photo"]
+
+    assert {read_weights(reference)[1].sha256 for reference in (sha256, sha256[:8])} == {sha256}
+    with pytest.raises(ValueError, match="unknown weights"):
+        read_weights(sha256[:7])
 
 
 @pytest.mark.parametrize(

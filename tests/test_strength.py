@@ -154,6 +154,13 @@ def test_noise_is_not_taken_for_drawn_whatever_jpeg_has_left_of_it(sigma: float,
     assert not estimate_noise(as_jpeg(scene() + noise(sigma), quality)).is_drawn
 
 
+@pytest.mark.parametrize("stops", [1, 2, 3])
+def test_noise_is_not_taken_for_drawn_where_a_photo_was_brightened_in_8_bits(stops: int) -> None:
+    dark = as_file(12 + noise(1))
+    assert reason(dark * np.uint8(2**stops)) is None
+    assert reason(dark * np.uint16(2**stops * 257)) is None
+
+
 def test_a_photo_of_one_colour_is_clean_and_not_drawn() -> None:
     assert reason(np.zeros((64, 64, 3), np.uint8)) == "clean: less than 1 level of noise"
 

@@ -82,6 +82,23 @@ def test_a_checkpoint_knows_its_step():
     assert read_checkpoint_header(_train(config, steps=3).dump(config)) == (3, dataclasses.asdict(config))
 
 
+@pytest.mark.parametrize("bit", [0, 3])
+@pytest.mark.parametrize("place", [b'"step":"1"', -5], ids=["step", "tensor"])
+def test_a_checkpoint_with_a_flipped_bit_is_refused(place, bit):
+    config = _config()
+    data = bytearray(_train(config, steps=1).dump(config))
+    data[data.index(place) + 8 if isinstance(place, bytes) else place] ^= 1 << bit
+    with pytest.raises(ValueError, match=r"its sha256 is .*, and was .* when it was made"):
+        read_checkpoint_header(bytes(data))
+
+
+def test_a_checkpoint_with_numbers_that_are_not_finite_is_refused():
+    config, state = _config(), TrainState(_config())
+    next(iter(state.average.parameters()))[0] = float("nan")
+    with pytest.raises(ValueError, match=r"average\..* has numbers that are not finite"):
+        TrainState(config).load(state.dump(config), 0)
+
+
 def test_training_ends_at_the_last_step_with_the_learning_rate_near_zero():
     config = _config()
     metrics = list(train_steps(TrainState(config), config, partial(_examples, config)))
@@ -192,10 +209,20 @@ def test_epochs_are_as_many_steps_as_show_a_patch_of_every_photo():
         {"epochs": 0},
         {"seed": -1},
         {"seed": 2**32},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"gradient_clip": -1},
+        {"gradient_clip": 0},
+        {"gradient_clip": float("inf")},
+        {"warmup_steps": -5},
+        {"weight_decay": -0.1},
+        {"ema_decay": 1},
+        {"ema_decay": -1},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"network|patch_px|steps|small_share|batch_size|epochs|seed"):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=name):
         _config(**wrong)
 
 

@@ -95,6 +95,19 @@ def test_a_card_that_promises_a_second_network_is_not_believed(network):
         read.network(Part.WHITE)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(bad):
+    network = SeedNetwork()
+    name, parameter = next(iter(network.named_parameters()))
+    with torch.no_grad():
+        parameter.view(-1)[0] = bad
+    with pytest.raises(FloatingPointError, match=f"{name} of the network has numbers that are not finite"):
+        dump_weights(network, _card(network="seed"))
+    metadata = {"card": json.dumps({"network": "seed"} | NOTHING_SAID)}
+    with pytest.raises(ValueError, match=f"the weights are damaged: {name} has numbers that are not finite"):
+        parse_weights(safetensors.torch.save(network.state_dict(), metadata))
+
+
 def test_a_network_that_is_read_is_ready_for_use(network):
     assert not parse_weights(dump_weights(network, _card())).network().training
 
@@ -137,6 +150,9 @@ def _torch_file(path: Path, value: object) -> bytes:
         {"card": json.dumps({"network": "resnet", "data": "", "licence": "", "noise": ""})},
         {"card": json.dumps({"network": "photo", "data": "", "licence": "", "noise": "", "from_the_future": 1})},
         {"card": json.dumps({"network": "photo", "data": "", "licence": "", "noise": "", "provenance": "me"})},
+        {"card": json.dumps({"network": "photo", "data": "", "licence": "", "noise": "", "scores": ["good"]})},
+        {"card": json.dumps({"network": "photo", "data": "", "licence": "", "noise": "", "scores": {"psnr": "30"}})},
+        {"card": json.dumps({"network": "photo", "data": "", "licence": "", "noise": "", "scores": {"psnr": None}})},
     ],
 )
 def test_weights_without_a_card_that_is_understood_are_refused(metadata):
