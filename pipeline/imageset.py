@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing, ObjectRefused, RunFailed
+from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing, ObjectRefused, RunFailed, StorageError
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.index import Part, count_outcomes, merge
-from pipeline.lease import Lease, is_lease, leased
+from pipeline.lease import Lease, is_lease, leased, refuse_if_leased
 from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, SourceObject, index_rows, index_table
 from pipeline.scratch import scratch_folder
 from pipeline.storage import TEMPORARY, Store
@@ -70,12 +70,17 @@ class ImageSet:
     def leased(self, command: str) -> Iterator[None]:
         """Let no other run write to this set, as long as the context lasts. Workers are let in by their run.
 
+        Who holds the lease of this set may take it again inside: a repair does runs.
+
         Args:
             command: what the holder is called where others are refused.
 
         Raises:
             TargetInUse: another run holds the lease.
         """
+        if self._lease is not None:
+            yield
+            return
         try:
             with leased(self.store, command) as self._lease:
                 self.store.clean()  # what killed writers have left behind
@@ -91,6 +96,11 @@ class ImageSet:
         finally:
             self._lease = None
             self.store.close()
+
+    def refuse_if_in_use(self) -> None:
+        """Raises TargetInUse if somebody else holds the lease; it is not taken."""
+        if self._lease is None:
+            refuse_if_leased(self.store)
 
     def check_lease(self) -> None:
         """Do this before what only a holder of the lease may do; it costs nothing.
@@ -173,7 +183,7 @@ class ImageSet:
         key = self.plan_key(run)
         data = self.store.read(key)
         with _damage(f"{self.store.url}/{key}"):
-            for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(GATHERED_ROWS):
+            for batch in pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).iter_batches(GATHERED_ROWS):
                 batch.validate(full=True)
         return data
 
@@ -205,13 +215,17 @@ class ImageSet:
 
         Raises:
             ObjectRefused: it cannot be read, or its name is unsafe.
+            StorageError: it can be read, and the folder cannot hold it.
         """
         data = self.store.read(key)
         try:
             self.store.create(f"removed/{key}", data)
         except (ObjectExists, ObjectRefused):  # the name may be that of a folder, or need one where a file is
             if not self._holds(f"removed/{key}", data):
-                self.store.write(f"removed/{_short_hash(data)}/{key}", data)
+                try:
+                    self.store.write(f"removed/{_short_hash(data)}/{key}", data)
+                except ObjectRefused as error:  # it is no fault of the object, and must stop whoever would overwrite it
+                    raise StorageError(f"cannot move {key} out of the way: {error}") from error
         self.store.delete(key)
 
     def record_keys(self) -> dict[str, str]:
@@ -419,7 +433,7 @@ def parse_commit(data: bytes, name: str) -> pa.Table:
         ImageSetError: it is damaged.
     """
     with _damage(name):
-        table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(use_threads=False)
         return table if table.schema.equals(INDEX_SCHEMA) else index_rows(table)
 
 
@@ -451,7 +465,7 @@ def _is_named(key: str, folder: str, suffix: str) -> bool:
 
 def _parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 

@@ -475,6 +475,7 @@ def _plan_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         compression="zstd",
         use_dictionary=["status", "shard", "place"],
         column_encoding={"key": "DELTA_BYTE_ARRAY"},
+        write_page_checksum=True,  # or a byte that rots in a key would be another key
     )
 
 

@@ -6,8 +6,9 @@ with the settings and the weights that the record of their run tells; then all i
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -18,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.database import in_batches, literal, open_database, scan
-from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused
+from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
 from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestJob, ingest_work
 from pipeline.jobs import DenoiseJob, denoise_work
+from pipeline.lease import refuse_if_leased
 from pipeline.packed import PackedReader
 from pipeline.planning import read_command, read_shard_sizes
 from pipeline.records import DUPLICATE_OF, Fault, Layout, Outcome, index_rows
@@ -44,6 +46,8 @@ from pipeline.verify import (
     run_verify,
     write_findings,
 )
+
+log = logging.getLogger(__name__)
 
 COMMAND = "degrain verify --repair"
 
@@ -104,10 +108,12 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
     Raises:
         ValueError: there is no image set, or it cannot be told how its photos were made; or a run of it was
             interrupted, which must end first.
+        TargetInUse: a run is at work on it, or was while it was verified.
         DegrainError: the repair had to stop; what is done stays, and the same call does the rest.
     """
-    destination = None if job.verify.findings is None else Destination.at(job.verify.findings)
     image_set = ImageSet(open_store(job.verify.target))
+    image_set.refuse_if_in_use()
+    destination = None if job.verify.findings is None else Destination.at(job.verify.findings)
     cluster = job.verify.cluster
     with examined(image_set, cluster, report) as found:
         before = found.verdict
@@ -116,20 +122,28 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
                 write_findings(found, destination)
             return Repaired(before=before, after=before, processed=0, rejected=0, moved=0)
         aside = _Aside(image_set)
-        with image_set.leased(COMMAND):
+        with _unchanged(found):
             _repair_commits(found, aside)
-            has_new_rows = _repair_index(found)
+            has_new_rows = _repair_index(found, aside)
             aside.move(_keys(found, OF_RUNS))
             has_new_rows |= _close_killed_repairs(image_set)
-        if not has_new_rows:
-            processed, rejected = _repair_photos(job, found, aside, report_run)
+            if not has_new_rows:
+                processed, rejected = _repair_photos(job, found, aside, report_run)
     if has_new_rows:  # nobody has looked at their photos
-        with examined(image_set, cluster, report) as found:
+        with examined(image_set, cluster, report) as found, _unchanged(found):
             processed, rejected = _repair_photos(job, found, aside, report_run)
-    with image_set.leased(COMMAND):
-        _set_orphans_aside(image_set, aside)
     after = aside.explained(run_verify(job.verify, report))
     return Repaired(before=before, after=after, processed=processed, rejected=rejected, moved=aside.moved)
+
+
+@contextmanager
+def _unchanged(found: Examined) -> Iterator[None]:
+    """Hold the lease of a set in which nobody has written since it was looked at: what was found then is true now."""
+    url = found.image_set.store.url
+    if refuse_if_leased(found.image_set.store) != found.lease:
+        raise TargetInUse(f"a run was at work on {url} while it was verified, and may have changed it: repair it again")
+    with found.image_set.leased(COMMAND):
+        yield
 
 
 class _Aside:
@@ -174,17 +188,15 @@ def _of(found: Examined, kinds: Sequence[Fault]) -> str:
 
 
 def _repair_commits(found: Examined, aside: _Aside) -> None:
-    """Write commits that are lost or damaged again, from the index; those that it knows nothing of are moved."""
+    """Move those that are damaged, and write them and those that are lost again, from what the index knows of them."""
     image_set = found.image_set
+    aside.move(_keys(found, [Fault.DAMAGED_COMMIT]))
     rows = found.database.sql(
         f"SELECT * REPLACE (NULL AS {DUPLICATE_OF}) FROM photos WHERE 'commits/' || shard || '.parquet' IN "
         f"(SELECT key {_of(found, OF_COMMITS)}) ORDER BY shard, key"
     )
-    restored = set()
     for shard, of_shard in _by_shard(rows):
         image_set.restore_commit(shard, of_shard)
-        restored.add(image_set.commit_key(shard))
-    aside.move(key for key in _keys(found, [Fault.DAMAGED_COMMIT]) if key not in restored)
 
 
 def _by_shard(rows: duckdb.DuckDBPyRelation) -> Iterator[tuple[str, pa.Table]]:
@@ -206,8 +218,8 @@ def _by_shard(rows: duckdb.DuckDBPyRelation) -> Iterator[tuple[str, pa.Table]]:
         yield name, pa.concat_tables(waiting)
 
 
-def _repair_index(found: Examined) -> bool:
-    """Make the index anew out of all commits, where it is damaged; returns whether it was.
+def _repair_index(found: Examined, aside: _Aside) -> bool:
+    """Make the index anew out of all commits, where it is damaged, and move damaged parts; returns whether it was.
 
     By now every row of the sound parts has its commit.
     """
@@ -215,6 +227,7 @@ def _repair_index(found: Examined) -> bool:
     is_rebuilt = any(kind in found.verdict.kinds for kind in OF_THE_INDEX)
     others = (Fault.STRAY_PART, Fault.WRONG_COUNTS)
     if is_rebuilt:
+        aside.move(_keys(found, [Fault.DAMAGED_PART]))
         image_set.publish(found.manifest.run or "repair", sorted(image_set.committed_shards()), is_rebuilt=True)
     elif any(kind in found.verdict.kinds for kind in others):
         image_set.publish(found.manifest.run, [])
@@ -278,8 +291,8 @@ def _repair_photos(
     lost = f"FROM wrong JOIN now USING (key) WHERE had_result AND outcome = '{Outcome.REJECTED}'"
     ((rejected,),) = database.sql(f"SELECT count(DISTINCT key) {lost}").fetchall()
     unused = database.sql("SELECT place FROM bad_shards ANTI JOIN now USING (place) ORDER BY place").fetchall()
-    with found.image_set.leased(COMMAND):
-        aside.move(place for (place,) in unused)
+    aside.move(place for (place,) in unused)
+    _set_orphans_aside(found.image_set, aside)
     return processed, rejected
 
 
@@ -320,11 +333,15 @@ def _keys_in_orphans(found: Examined) -> list[str]:
     """The keys of photos in packed shards to which no row points, as far as they can be told."""
     reader = PackedReader(found.image_set.store)
     keys: list[str] = []
-    for key in _keys(found, [Fault.ORPHAN]):
-        if key.startswith("shards/"):
-            with suppress(ObjectRefused):  # it is no shard
-                keys += reader.read_rows(key)["key"].to_pylist()
+    for key in _orphaned_shards(found):
+        with suppress(ObjectRefused):  # it is no shard
+            keys += reader.read_rows(key)["key"].to_pylist()
     return keys
+
+
+def _orphaned_shards(found: Examined) -> Iterator[str]:
+    """Packed shards to which no row points. What is made again of their photos may come into one of the same name."""
+    return (key for key in _keys(found, [Fault.ORPHAN]) if key.startswith("shards/"))
 
 
 def _records(image_set: ImageSet) -> dict[_Recipe, dict[str, Any]]:  # Any: JSON
@@ -398,7 +415,8 @@ def _process(found: Examined, aside: _Aside, recipe: _Recipe, work: Work, report
     database = found.database
     with scratch_folder() as folder:
         listed, listing, distrusted = (folder / f"{each}.parquet" for each in ("listed", "listing", "distrusted"))
-        work.write_listing(listed)
+        if work.write_listing(listed) == 0:
+            log.warning("there are no photos in %s: it is empty, or does not exist", work.header.source)
         database.execute(
             "CREATE OR REPLACE TEMP TABLE wanted AS "
             "SELECT key, max(attempt) AS attempt, max(sound_etag) AS sound_etag FROM wrong "
@@ -411,9 +429,7 @@ def _process(found: Examined, aside: _Aside, recipe: _Recipe, work: Work, report
         photos = int(pq.read_metadata(listing).num_rows)
         if not photos:
             return 0
-        if work.layout == Layout.FILES:
-            with found.image_set.leased(COMMAND):
-                aside.move(_in_the_way(found, listing))
+        aside.move(_in_the_way(found, listing) if work.layout == Layout.FILES else _orphaned_shards(found))
 
         def write_listing(path: Path) -> int:
             listing.replace(path)
@@ -421,7 +437,12 @@ def _process(found: Examined, aside: _Aside, recipe: _Recipe, work: Work, report
 
         summary = do_work(
             dataclasses.replace(
-                work, write_listing=write_listing, is_subset=True, distrusted=distrusted, command=COMMAND
+                work,
+                write_listing=write_listing,
+                target=found.image_set,
+                is_subset=True,
+                distrusted=distrusted,
+                command=COMMAND,
             ),
             report,
         )

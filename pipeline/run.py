@@ -21,7 +21,7 @@ from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.imageset import ImageSet, Manifest
-from pipeline.lease import is_given_up, refuse_if_leased
+from pipeline.lease import is_given_up
 from pipeline.meters import Meters
 from pipeline.planning import (
     PlanCounts,
@@ -205,7 +205,7 @@ def do_work(work: Work, report: Callable[[Progress], None]) -> Summary:
         TargetInUse: another run is at work on the target.
         DegrainError: the run had to stop; what is committed stays.
     """
-    refuse_if_leased(work.target.store)
+    work.target.refuse_if_in_use()
     manifest = work.target.check_for(work.header.source, work.layout)
     _check_verb(work, manifest)
     with scratch_folder() as folder:

@@ -114,12 +114,14 @@ class Examined:
     Attributes:
         database: with the views of `create_views`.
         findings: Parquet files, of all that was found.
+        lease: the number of its last claim; None where someone held it.
     """
 
     image_set: ImageSet
     manifest: Manifest
     database: duckdb.DuckDBPyConnection
     findings: Sequence[Path]
+    lease: int | None
     verdict: Verdict
 
 
@@ -177,7 +179,9 @@ def examined(image_set: ImageSet, cluster: ClusterConfig, report: Report) -> Ite
             kinds=kinds,
             first=first,
         )
-        yield Examined(image_set=image_set, manifest=manifest, database=database, findings=files, verdict=verdict)
+        yield Examined(
+            image_set=image_set, manifest=manifest, database=database, findings=files, lease=lease, verdict=verdict
+        )
 
 
 # No row points to them, no run is to come back for them, and they are no packed shard whose photos all changed since.
@@ -273,12 +277,18 @@ def _free_lease(store: Store) -> int | None:
 def _write_settled(
     database: duckdb.DuckDBPyConnection, files: Sequence[Path], plans: Sequence[Path], folder: Path
 ) -> Path:
-    """Those findings that runs with these plans cannot have under way."""
+    """Those findings that runs with these plans cannot have under way: a repair moves shards that it makes anew."""
     path = folder / "settled-findings.parquet"
     database.execute(
-        f"COPY (FROM {scan(files)} ANTI JOIN (SELECT unnest([key, 'images/' || key, 'shards/' || shard || '.parquet']) "
-        f"AS key FROM {scan(plans)}) USING (key) WHERE kind NOT IN ('{Fault.LEFTOVER}', '{Fault.STRAY_PART}')) "
-        f"TO {literal(str(path))}"
+        f"""
+        COPY (
+            FROM {scan(files)} ANTI JOIN (
+                SELECT unnest([key, 'images/' || key, 'shards/' || shard || '.parquet']) AS key FROM {scan(plans)}
+                UNION ALL SELECT output_key AS key FROM photos GROUP BY output_key
+                HAVING bool_and(photos.key IN (SELECT key FROM {scan(plans)}))
+            ) USING (key) WHERE kind NOT IN ('{Fault.LEFTOVER}', '{Fault.STRAY_PART}')
+        ) TO {literal(str(path))}
+        """
     )
     return path
 

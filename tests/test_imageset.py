@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline import imageset, index
 from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
-from pipeline.imageset import MANIFEST, ImageSet, Manifest
+from pipeline.imageset import MANIFEST, ImageSet, Manifest, parse_commit
 from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, index_table
 from pipeline.storage import LocalStore, Store, open_store
 
@@ -388,6 +388,15 @@ def test_what_is_set_aside_finds_a_place_beside_a_folder_or_a_file_of_its_name(i
 
     moved = [images.store.read(key) for key in keys(images.store, "removed")]
     assert sorted(moved) == [b"images/a", b"images/a/b.jpg", b"images/a/b.jpg/c"]
+
+
+def test_a_byte_that_rots_in_a_commit_is_damage_and_no_other_key(images: ImageSet) -> None:
+    commit(images, {"s1": [row("a.jpg")]})
+    rotten = images.store.read("commits/s1.parquet").replace(b"a.jpg", b"b.jpg")
+    assert pq.read_table(io.BytesIO(rotten))["key"].to_pylist() == ["b.jpg"]
+
+    with pytest.raises(ImageSetError, match="is damaged"):
+        parse_commit(rotten, "commits/s1.parquet")
 
 
 def test_an_index_can_be_read_as_if_shards_were_published(images: ImageSet) -> None:

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,15 +21,16 @@ from model.weights import dump_weights
 from pipeline import check
 from pipeline.cluster import ClusterConfig
 from pipeline.denoise import DenoiseConfig
-from pipeline.errors import ImageSetError, StorageError
+from pipeline.errors import ImageSetError, StorageError, TargetInUse
 from pipeline.ingest import IngestConfig, IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
+from pipeline.lease import Process
 from pipeline.planning import write_listing
 from pipeline.records import Fault, Layout
 from pipeline.registry import read_weights
 from pipeline.repair import Repaired, RepairJob, run_repair
 from pipeline.storage import LocalStore, Store, open_store
-from pipeline.verify import Verdict, VerifyJob, format_verdict, run_verify
+from pipeline.verify import Examined, Verdict, VerifyJob, examined, format_verdict, run_verify
 
 
 def silent(*_: object) -> None:
@@ -282,6 +287,41 @@ def test_a_damaged_photo_is_moved_and_not_overwritten(folder: Path) -> None:
     assert (folder / "removed/images/2.png").read_bytes() == retouched
 
 
+def test_a_damaged_photo_for_which_there_is_no_other_place_is_not_overwritten(folder: Path) -> None:
+    flip_one(open_store(str(folder)))
+    before = contents(open_store(str(folder)))
+    (folder / "removed").touch()
+
+    with pytest.raises(StorageError, match=r"^cannot move images/2\.png out of the way: .*: not a directory$"):
+        repair(folder)
+
+    assert contents(open_store(str(folder))) == before
+
+
+def test_damaged_commits_and_parts_of_the_index_are_moved_and_not_deleted(folder: Path) -> None:
+    store = open_store(str(folder))
+    for damage, place in ((truncate_commit, "commits"), (flip_part, "index")):
+        damage(store)
+        [(_, damaged)] = found(folder)
+        before = store.read(damaged)
+
+        assert repair(folder).after.kinds == {}
+        assert (damaged.startswith(place), store.read(f"removed/{damaged}") == before) == (True, True)
+
+
+def test_a_damaged_shard_whose_rows_are_lost_is_moved_and_not_overwritten(loop: Loop, tmp_path: Path) -> None:
+    store = open_store(make_set("packed", tmp_path, str(tmp_path / "target")))
+    truncate_one(store)
+    damaged = payload(store)[1]
+    before = store.read(damaged)
+    flip_part(store)
+    store.delete(f"commits/{Path(damaged).name}")
+
+    assert repair(store.url).after.kinds == {}
+
+    assert store.read(f"removed/{damaged}") == before
+
+
 def test_what_someone_put_where_a_new_photo_belongs_is_moved_and_not_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "source/9.png").write_bytes(saved(scene(seed=9, side_px=32), "PNG"))
     (folder / "images/9.png").write_bytes(b"by hand")
@@ -522,6 +562,56 @@ def test_a_run_that_comes_and_goes_meanwhile_is_no_fault(
     assert (verdict.kinds, verdict.is_in_use, waiting) == ({}, True, [])
 
 
+def test_a_repair_leaves_a_set_alone_that_a_run_has_changed_since_it_was_verified(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip_one(open_store(str(folder)))
+    (tmp_path / "source/2.png").write_bytes(saved(scene(seed=9, side_px=32), "PNG"))
+
+    @contextmanager
+    def examined_before_a_run(*arguments: Any) -> Iterator[Examined]:
+        with examined(*arguments) as seen:
+            run_denoise(DenoiseJob(source=str(tmp_path / "source"), target=str(folder)), silent)
+            yield seen
+
+    monkeypatch.setattr("pipeline.repair.examined", examined_before_a_run)
+    with pytest.raises(TargetInUse, match=r"^a run was at work on \S+ while it was verified, .*: repair it again$"):
+        repair(folder)
+
+    assert found(folder) == []
+
+
+def test_a_repair_beside_a_run_is_refused_before_it_reads_anything(loop: Loop, tmp_path: Path) -> None:
+    job = sound_set_with_changes(tmp_path, Layout.FILES)
+    seen: list[int] = []
+
+    def look(_: object) -> None:
+        with pytest.raises(TargetInUse, match="is in use by 'degrain denoise'"):
+            run_repair(RepairJob(verify=VerifyJob(target=job.target)), lambda done, _: seen.append(done), silent)
+
+    run_denoise(job, look)
+
+    assert seen == []
+
+
+def test_a_shard_that_a_repair_makes_anew_meanwhile_is_no_finding(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, size = open_store(make_set("packed", tmp_path, str(tmp_path / "target"))), LocalStore.size
+    truncate_one(store)
+    waiting = [store.url]
+
+    def late_size(store: LocalStore, key: str) -> int:
+        if waiting:
+            assert repair(waiting.pop()).processed == 1
+        return size(store, key)
+
+    monkeypatch.setattr(LocalStore, "size", late_size)
+    verdict = verify(store.url)
+
+    assert (verdict.kinds, verdict.is_in_use) == ({}, True)
+
+
 def sound_set_with_changes(folder: Path, layout: Layout) -> DenoiseJob:
     """Of four photos, after which one was changed, and one came new."""
     write_photos(folder / "source")
@@ -553,6 +643,60 @@ def test_a_repair_is_killed_at_each_of_its_shards_and_ends_whole(
     assert (verdict.first, verdict.interrupted) == ((), 0)
     assert photos_of(target) == before
     assert kills >= 3
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # some thirty times three repairs
+@pytest.mark.parametrize("kind", ["files", "packed"])
+def test_a_repair_may_be_killed_before_any_of_its_changes_and_loses_nothing(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    damaged = Path(make_set(kind, tmp_path, str(tmp_path / "damaged")))
+    lose_much(open_store(str(damaged)))
+    monkeypatch.setattr(Process, "is_gone", True)  # the death of this one is a `Killed`
+    target, was_killed, kills = tmp_path / "target", True, 0
+
+    while was_killed:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(damaged, target)
+        was_killed = dies_at_change(kills, lambda: repair(target))
+        kills += was_killed
+        verdict = repair(target).after
+
+        assert (verdict.kinds, verdict.interrupted) == ({}, 0)
+        assert bytes_of(damaged) <= bytes_of(target)
+        job = DenoiseJob(source=str(tmp_path / "source"), target=str(target), layout=Layout(kind))
+        assert run_denoise(job, silent).up_to_date == 4
+
+    assert kills > 20
+
+
+def dies_at_change(nth: int, work: Callable[[], object]) -> bool:
+    """Whether the process died before the change of that number, from 0 on."""
+    changes = count()
+
+    def dying(change: Callable) -> Callable:
+        def die_or_change(*arguments: object, **options: object) -> object:
+            if next(changes) >= nth:
+                raise Killed
+            return change(*arguments, **options)
+
+        return die_or_change
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("write", "create", "delete"):
+            patch.setattr(LocalStore, name, dying(getattr(LocalStore, name)))
+        try:
+            work()
+        except Killed:
+            return True
+    return False
+
+
+def bytes_of(target: Path) -> set[bytes]:
+    """All that lies in a set, but for whose turn it is and what says which index counts."""
+    return {path.read_bytes() for path in target.glob("*/**/*") if path.is_file() and path.parent.name != "lease"}
 
 
 @pytest.mark.parametrize("damage", [truncate_commit, damage_plan, delete_one], ids=lambda each: each.__name__)
@@ -655,6 +799,24 @@ def test_what_cannot_be_moved_is_told_with_the_reason(folder: Path, tmp_path: Pa
 
     assert (finding.kind, finding.key) == (Fault.ORPHAN, "images/linked")
     assert "points to it, and it cannot be moved: images/linked is a link that leads out of " in finding.detail
+
+
+def test_a_byte_that_rots_in_a_plan_is_damage_and_no_other_key(folder: Path) -> None:
+    store = open_store(str(folder))
+    [plan] = keys(store, "plans")
+    change(store, plan, lambda data: data.replace(b"0.png1.png", b"0.qng1.png"))
+    assert pq.read_table(folder / plan)["key"][0].as_py() == "0.qng"
+
+    assert found(folder) == [(Fault.DAMAGED_PLAN, plan)]
+
+
+def test_a_repair_says_that_its_source_is_empty(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    delete_one(open_store(str(folder)))
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+
+    assert repair(folder).after.kinds == {Fault.MISSING: 1}
+
+    assert caplog.messages == [f"there are no photos in {tmp_path / 'source'}: it is empty, or does not exist"]
 
 
 def test_a_photo_without_a_row_is_told_with_the_plan_that_holds_it(folder: Path) -> None:
