@@ -96,7 +96,7 @@ def test_schedules_are_off_until_a_person_turns_them_on(up: Stack) -> None:
 def test_a_schedule_that_is_turned_on_begins_one_run_after_the_other_by_itself(up: Stack) -> None:
     deployment = up.api("GET", "/deployments/name/janitor/degrain")["id"]
     done = {"state": {"type": {"any_": ["COMPLETED"]}}, "tags": {"all_": ["auto-scheduled"]}}
-    completed = {"flow_runs": {"deployment_id": {"any_": [deployment]}, **done}, "sort": "START_TIME_ASC"}
+    completed = {"flow_runs": {"deployment_id": {"any_": [deployment]}, **done}, "sort": "EXPECTED_START_TIME_ASC"}
     every_5_s = [{"schedule": {"interval": 5}, "active": True}]
     [schedule] = up.api("POST", f"/deployments/{deployment}/schedules", every_5_s)
     wait_until(lambda: len(up.api("POST", "/flow_runs/filter", completed)) >= 2, 120)

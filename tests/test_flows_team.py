@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not postgres.is_installed(), reason="PostgreSQL is not installed: apt-get install postgresql"),
 ]
 ROOT = Path(__file__).parents[1]
+MANY = 240
 LOST_AFTER = "from flows.automations import apply, care; apply(care(lost_after_s={}))"
 
 
@@ -116,7 +117,7 @@ def test_a_worker_does_a_run_and_too_many_rejects_and_failures_are_told(
 def test_a_run_whose_worker_is_replaced_is_begun_again(started: tuple[Server, Child], tmp_path: Path) -> None:
     team, worker = started
     subprocess.run([sys.executable, "-c", LOST_AFTER.format(45)], env={**os.environ, **team.environment}, check=True)
-    write_many(tmp_path / "source", 60, side_px=512)
+    write_many(tmp_path / "source", MANY, side_px=512)  # for longer than the worker may take to end
     places = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target"), "ray": {"workers": 1}}
     run_id = team.begin("denoise", {"settings": places})
     wait_until(lambda: len(list((tmp_path / "target/commits").glob("*"))) >= 2, 120)
@@ -127,7 +128,7 @@ def test_a_run_whose_worker_is_replaced_is_begun_again(started: tuple[Server, Ch
     wait_until(lambda: team.run(run_id)["state_type"] == "COMPLETED", 300)
     assert team.run(run_id)["run_count"] == 2
     counts = json.loads((tmp_path / "target/manifest.json").read_text())["counts"]
-    assert sum(counts.values()) == 60
+    assert sum(counts.values()) == MANY
 
 
 def test_without_a_cluster_a_run_that_is_cancelled_ends_with_its_ray(team: Server, tmp_path: Path) -> None:
