@@ -160,17 +160,13 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
         few_NYXC = fill_impulses(few_NYXC, impulses, peak=peak)
         blocks_NPC = few_NYXC.reshape(len(few_NYXC), *blocks_NPC.shape[1:])
         clipped_N = _by_parts(_clipped, blocks_NPC)
-    usable = _usable(blocks_NPC, clipped_N)
-    flat, following = _flattest(blocks_NPC, usable)
-    axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
-    fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
-    is_white = _is_white(fine, coarse) and not _is_grain(fine, coarse, axes)
+    measured = _Measured.of(blocks_NPC, clipped_N)
+    fine, coarse, gain, is_white = measured.fine, measured.coarse, measured.gain, measured.is_white
     sure_luma = max(fine.luma.sure_power, coarse.luma.sure_power)
     sure_chroma = max(fine.chroma.sure_power, coarse.chroma.sure_power)
     if is_white:
         sure_chroma = fine.chroma.power
-    gain = 1 / _left_by_clipping(float(clipped_N[flat].mean()))
-    luma, chroma = _white_powers(fine) if is_white else _stronger_powers(fine, coarse)
+    luma, chroma = measured.powers
     is_white = is_white and luma < MOST_WHITE_LUMA * chroma
     found = _from_powers(luma * gain, chroma * gain, channels=blocks_NPC.shape[2])
     density = _impulse_density(few_NYXC, max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma) / 255 * peak)
@@ -181,22 +177,17 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
         sure_chroma_sigma=math.sqrt(sure_chroma * gain),
         impulse_density=density,
         impulses=impulses,
-        is_white=is_white and _is_unfiltered(fine, coarse) and _is_even(blocks_NPC, clipped_N, usable),
-        is_drawn=looks_noisy and _is_drawn(blocks_NPC[flat], found.sigma),
+        is_white=is_white and _is_unfiltered(fine, coarse) and _is_even(blocks_NPC, clipped_N, measured.usable),
+        is_drawn=looks_noisy and _is_drawn(blocks_NPC[measured.flat], found.sigma),
         is_neutral=blocks_NPC.shape[2] == 3 and _is_neutral(blocks_NPC),
     )
 
 
 def _estimate_sigma(blocks_NPC: NDArray[Any]) -> float:
     blocks_NPC = _shown(blocks_NPC)
-    clipped_N = _by_parts(_clipped, blocks_NPC)
-    flat, following = _flattest(blocks_NPC, _usable(blocks_NPC, clipped_N))
-    axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
-    fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
-    is_white = _is_white(fine, coarse) and not _is_grain(fine, coarse, axes)
-    gain = 1 / _left_by_clipping(float(clipped_N[flat].mean()))
-    luma, chroma = _white_powers(fine) if is_white else _stronger_powers(fine, coarse)
-    return _from_powers(luma * gain, chroma * gain, channels=blocks_NPC.shape[2]).sigma
+    measured = _Measured.of(blocks_NPC, _by_parts(_clipped, blocks_NPC))
+    luma, chroma = measured.powers
+    return _from_powers(luma * measured.gain, chroma * measured.gain, channels=blocks_NPC.shape[2]).sigma
 
 
 class NoiseSampler:
@@ -432,6 +423,39 @@ class _Scale:
         bilinear demosaicing's about twice. In the flattest blocks of clean photos it is 2 to 6 times.
         """
         return _falling(self.luma.sideways + 2 * self.chroma.sideways, self.power, 2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The noise of the flattest blocks.
+
+    Attributes:
+        usable, flat: which blocks may be looked at, and which of them were.
+        fine, coarse: what they have in single pixels, and in cells of 2 × 2.
+        gain: what makes up for clipping.
+        is_white: whether the noise is as strong in single pixels as in cells, and no grain.
+    """
+
+    usable: NDArray[np.intp]
+    flat: NDArray[np.intp]
+    fine: _Scale
+    coarse: _Scale
+    gain: float
+    is_white: bool
+
+    @classmethod
+    def of(cls, blocks_NPC: NDArray[Any], clipped_N: NDArray[np.float64]) -> "_Measured":
+        usable = _usable(blocks_NPC, clipped_N)
+        flat, following = _flattest(blocks_NPC, usable)
+        axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
+        fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
+        is_white = _is_white(fine, coarse) and not _is_grain(fine, coarse, axes)
+        return cls(usable, flat, fine, coarse, 1 / _left_by_clipping(float(clipped_N[flat].mean())), is_white)
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        """Of luminance and chrominance, whatever the noise is, before the gain."""
+        return _white_powers(self.fine) if self.is_white else _stronger_powers(self.fine, self.coarse)
 
 
 def _is_white(fine: _Scale, coarse: _Scale) -> bool:
