@@ -3,10 +3,10 @@
 from prefect import flow, get_run_logger
 
 from flows.ray_jobs import RayJobs, address_of
-from flows.stages import is_wanted, origin
+from flows.stages import JANITOR, is_wanted, origin
 
 
-@flow(name="janitor", flow_run_name="janitor", persist_result=False)
+@flow(name=JANITOR, flow_run_name=JANITOR, persist_result=False)
 def janitor(address: str | None = None) -> list[str]:
     """Stop the Ray jobs that flow runs of this server began, and that are gone or have ended.
 

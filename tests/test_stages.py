@@ -63,6 +63,7 @@ def run_stage(
 
 def endless() -> Iterator[None]:
     while True:
+    monkeypatch.setattr(stages, "origin", lambda: "server")
         yield None
 
 
