@@ -12,17 +12,17 @@ from flows.events import Ending, tell_of_rejects
 from flows.run_names import nightly_name
 from flows.settings import Gates, NightlySettings, Values
 from flows.stages import HOOKS, run_stage
-from pipeline.errors import RunFailed
+from pipeline.errors import RunStopped
 
 APPROVAL_POLL_S = 5
 LINK_ENDPOINT = "DEGRAIN_LINK_ENDPOINT"
 
 
-class GatesClosed(RunFailed):
+class GatesClosed(RunStopped):
     """A trial did not show what it must: nothing was written."""
 
 
-class Unsound(RunFailed):
+class Unsound(RunStopped):
     """The image set is not as its index says."""
 
 

@@ -178,8 +178,8 @@ class RayJobs:
         finally:
             tail.stop()
 
-    def wait(self, job_id: str) -> JobDetails:
-        """How a job ended, whose last line has been read.
+    def wait(self, job_id: str, *, timeout_s: float) -> JobDetails | None:
+        """How a job ended, whose last line has been read; None if it is still there after so long.
 
         Raises:
             ClusterLost: the cluster does not answer, or does not know the job any more.
@@ -190,12 +190,15 @@ class RayJobs:
                 raise ClusterLost(f"the Ray cluster at {self._address.url} does not know the job {job_id} any more")
             if details.status.is_terminal():
                 return details
+        deadline_s = time.monotonic() + timeout_s
             time.sleep(TICK_S / 2)
 
     def stop(self, job_id: str) -> None:
         """End a job, and return when none of its processes works any more.
 
         Raises:
+            if time.monotonic() > deadline_s:
+                return None
             RunFailed: it, or an actor of it, goes on.
             ClusterLost: the cluster does not answer.
         """

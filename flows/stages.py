@@ -25,26 +25,25 @@ from flows.local_ray import local_ray
 from flows.patience import passes, patiently
 from flows.ray_jobs import ClusterLost, JobName, RayJobs, address_of
 from flows.settings import RaySettings, Values, Verb
-from pipeline.errors import DegrainError, RunFailed
+from pipeline.errors import DegrainError, RunFailed, RunStopped, may_pass
 from pipeline.events import Event, parse_event
 
 PROGRESS_INTERVAL_S = 2.0
 RETRY_DELAYS_S = [10.0, 60.0, 120.0]  # in all, longer than a lost run holds its lease on the target
+LINGER_S = 60.0  # that a job may take to end once it has said its last word
 EXIT_CALL = 2
 MOST_BEGINNINGS = 20  # of a flow run: its worker may be replaced, a person may resume it; a crash would go on for ever
-TARGET_LIMIT = "degrain-target-"  # names of concurrency limits begin with it
 JANITOR = "janitor"  # the flow of that name
+TARGET_LIMIT = "degrain-target-"  # names of concurrency limits begin with it
 WRITES_TO = {"denoise": "target", "ingest": "target", "train": "run"}  # the field of a job that says where it writes
 
 
-class StageTimedOut(RunFailed):
+class StageTimedOut(RunStopped):
     """A stage took longer than its settings allow; its job was stopped."""
 
 
 def _deserves_retry(_task: "Task[..., Any]", _run: TaskRun, state: State) -> bool:  # Any: of whatever task
-    """A wrong call stays wrong, and what took too long will again."""
-    error = state.result(raise_on_failure=False)
-    return not isinstance(error, ValueError | StageTimedOut)
+    return may_pass(state.result(raise_on_failure=False))
 
 
 @task(
@@ -71,7 +70,8 @@ def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
 
     Raises:
         ValueError: the job is wrong, or this flow run has lost its process too often.
-        RunFailed: it had to stop; what is committed stays, and a retry does the rest.
+        RunStopped: it came to a limit that it was given; what is committed stays.
+        RunFailed: it had to stop; the same holds, and a retry does the rest.
         ClusterLost: the cluster is gone; the same holds.
     """
     if (begun := this_flow_run.run_count) > MOST_BEGINNINGS:
@@ -199,14 +199,30 @@ def _follow(jobs: RayJobs, job_id: str, stage: str, ray: RaySettings, *, worked_
             case Event.SUMMARY | Event.ERROR:
                 ending = event
                 break
-    details = jobs.wait(job_id)
-    if ending is not None and ending["event"] == Event.SUMMARY:
-        progress.end()
-        return {key: value for key, value in ending.items() if key not in ("event", "time")}
-    if ending is not None:
-        kind = ValueError if ending["exit_code"] == EXIT_CALL else RunFailed
-        raise kind(ending["message"])
-    raise RunFailed(f"the Ray job {job_id} {details.status.value.lower()}: {details.message}")
+    ending = _ended(jobs, job_id, ending)
+    progress.end()
+    return {key: value for key, value in ending.items() if key not in ("event", "time")}
+
+
+def _ended(jobs: RayJobs, job_id: str, ending: Values | None) -> Values:
+    """The summary of a job that has said its last word, once it has ended.
+
+    Raises:
+        ValueError, RunFailed: that was another one, or none.
+    """
+    details = jobs.wait(job_id, timeout_s=LINGER_S)
+    if details is None:  # all that it had to say is said
+        get_run_logger().warning(
+            "the Ray job %s has not ended %g s after its last word, and is stopped", job_id, LINGER_S
+        )
+        jobs.stop(job_id)
+    elif ending is None:
+        raise RunFailed(f"the Ray job {job_id} {details.status.value.lower()}: {details.message}")
+    assert ending is not None, "the log of a job goes on until it has ended, or has said how it ends"
+    if ending["event"] == Event.SUMMARY:
+        return ending
+    failed = RunFailed if ending.get("may_pass", True) else RunStopped  # a job of an earlier version does not say
+    raise (ValueError if ending["exit_code"] == EXIT_CALL else failed)(ending["message"])
 
 
 class _Progress:

@@ -12,6 +12,7 @@
     ├── PromotionRefused     weights may not have the name that they were to have
     ├── ImageSetError        what lies at the target is not, or no longer, a sound image set
     └── RunFailed            a run had to stop; what is committed stays
+        └── RunStopped       … by what it was told to stop at, and it would again
 
 Every class takes exactly one message, or it would not survive the trip back from a Ray worker.
 """
@@ -63,3 +64,15 @@ class TargetInUse(DegrainError):
 
 class RunFailed(DegrainError):
     """A run had to stop. What is committed stays, and the next run does the rest."""
+
+
+class RunStopped(RunFailed):
+    """A run had to stop where it was told to, and would stop there again: a decision, and no failure that passes."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same job may go well if it is done once more.
+
+    A wrong call stays wrong, a decision stays what it is, and the same steps come to the same loss.
+    """
+    return not isinstance(error, ValueError | FloatingPointError | RunStopped | PromotionRefused)

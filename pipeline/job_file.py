@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, may_pass
 from pipeline.events import Event, EventWriter, JsonLines, event_line
 from pipeline.redaction import redacted
 from pipeline.strict import build
@@ -43,14 +43,15 @@ def main(arguments: Sequence[str]) -> int:
         say = EventWriter(sys.stdout)
         say(Event.SUMMARY, **run_job(read_job(_only(arguments)), say))
     except KeyboardInterrupt:
-        return _failed(EXIT_INTERRUPTED, "interrupted: what is finished stays, and the same job does the rest")
+        text = "interrupted: what is finished stays, and the same job does the rest"
+        return _failed(EXIT_INTERRUPTED, text, passes=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception as error:  # the edge: every failure is one line here
         log.debug("traceback", exc_info=error)
         text = redacted(" ".join(str(error).split())) or type(error).__name__
-        return _failed(EXIT_CALL if isinstance(error, ValueError) else EXIT_FAILED, text)
+        return _failed(EXIT_CALL if isinstance(error, ValueError) else EXIT_FAILED, text, passes=may_pass(error))
     return EXIT_OK
 
 
@@ -241,8 +242,9 @@ def _read(argument: str) -> bytes:
         raise ValueError(f"there is no job file at {argument}") from error
 
 
-def _failed(exit_code: int, message: str) -> int:
-    print(event_line(Event.ERROR, exit_code=exit_code, message=message), file=sys.stderr, flush=True)
+def _failed(exit_code: int, message: str, *, passes: bool) -> int:
+    line = event_line(Event.ERROR, exit_code=exit_code, message=message, may_pass=passes)
+    print(line, file=sys.stderr, flush=True)
     return exit_code
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from pipeline.cluster import ClusterConfig, ShardWorker, map_shards
 from pipeline.connection import connected
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, RunStopped
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.imageset import ImageSet, Manifest
 from pipeline.lease import is_given_up
@@ -454,11 +454,11 @@ class _Gate:
         """Stop as soon as it is certain that too many will have been rejected.
 
         Raises:
-            RunFailed: they will.
+            RunStopped: they will.
         """
         rejected, planned = self.rejected_before + progress.rejected, self.done_before + progress.planned
         if planned and rejected / planned > self.max_fraction:  # their product may be a little less than a whole number
-            raise RunFailed(
+            raise RunStopped(
                 f"{rejected} of {planned} photos were rejected, more than the allowed share of "
                 f"{self.max_fraction:g}; what is finished stays, and the reasons are in the index "
                 "(--retry-failed tries them again)"

@@ -8,13 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 from httpx import ConnectError
+from prefect.client.schemas.objects import StateType
 from prefect.logging import disable_run_logger
+from prefect.states import State
 
 from flows import stages
 from flows.ray_jobs import ClusterLost
 from flows.settings import RaySettings, Values, Verb
 from flows.stages import StageTimedOut, duration
-from pipeline.errors import RunFailed
+from pipeline import job_file
+from pipeline.errors import PromotionRefused, RunFailed, RunStopped, StorageError, TargetInUse
 from pipeline.events import Event, event_line
 
 PROGRESS = event_line(Event.PROGRESS, done=1, planned=2, seconds=1.0)
@@ -24,8 +27,11 @@ SUMMARY = event_line(Event.SUMMARY, findings=0)
 class Jobs:
     """One job, as `RayJobs` has it, with what was asked of it."""
 
-    def __init__(self, lines: Callable[[], Iterator[str | None]], *, was_there: bool = False) -> None:
+    def __init__(
+        self, lines: Callable[[], Iterator[str | None]], *, was_there: bool = False, hangs: bool = False
+    ) -> None:
         self._lines = lines
+        self._hangs = hangs
         self._was_there = was_there
         self.asked: list[str] = []
 
@@ -42,8 +48,8 @@ class Jobs:
     def follow(self, _job_id: str, *, lost_s: float) -> Iterator[str | None]:
         yield from self._lines()
 
-    def wait(self, _job_id: str) -> SimpleNamespace:
-        return SimpleNamespace(status="SUCCEEDED")
+    def wait(self, _job_id: str, *, timeout_s: float) -> SimpleNamespace | None:
+        return None if timeout_s and self._hangs else SimpleNamespace(status="SUCCEEDED")
 
     def stop(self, _job_id: str) -> None:
         self.asked.append("stop")
@@ -57,13 +63,13 @@ def run_stage(
         yield jobs
 
     monkeypatch.setattr(stages, "_ray_jobs", ray_jobs)
+    monkeypatch.setattr(stages, "origin", lambda: "server")
     with disable_run_logger():
         return stages.run_stage.fn(verb, verb, job or {}, RaySettings(**ray))
 
 
 def endless() -> Iterator[None]:
     while True:
-    monkeypatch.setattr(stages, "origin", lambda: "server")
         yield None
 
 
@@ -131,6 +137,46 @@ def test_an_error_that_is_not_the_jobs_own_leaves_it_for_the_retry(
         run_stage(jobs, monkeypatch)
 
     assert jobs.asked == ["begin"]
+
+
+def test_a_job_that_hangs_after_its_summary_is_stopped_and_its_work_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(lambda: iter([SUMMARY]), hangs=True)
+
+    assert run_stage(jobs, monkeypatch) == {"findings": 0}
+    assert jobs.asked == ["begin", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_tried_again"),
+    [
+        (RunFailed("workers keep dying"), True),
+        (StorageError("the bucket answers 503"), True),
+        (TargetInUse("another run is at work"), True),
+        (RunStopped("4 of 4 photos were rejected"), False),
+        (PromotionRefused("they score worse"), False),
+        (FloatingPointError("the loss is no number"), False),
+        (ValueError("there are no photos"), False),
+    ],
+)
+def test_what_a_job_was_told_to_stop_at_is_not_tried_again_and_what_may_pass_is(
+    error: Exception,
+    is_tried_again: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: object, __: object) -> None:
+        raise error
+
+    monkeypatch.setattr(job_file, "run_job", fail)
+    monkeypatch.setattr(job_file.signal, "signal", lambda *_: None)
+    job_file.main(["{}"])
+    said = capsys.readouterr().err
+
+    with pytest.raises(Exception, match=str(error)) as raised:
+        run_stage(Jobs(lambda: iter(said.splitlines())), monkeypatch)
+
+    state = State(type=StateType.FAILED, data=raised.value)
+    assert stages.run_stage.retry_condition_fn(stages.run_stage, None, state) == is_tried_again
 
 
 def test_progress_that_nobody_can_be_shown_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
