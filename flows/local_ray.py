@@ -27,12 +27,12 @@ class RayAddress:
 
     Attributes:
         url: of its dashboard, such as http://127.0.0.1:8265.
-        token: that it asks for; empty where Ray finds it by itself (RAY_AUTH_TOKEN), or where none is asked for.
+        token: that it is told; None for the one that Ray finds in this process's environment (RAY_AUTH_TOKEN, …).
         metrics_url: what Prometheus scrapes, where that is known.
     """
 
     url: str
-    token: str = field(default="", repr=False)
+    token: str | None = field(default="", repr=False)
     metrics_url: str = ""
 
     @property

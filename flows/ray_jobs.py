@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from urllib.parse import urlencode
+from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
+import ray
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -31,6 +33,8 @@ TICK_S = 0.5
 STATUS_INTERVAL_S = 5.0
 STOP_TIMEOUT_S = 60.0
 LOG_TIMEOUT_S = 15.0  # after a job ended, for the rest of its log: its node may be gone
+REQUEST_TIMEOUT_S = 30.0  # for any answer: a host that is cut off gives none
+OWN_ADDRESS = "RAY_API_SERVER_ADDRESS"  # Ray's own variable
 OWNER, STAGE, ORIGIN = "degrain_owner", "degrain_stage", "degrain_origin"
 _UNREACHABLE = (ConnectionError, requests.RequestException, aiohttp.ClientError, TimeoutError, AuthenticationError)
 
@@ -73,9 +77,11 @@ class RayJobs:
         """
         self._address = address
         try:
-            self._client = _Client(address.url, headers=address.headers)
+            self._client = _Client(address)
         except (*_UNREACHABLE, RuntimeError) as error:
-            raise ClusterLost(f"no Ray cluster takes jobs at {address.url}: {_line(error)}") from error
+            is_refused = isinstance(error, AuthenticationError) and address.token == ""
+            why = f"; the token that is known here is for {OWN_ADDRESS} alone" if is_refused else ""
+            raise ClusterLost(f"no Ray cluster takes jobs at {address.url}: {_line(error)}{why}") from error
 
     def begin(self, name: JobName, job: Mapping[str, object]) -> tuple[str, bool]:
         """The submission id of the job, and whether it was there already: it is never begun while it runs or once it
@@ -184,21 +190,21 @@ class RayJobs:
         Raises:
             ClusterLost: the cluster does not answer, or does not know the job any more.
         """
+        deadline_s = time.monotonic() + timeout_s
         while True:
             details = self.find(job_id)
             if details is None:
                 raise ClusterLost(f"the Ray cluster at {self._address.url} does not know the job {job_id} any more")
             if details.status.is_terminal():
                 return details
-        deadline_s = time.monotonic() + timeout_s
+            if time.monotonic() > deadline_s:
+                return None
             time.sleep(TICK_S / 2)
 
     def stop(self, job_id: str) -> None:
         """End a job, and return when none of its processes works any more.
 
         Raises:
-            if time.monotonic() > deadline_s:
-                return None
             RunFailed: it, or an actor of it, goes on.
             ClusterLost: the cluster does not answer.
         """
@@ -258,7 +264,21 @@ class RayJobs:
 
 
 class _Client(JobSubmissionClient):
-    """Also knows the actors of a job."""
+    """Also knows the actors of a job, and asks nobody but whom it is told to.
+
+    Ray's own asks where RAY_API_SERVER_ADDRESS or RAY_ADDRESS say, whatever it is told, waits for ever for an answer,
+    and tells the token of this process to whomever it asks.
+    """
+
+    def __init__(self, address: RayAddress) -> None:
+        self._client_ray_version = ray.__version__
+        super(JobSubmissionClient, self).__init__(address.url)
+        if address.token is not None:
+            self._headers = address.headers
+        self._check_connection_and_version()
+
+    def _do_request(self, *arguments: Any, **options: Any) -> requests.Response:  # Any: Ray's own
+        return super()._do_request(*arguments, timeout=REQUEST_TIMEOUT_S, **options)
 
     def count_actors(self, ray_job_id: str) -> int:
         """How many actors of a job, as Ray's core numbers it, are alive."""
@@ -324,9 +344,19 @@ class _Tail(threading.Thread):
 
 
 def address_of(url: str | None) -> RayAddress | None:
-    """Where jobs are taken: there, or where Ray's own variable RAY_API_SERVER_ADDRESS says, if it is set."""
-    found = url or os.environ.get("RAY_API_SERVER_ADDRESS", "")
-    return RayAddress(url=found) if found else None
+    """Where jobs are taken: there, or where Ray's own variable RAY_API_SERVER_ADDRESS says, if it is set.
+
+    The token of this process is for the latter alone: whoever fills in a form could name a host of theirs.
+    """
+    own = os.environ.get(OWN_ADDRESS, "")
+    if not (found := url or own):
+        return None
+    return RayAddress(url=found, token=None if own and _place(found) == _place(own) else "")
+
+
+def _place(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
 
 
 def _origin(job: JobDetails) -> str | None:

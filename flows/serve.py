@@ -174,7 +174,7 @@ def _stop_jobs(ray: RayAddress) -> None:
 
 
 def _ray_environment(ray: RayAddress) -> dict[str, str]:
-    return {"RAY_API_SERVER_ADDRESS": ray.url, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token}
+    return {"RAY_API_SERVER_ADDRESS": ray.url, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token or ""}
 
 
 def write_environment(path: Path, environment: Mapping[str, str]) -> str:

@@ -9,12 +9,14 @@ from threading import Thread
 
 import pytest
 import ray
+from ray.dashboard.modules import dashboard_sdk
 
 from flows import ray_jobs
 from flows.local_ray import RayAddress
-from flows.ray_jobs import ClusterLost, RayJobs
+from flows.ray_jobs import ClusterLost, RayJobs, address_of
 
-OK, ERROR, UNAUTHORIZED, DROPPED = 200, 500, 401, 0
+OK, ERROR, UNAUTHORIZED, DROPPED, SILENT = 200, 500, 401, 0, -1
+TOKEN = "0" * 64
 JOB, STOP, ACTORS = "/api/jobs/job", "/api/jobs/job/stop", "/api/v0/actors"
 DETAILS = {"type": "SUBMISSION", "submission_id": "job", "job_id": "01000000", "entrypoint": "true"}
 
@@ -23,6 +25,7 @@ class Api:
     """What it answers next at a path: a status, and what to say; the last of them again and again."""
 
     def __init__(self) -> None:
+        self.heard: list[str] = []  # credentials
         self.answers: dict[str, list[tuple[int, object]]] = {"/api/version": [(OK, {"ray_version": ray.__version__})]}
 
     def next(self, path: str) -> tuple[int, object]:
@@ -40,7 +43,10 @@ def address(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayAddress]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             status, body = api.next(self.path)
-            if status != DROPPED:
+            api.heard.append(self.headers.get("Authorization", ""))
+            if status == SILENT:
+                time.sleep(1)
+            elif status != DROPPED:
                 self.send_response(status)
                 self.end_headers()
                 self.wfile.write(json.dumps(body).encode())
@@ -50,6 +56,8 @@ def address(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayAddress]:
         def log_message(self, *_: object) -> None:
             """Nothing."""
 
+    own = {"Authorization": f"Bearer {TOKEN}"}  # Ray reads its environment once in a process
+    monkeypatch.setattr(dashboard_sdk, "get_auth_headers_if_auth_enabled", lambda _: own)
     for name in ("TICK_S", "STATUS_INTERVAL_S"):
         monkeypatch.setattr(ray_jobs, name, 0.02)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -98,3 +106,40 @@ def test_a_cluster_that_fails_while_a_job_is_stopped_is_lost(
 
     with pytest.raises(ClusterLost):
         jobs.stop("job")
+
+
+def test_the_token_of_this_process_is_for_its_own_cluster_alone(
+    address: RayAddress, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"{address.url}/")
+    for url in (None, address.url):
+        RayJobs(address_of(url))
+    assert set(api.heard) == {f"Bearer {TOKEN}"}
+
+    api.heard.clear()
+    RayJobs(address_of(address.url.replace("127.0.0.1", "localhost")))
+    assert set(api.heard) == {""}
+
+
+def test_jobs_go_where_a_form_says_and_not_where_the_environment_does(
+    address: RayAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    RayJobs(address_of(address.url))
+
+
+def test_a_cluster_that_never_answers_is_lost(address: RayAddress, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "REQUEST_TIMEOUT_S", 0.1)
+    jobs = RayJobs(address)
+    api.answers[JOB] = [(SILENT, None)]
+
+    with pytest.raises(ClusterLost, match=r"does not answer: .*timed out"):
+        jobs.find("job")
+
+
+def test_nobody_waits_for_ever_for_a_job_to_end(jobs: RayJobs, api: Api) -> None:
+    api.answers[JOB] = [(OK, {**DETAILS, "status": "RUNNING"})]
+
+    assert jobs.wait("job", timeout_s=0.1) is None
