@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RaySystemError
@@ -63,6 +63,12 @@ class Cluster:
         )
         limit = tuple(Node.of(resources, use_gpus=use_gpus) for resources in _autoscaled_nodes())
         return cls(nodes=frozenset(alive), leaving=leaving, staying=staying, limit=limit or staying)
+
+    @property
+    def without_gpus(self) -> "Cluster":
+        """The same, as it is to work that asks for none."""
+        staying, limit = (tuple(replace(node, gpus=0) for node in nodes) for nodes in (self.staying, self.limit))
+        return replace(self, staying=staying, limit=limit)
 
     @property
     def possible(self) -> tuple[Node, ...]:

@@ -212,7 +212,7 @@ def _size_of_workers(job: TrainJob) -> Size:
     """
     cluster = Cluster.now(use_gpus=job.use_gpus)
     if sum(node.gpus for node in cluster.limit) < job.workers:  # NCCL lets no two share one
-        cluster = Cluster.now(use_gpus=False)
+        cluster = cluster.without_gpus
     cores = sum(node.cores for node in cluster.limit)
     if job.workers > cores:
         raise RunFailed(f"the cluster has {cores} cores, and {job.workers} workers need one each: ask for fewer")

@@ -50,3 +50,9 @@ def test_so_many_workers_as_are_asked_for_find_room_on_their_nodes(
     size = cluster_like([HEAD], nodes).size_for(workers)
 
     assert (size.gpus, size.cores, size.threads) == (gpus, cores, max(1, cores))
+
+
+def test_what_has_gpus_has_the_same_cores_for_work_without_any() -> None:
+    cluster = cluster_like([HEAD, GPU], [GPU] * 8).without_gpus
+
+    assert (cluster.has_gpus, cluster.room, cluster.largest_room) == (False, 8, 64)
