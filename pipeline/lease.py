@@ -80,6 +80,10 @@ class Claim:
             return False
         return now < self.expires_at + timedelta(seconds=CLOCK_SKEW_S)
 
+    def is_of(self, other: "Claim") -> bool:
+        """Whether both are of one holder, who has renewed his lease or not."""
+        return (self.process, self.taken_at) == (other.process, other.taken_at)
+
     def refusal(self, url: str) -> str:
         free_at = self.expires_at + timedelta(seconds=CLOCK_SKEW_S)
         return (
@@ -119,6 +123,11 @@ class Lease:
                 lease._thread.start()
                 return lease
         raise TargetInUse(f"{store.url} is being taken by several runs at once: try again")
+
+    @property
+    def claim(self) -> Claim:
+        """By which a worker elsewhere can tell whether the lease is still this one: see `refuse_if_lost`."""
+        return self._claim
 
     def check(self) -> None:
         """Do this before anything that only the holder may do.
@@ -186,7 +195,7 @@ class Lease:
 
     def _is_mine(self, number: int) -> bool:
         found = _read(self._store, number)
-        return found is not None and (found.process, found.taken_at) == (self._claim.process, self._claim.taken_at)
+        return found is not None and found.is_of(self._claim)
 
 
 @contextmanager
@@ -220,6 +229,22 @@ def refuse_if_leased(store: Store) -> int:
     if last is not None and last.holds(datetime.now(UTC)):
         raise TargetInUse(last.refusal(store.url))
     return numbers[-1]
+
+
+def refuse_if_lost(store: Store, claim: Claim) -> None:
+    """What `Lease.check` is to a holder, by two requests, for a worker of his on another machine.
+
+    Raises:
+        RunFailed: another run holds the lease, or its holder has not renewed it, or ended.
+    """
+    for _ in range(ATTEMPTS):
+        if not (numbers := _numbers(store)):
+            return  # nobody else has it
+        if (last := _read(store, numbers[-1])) is None:
+            continue  # it was renewed a moment ago
+        if not last.is_of(claim) or not last.holds(datetime.now(UTC)):
+            raise RunFailed(f"the lease of {store.url} is lost to another run, or was not renewed")
+        return
 
 
 def is_given_up(store: Store) -> bool:

@@ -26,7 +26,7 @@ from pipeline.clean_photos import CleanPhoto
 from pipeline.cluster_size import Cluster, Size
 from pipeline.connection import connected
 from pipeline.errors import RunFailed
-from pipeline.lease import leased
+from pipeline.lease import Claim, leased, refuse_if_lost
 from pipeline.registry import read_weights
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store
@@ -74,7 +74,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
             train_worker(job, Worker(device="cuda:0" if gpu else "cpu"), check_and_report)
         else:
             check_job(job)
-            _train_on_cluster(job, report)
+            _train_on_cluster(job, report, lease.claim)
         lease.check()
         return _write_weights(job, photos, store)
 
@@ -167,7 +167,7 @@ def read_run(run: str) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> None:
+def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None], claim: Claim) -> None:
     """Ray Train starts the workers, joins them in a process group, and starts them again when one is lost."""
     with connected(job.address), scratch_folder() as folder:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -182,7 +182,8 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
         # Here: with another node it would be lost, and the run with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        train: Any = partial(_train_as_ray_worker, job, size.threads, news)  # Any: nor do they know what it returns
+        # Any: nor do they know what it returns
+        train: Any = partial(_train_as_ray_worker, job, size.threads, news, claim)
         trainer: Any = TorchTrainer(
             train,
             scaling_config=ScalingConfig(
@@ -197,11 +198,11 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None]) -> N
         )
         try:
             with _passed_on(news, report):
-                broken = trainer.fit().return_value
+                stopped_by = trainer.fit().return_value
         except TrainingFailedError as error:
             raise RunFailed(f"training stopped: {_innermost(error)}; it goes on from its last checkpoint") from error
-        if broken is not None:
-            raise FloatingPointError(broken)
+        if stopped_by is not None:
+            raise stopped_by
 
 
 def _size_of_workers(job: TrainJob) -> Size:
@@ -223,11 +224,20 @@ def _size_of_workers(job: TrainJob) -> Size:
     return size
 
 
-def _train_as_ray_worker(job: TrainJob, threads: int, news: Any) -> str | None:  # Any: Ray's queue is untyped
-    """What each of Ray Train's workers runs; returns why the loss is no number, which all of them meet at once.
-
-    Raised, it would have Ray start them again, to meet it again.
+def _train_as_ray_worker(
+    job: TrainJob,
+    threads: int,
+    news: Any,  # Ray's queue is untyped
+    claim: Claim,
+) -> Exception | None:
+    """What each of Ray Train's workers runs; returns what all of them meet at once: a loss that is no number, or a
+    lease that is lost when they begin. Raised, it would have Ray start them again, to meet it again.
     """
+    check = partial(refuse_if_lost, open_store(job.run), claim)
+    try:
+        check()
+    except RunFailed as error:
+        return error
     from ray.train import get_context
 
     from pipeline.process_group import device_of_worker
@@ -237,9 +247,9 @@ def _train_as_ray_worker(job: TrainJob, threads: int, news: Any) -> str | None: 
         number=context.get_world_rank(), count=context.get_world_size(), threads=threads, device=device_of_worker()
     )
     try:
-        train_worker(job, worker, news.put_nowait)
+        train_worker(job, worker, news.put_nowait, check=check)
     except FloatingPointError as error:
-        return str(error)
+        return error
     return None
 
 

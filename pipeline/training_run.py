@@ -161,8 +161,16 @@ class Worker:
     device: str = "cpu"
 
 
-def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], None]) -> None:
+def train_worker(
+    job: TrainJob, worker: Worker, report: Callable[[StepMetrics], None], *, check: Callable[[], None] = lambda: None
+) -> None:
     """Train to the last step, from the last checkpoint if there is one. All workers of a run do this at once.
+
+    Args:
+        job: what to train on, and how.
+        worker: which of them this is.
+        report: told of each step, by the first worker.
+        check: called before each checkpoint is written; raises where the run is no longer ours.
 
     Raises:
         ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
@@ -188,7 +196,7 @@ def train_worker(job: TrainJob, worker: Worker, report: Callable[[StepMetrics], 
                 pass
             return
         with closing(_Board(store, state.step)) as board:
-            folder = _Folder(store, job, config, origin, rows=rows, board=board)
+            folder = _Folder(store, job, config, origin, rows=rows, board=board, check=check)
             for metrics in steps:
                 report(metrics)
                 folder.add(metrics, state)
@@ -255,6 +263,7 @@ class _Folder:
         *,
         rows: list[dict[str, float | None]],
         board: "_Board",
+        check: Callable[[], None],
     ) -> None:
         self._store = store
         self._job = job
@@ -266,6 +275,7 @@ class _Folder:
         self._start = self._last = self._written = time.monotonic()
         self._photos = [_centre(photo.pixels) for photo in islice(job.find_validation() or (), VALIDATION_PHOTOS)]
         self._board = board
+        self._check = check
 
     def add(self, metrics: StepMetrics, state: TrainState) -> None:
         """Note a step, and write what is due at it."""
@@ -280,6 +290,7 @@ class _Folder:
         if metrics.step % self._job.checkpoint_every == 0 or is_late or is_last:
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(self._rows, schema=TRAINING_SCHEMA), buffer)
+            self._check()
             self._store.write(METRICS, buffer.getvalue())
             self._board.upload()
             self._store.write(CHECKPOINT, state.dump(self._config, self._origin))

@@ -15,7 +15,7 @@ import pytest
 from pipeline import lease
 from pipeline.errors import ImageSetError, ObjectExists, RunFailed, StorageError, TargetInUse
 from pipeline.imageset import ImageSet
-from pipeline.lease import Claim, Lease, Process, leased, refuse_if_leased
+from pipeline.lease import Claim, Lease, Process, leased, refuse_if_leased, refuse_if_lost
 from pipeline.records import Layout
 from pipeline.storage import LocalStore, Store, open_store
 
@@ -229,3 +229,14 @@ def test_a_number_is_created_once(folder: LocalStore) -> None:
 
     with pytest.raises(ObjectExists):
         claim(folder, 1)
+
+
+def test_a_worker_elsewhere_knows_the_lease_of_its_run_until_it_is_lost(store: Store) -> None:
+    with leased(store, "degrain train") as lease_:
+        lease_._renew()
+        refuse_if_lost(store, lease_.claim)
+
+    with pytest.raises(RunFailed, match="is lost"):
+        refuse_if_lost(store, lease_.claim)
+    with leased(store, "degrain train"), pytest.raises(RunFailed, match="is lost"):
+        refuse_if_lost(store, lease_.claim)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -26,10 +27,20 @@ from pipeline import train, training_run
 from pipeline.clean_photos import CleanPhoto, find_clean_photos
 from pipeline.errors import RunFailed, StorageError, TargetInUse
 from pipeline.ingest import IngestJob, run_ingest
+from pipeline.lease import leased, refuse_if_lost
 from pipeline.storage import open_store
 from pipeline.subset import Split, split_of
 from pipeline.train import read_run, run_train
-from pipeline.training_run import CHECKPOINT, METRICS, TrainJob, read_metrics, read_origin, read_state
+from pipeline.training_run import (
+    CHECKPOINT,
+    METRICS,
+    TrainJob,
+    Worker,
+    read_metrics,
+    read_origin,
+    read_state,
+    train_worker,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -463,6 +474,19 @@ def test_a_cluster_that_is_gone_hides_no_error_by_its_own() -> None:
 
     with pytest.raises(RunFailed, match="training stopped"), train._passed_on(Gone(), print):
         raise RunFailed("training stopped")
+
+
+def test_a_worker_whose_run_has_been_taken_over_writes_no_checkpoint_and_does_not_begin_again(folder: Path) -> None:
+    job = _job(folder, config=TrainConfig(steps=1, batch_size=1, patch_px=32))
+    store = open_store(job.run)
+    with leased(store, "degrain train") as ours:
+        pass
+
+    with leased(store, "degrain train"), pytest.raises(RunFailed, match="is lost to another run"):
+        train_worker(job, Worker(), lambda _: None, check=partial(refuse_if_lost, store, ours.claim))
+
+    assert not store.exists(CHECKPOINT)
+    assert isinstance(train._train_as_ray_worker(job, 1, None, ours.claim), RunFailed)
 
 
 def test_photos_that_cannot_be_used_are_made_up_for_by_others(folder: Path) -> None:
