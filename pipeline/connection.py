@@ -2,14 +2,16 @@
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # Cython
 
 from pipeline.errors import RunFailed
 from pipeline.ray_dashboard import asking_no_cloud
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
 CONNECT_TIMEOUT_S = 10.0
+TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # Ray's own variables
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,6 +33,7 @@ def connected(address: str | None) -> Iterator[None]:
     Its logs stay where Ray puts them (/tmp/ray) if the context ends in an error, and are removed otherwise.
 
     Raises:
+        ValueError: that is no address of a cluster.
         RunFailed: there is no cluster at the address, or none could be started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -39,23 +43,43 @@ def connected(address: str | None) -> Iterator[None]:
     handlers = {each: signal.getsignal(each) for each in INTERRUPTS}
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
     logs = None
-    try:
-        with _connecting_as_a_whole():
-            if address is None:
-                with asking_no_cloud():
-                    logs = _start(quiet)
-            else:
-                ray.init(address=address, **quiet)
-    except Exception as error:  # see _start
-        place = "on this machine" if address is None else f"at {address}"
-        raise RunFailed(f"no Ray cluster {place}: {' '.join(str(error).split())[:300]}") from error
+    with ExitStack() as stack:
+        try:
+            with _connecting_as_a_whole():
+                if address is None:
+                    stack.enter_context(_own_token())
+                AuthenticationTokenLoader.instance().reset_cache()  # this process may have been on another cluster
+                if address is None:
+                    with asking_no_cloud():
+                        logs = _start(quiet)
+                else:
+                    ray.init(address=address, **quiet)
+        except Exception as error:  # see _start
+            place = "on this machine" if address is None else f"at {address}"
+            raise RunFailed(f"no Ray cluster {place}: {' '.join(str(error).split())[:300]}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            _restore(handlers)  # it takes that of SIGTERM away
+    if logs is not None:
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """What a cluster that starts meanwhile asks for, where the environment names nothing.
+
+    Ray itself would write one into the home, for all to read, and starts nothing where it cannot.
+    """
+    if TOKENS & os.environ.keys():
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
         yield
     finally:
-        ray.shutdown()
-        _restore(handlers)  # it takes that of SIGTERM away
-    if logs is not None:
-        shutil.rmtree(logs, ignore_errors=True)
+        del os.environ["RAY_AUTH_TOKEN"]
 
 
 def _start(options: dict[str, Any]) -> str:  # Any: Ray's options
@@ -138,6 +162,8 @@ def _restore(handlers: dict[signal.Signals, Any]) -> None:  # Any: what `getsign
 
 def _check_reachable(address: str) -> None:
     """Ray itself would look for minutes for a cluster that is not there."""
+    if address.startswith(("http://", "https://")):
+        raise ValueError(f"{address} is that of a dashboard: expected HOST:PORT of the head, such as HOST:6379")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return  # "auto", which Ray answers at once

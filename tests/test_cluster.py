@@ -181,6 +181,11 @@ def test_a_cluster_that_is_not_there_is_one_clear_line_at_once(address: str) -> 
         pass
 
 
+def test_the_address_of_a_dashboard_is_a_wrong_call() -> None:
+    with pytest.raises(ValueError, match=r"expected HOST:PORT of the head"), connected("http://127.0.0.1:8265"):
+        pass
+
+
 def test_an_address_of_ipv6_is_looked_for_as_ray_does(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
         joined: list[str] = []

@@ -108,6 +108,26 @@ def test_its_logs_stay_only_after_an_error(*, ends_well: bool) -> None:
     assert logs.exists() is not ends_well
 
 
+AT_HOME = """
+import os, ray
+from pathlib import Path
+from pipeline.connection import connected
+
+for _ in range(2):
+    with connected(None):
+        ray.get(ray.remote(lambda: None).remote())
+assert not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+assert not (Path.home() / ".ray").exists()
+"""
+
+
+@pytest.mark.slow
+def test_its_token_is_its_own_and_not_in_a_file_of_the_home_which_may_be_none() -> None:
+    tokens = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}
+    variables = {name: value for name, value in os.environ.items() if name not in tokens}
+    subprocess.run([sys.executable, "-c", AT_HOME], env={**variables, "HOME": "/proc/none"}, check=True, timeout=170)
+
+
 TOLD = """
 import os, signal, sys
 from pipeline.connection import connected
