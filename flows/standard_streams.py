@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 from pipeline.errors import StorageError
@@ -84,3 +85,5 @@ def _open_streams() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # for as long as the process lives
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  # for as long as the process lives
+    if isinstance(sys.stdout, TextIOWrapper):  # a name that it cannot write must not fail what was done
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -297,6 +297,13 @@ def test_what_runs_on_this_machine_is_reached_without_a_proxy() -> None:
     assert ended.stdout == "a.com,b.com,127.0.0.1,localhost a.com,b.com,127.0.0.1,localhost True\n"
 
 
+def test_a_name_that_the_output_cannot_hold_fails_nothing(photo: Path) -> None:
+    ended = in_a_shell(f"cd {photo.parent} && degrain plan photo.png 📷.png", PYTHONIOENCODING="ascii")
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.endswith(" \\U0001f4f7.png\n")
+
+
 def test_names_are_utf_8_in_any_locale(photo: Path) -> None:
     ended = in_a_shell(f"cd {photo.parent} && degrain denoise photo.png é-📷.png", LC_ALL="C", PYTHONUTF8="0")
 
