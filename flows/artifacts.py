@@ -9,6 +9,7 @@ from prefect import artifacts
 
 from flows.patience import patiently
 from pipeline.charts import draw_loss
+from pipeline.redaction import printable
 
 create_image_artifact = patiently(artifacts.create_image_artifact)
 create_link_artifact = patiently(artifacts.create_link_artifact)
@@ -168,4 +169,4 @@ def _show_table(rows: Sequence[Row], *, key: str, description: str) -> None:
 
 def _escaped(text: str) -> str:
     """Text that Markdown shows as it is, an address of the web too: keys are what strangers chose."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>~:@&]|^[-=]|(?<=www)\.)", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~:@&]|^[-=]|(?<=www)\.)", r"\\\1", printable(" ".join(text.split())))

@@ -201,14 +201,14 @@ def test_a_night_does_what_is_new_and_what_another_left_unpublished(
 def test_names_that_strangers_chose_are_text_in_every_table(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[dict[str, str]] = []
     monkeypatch.setattr(artifacts, "create_table_artifact", lambda rows, **_: shown.extend(rows))
-    name = "![a](http://evil/b.png) [log in](//evil) <b>www.evil.com</b> a_b_&lt;.jpg"
+    name = "![a](http://evil/b.png) [log in](//evil) <b>www.evil.com</b> a_b_&lt;\u202e.jpg"
 
     artifacts.show_rejected("denoise", {name: 1}, [{"key": name, "reason": name}])
     artifacts.show_verdict("verify", {"objects": 1, "findings": 1, "kinds": {}, "first": [{"key": name}]})
 
     cells = [row[column] for row in shown for column in row if column in ("photo", "reason", "key")]
     assert len(cells) == 4
-    escaped = r"\!\[a\]\(http\://evil/b.png\) \[log in\]\(//evil\) \<b\>www\.evil.com\</b\> a\_b\_\&lt;.jpg"
+    escaped = r"\!\[a\]\(http\://evil/b.png\) \[log in\]\(//evil\) \<b\>www\.evil.com\</b\> a\_b\_\&lt;\\u202e.jpg"
     assert set(cells) == {escaped}
 
 
