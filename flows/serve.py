@@ -22,6 +22,7 @@ from flows.local_prefect import is_deployed, local_server, prefect_environment, 
 from flows.local_ray import RayAddress, local_ray
 from flows.local_s3 import BUCKET, LocalS3, find_server
 from pipeline.errors import RunFailed
+from pipeline.redaction import explain
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +92,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     """One process at a time has a folder of databases: another would take up the runs that this one is at work on.
 
     Raises:
-        ValueError: another one has it.
+        ValueError: another one has it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be a folder of degrain up: {explain(error)}") from error
     try:
         _lock(descriptor, folder)
         yield

@@ -295,6 +295,14 @@ def test_one_degrain_up_at_a_time_has_a_folder(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize("name", ["PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"])
 def test_the_database_of_another_server_is_not_that_of_degrain_up(name: str, tmp_path: Path) -> None:
     script = (
+def test_a_folder_that_cannot_be_one_is_a_wrong_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "up").touch()
+
+    assert main(["up", "--folder", f"{tmp_path}/up", "--port", "0", "--ray-port", "0"]) == 2
+
+    assert f"{tmp_path}/up cannot be a folder of degrain up: file exists" in capsys.readouterr().err
+
+
         "from prefect.settings import get_current_settings;"
         "print(get_current_settings().server.database.connection_url.get_secret_value())"
     )
