@@ -3,6 +3,7 @@
 from prefect import flow, get_run_logger
 
 from flows.ray_jobs import RayJobs, address_of
+from flows.settings import RaySettings
 from flows.stages import JANITOR, is_wanted, origin
 
 
@@ -13,7 +14,7 @@ def janitor(address: str | None = None) -> list[str]:
     Args:
         address: URL of a Ray cluster's dashboard. Empty: what RAY_API_SERVER_ADDRESS says where the flow runs.
     """
-    found = address_of(address)
+    found = address_of(RaySettings(address=address).address)
     if found is None:
         raise ValueError("there is no Ray cluster to look at: give its address, or set RAY_API_SERVER_ADDRESS")
     stopped = RayJobs(found).stop_orphans(origin(), is_wanted)

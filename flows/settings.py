@@ -8,7 +8,8 @@ from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from flows.weights_commands import place_of
 
@@ -47,6 +48,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """A form takes no true for a 1: strength = true would denoise every photo, with all its might."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise PydanticCustomError("no_number", "Input should not be true or false")
+        return value
+
 
 class RaySettings(Settings):
     """Where the work is done, and how long it may take."""
@@ -54,7 +63,8 @@ class RaySettings(Settings):
     address: str | None = Field(
         None,
         description="URL of a Ray cluster's dashboard, http://host:8265. Empty: what RAY_API_SERVER_ADDRESS says where "
-        "the flow runs, or a Ray that is started there and stopped again.",
+        "the flow runs, or a Ray that is started there and stopped again. RAY_AUTH_TOKEN is told to the former alone.",
+        pattern=r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$",
     )
     workers: Positive | None = Field(
         None, description="Worker processes. Empty: one a GPU, or one a core; to train, one."

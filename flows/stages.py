@@ -217,7 +217,8 @@ def _ended(jobs: RayJobs, job_id: str, ending: Values | None) -> Values:
         )
         jobs.stop(job_id)
     elif ending is None:
-        raise RunFailed(f"the Ray job {job_id} {details.status.value.lower()}: {details.message}")
+        why = " ".join(str(details.message).split())[:300]  # all of the job's log stands in it
+        raise RunFailed(f"the Ray job {job_id} {details.status.value.lower()}: {why}")
     assert ending is not None, "the log of a job goes on until it has ended, or has said how it ends"
     if ending["event"] == Event.SUMMARY:
         return ending

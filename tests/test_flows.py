@@ -128,6 +128,9 @@ def test_every_setting_reaches_its_job() -> None:
         ),
         (NightlySettings, {"denoise": PLACES, "gates": {"photo": 1}}, "Extra inputs are not permitted"),
         (RaySettings, {"timeout_hours": 0}, "greater than 0"),
+        (RaySettings, {"address": "os://head"}, "should match pattern"),  # Ray would import what is named there
+        (RaySettings, {"address": "http://user:word@head:8265"}, "should match pattern"),
+        (DenoiseSettings, {**PLACES, "strength": True}, "should not be true or false"),
     ],
 )
 def test_wrong_settings_are_refused(kind: type[BaseModel], values: dict, message: str) -> None:
@@ -292,9 +295,6 @@ def test_one_degrain_up_at_a_time_has_a_folder(tmp_path: Path, capsys: pytest.Ca
     assert f"degrain up is at work in {tmp_path}/up already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"])
-def test_the_database_of_another_server_is_not_that_of_degrain_up(name: str, tmp_path: Path) -> None:
-    script = (
 def test_a_folder_that_cannot_be_one_is_a_wrong_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "up").touch()
 
@@ -303,6 +303,9 @@ def test_a_folder_that_cannot_be_one_is_a_wrong_call(tmp_path: Path, capsys: pyt
     assert f"{tmp_path}/up cannot be a folder of degrain up: file exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"])
+def test_the_database_of_another_server_is_not_that_of_degrain_up(name: str, tmp_path: Path) -> None:
+    script = (
         "from prefect.settings import get_current_settings;"
         "print(get_current_settings().server.database.connection_url.get_secret_value())"
     )
