@@ -89,6 +89,14 @@ def test_memory_and_processes_are_bounded(name: str) -> None:
     assert {"mem_limit", "pids_limit"} <= SERVICES[name].keys()
 
 
+def test_the_worker_takes_no_more_flows_at_once_than_it_has_memory_for() -> None:
+    command = program("prefect-worker")
+
+    most = int(command[command.index("--limit") + 1])
+
+    assert most * 0.5 < int(SERVICES["prefect-worker"]["mem_limit"].removesuffix("g"))
+
+
 @each_service
 def test_an_image_is_a_release(name: str) -> None:
     tag = SERVICES[name]["image"].split(":", 1)[1]
