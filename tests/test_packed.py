@@ -171,6 +171,44 @@ def test_a_footer_whose_words_are_damaged_is_that_of_a_damaged_shard(
     assert "rotten.parquet is damaged: " in str(result)
 
 
+def test_a_byte_that_rots_among_the_rows_of_a_shard_is_damage_and_no_other_value(store: Counting) -> None:
+    data = shard_of({"a.jpg": b"photo"})
+    for number in range(1, len(PACKED_SCHEMA.names) + 1):
+        column = pq.read_metadata(io.BytesIO(data)).row_group(0).column(number)
+        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        rotten = bytearray(data)
+        rotten[start + column.total_compressed_size - 1] ^= 1
+        store.write("shards/rotten.parquet", bytes(rotten))
+
+        with pytest.raises(ObjectRefused, match=r"rotten.parquet is damaged: "):
+            PackedReader(store).read_rows("shards/rotten.parquet")
+
+
+def test_a_column_whose_name_rots_is_damage_and_one_of_another_degrain_is_none(store: Counting) -> None:
+    data = shard_of({"a.jpg": b"photo"})
+    table = pq.read_table(io.BytesIO(data))
+    older, newer = (io.BytesIO() for _ in range(2))
+    pq.write_table(table.drop_columns("iso"), older)
+    pq.write_table(table.append_column("mood", [["merry"]]), newer)
+    for name, shard in (("older", older.getvalue()), ("newer", newer.getvalue()), ("r", data.replace(b"iso", b"ico"))):
+        store.write(f"shards/{name}.parquet", shard)
+
+    keys = [PackedReader(store).read_rows(f"shards/{name}.parquet")["key"].to_pylist() for name in ("older", "newer")]
+
+    assert keys == [["a.jpg"]] * 2
+    with pytest.raises(ObjectRefused, match="it has the columns"):
+        PackedReader(store).read_rows("shards/r.parquet")
+
+
+def test_a_photo_that_rots_takes_no_neighbour_with_it(store: Counting, photos: dict[str, bytes]) -> None:
+    key, photo = next(iter(photos.items()))
+    store.write(PLACE, shard_of(photos).replace(photo, photo[:-1] + bytes([photo[-1] ^ 1])))
+
+    read = found(store, wanted(*photos))
+
+    assert [each for each in photos if read[each] != photos[each]] == [key]
+
+
 def test_a_shard_that_goes_while_it_is_read_refuses_the_rest_of_its_photos(
     store: Counting, photos: dict[str, bytes]
 ) -> None:

@@ -721,6 +721,21 @@ def test_a_run_that_damage_stopped_goes_on_after_a_repair(
     assert len(photos_of(job.target)) == 4
 
 
+def test_a_byte_that_rots_beside_packed_photos_is_found_and_made_right(loop: Loop, tmp_path: Path) -> None:
+    target = make_set("ingest", tmp_path, str(tmp_path / "target"))
+    store = open_store(target)
+    before, shard = contents(store), payload(store)[1]
+    column = pq.read_metadata(pa.BufferReader(store.read(shard))).row_group(0).column(2)
+    assert (column.path_in_schema, column.has_dictionary_page) == ("key", False)
+    end = column.data_page_offset + column.total_compressed_size
+    change(store, shard, lambda data: data[: end - 1] + flipped(data[end - 1 : end]) + data[end:])
+
+    repaired = repair(target)
+
+    assert [(each.kind, each.key) for each in repaired.before.first] == [(Fault.DAMAGED_SHARD, shard)]
+    assert (repaired.after.first, len(photos_with_rows(store))) == ((), len(before))
+
+
 def test_packed_photos_that_changed_since_leave_a_shard_that_is_no_fault(loop: Loop, tmp_path: Path) -> None:
     write_photos(tmp_path / "source")
     job = IngestJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"))
