@@ -187,6 +187,14 @@ class ImageSet:
                 batch.validate(full=True)
         return data
 
+    @contextmanager
+    def saying_what_to_do(self) -> Iterator[None]:
+        """An object that is missing or damaged inside is told with the command that makes it right."""
+        try:
+            yield
+        except (ImageSetError, ObjectRefused) as error:
+            raise type(error)(f"{error} (degrain verify {self.store.url} --repair makes it right)") from error
+
     def unfinished_runs(self) -> list[str]:
         """Runs with a plan whose end was never recorded, oldest first."""
         planned, ended = self._names("plans", ".parquet"), self._names("runs", ".json")
@@ -356,12 +364,12 @@ class ImageSet:
         return [Part(path, kept=number) for number, path in enumerate(paths)]
 
     def _fetch(self, folder: Path, number: int, key: str) -> Path:
-        data = self.store.read(key)
-        if not is_as_published(key, data):
-            raise ImageSetError(
-                f"{self.store.url}/{key} is damaged: its bytes are not those that its name tells of "
-                "(degrain verify --repair makes the index anew)"
-            )
+        with self.saying_what_to_do():
+            data = self.store.read(key)
+            if not is_as_published(key, data):
+                raise ImageSetError(
+                    f"{self.store.url}/{key} is damaged: its bytes are not those that its name tells of"
+                )
         path = folder / f"{number}.parquet"
         path.write_bytes(data)
         return path
@@ -383,7 +391,8 @@ class ImageSet:
         return rows + waiting_rows
 
     def _read_commit(self, key: str) -> pa.Table:
-        return parse_commit(self.store.read(key), f"{self.store.url}/{key}")
+        with self.saying_what_to_do():
+            return parse_commit(self.store.read(key), f"{self.store.url}/{key}")
 
     def _publish_part(self, run: str, number: int, part: Part, before: Manifest) -> str:
         """Its key holds a hash of its content: what the manifest points to is never overwritten by something else."""

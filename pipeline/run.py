@@ -313,7 +313,8 @@ def _interrupted(work: Work, folder: Path) -> _Interrupted:
     committed = work.target.committed_shards() if names else set()
     for name in names:
         plan, open_part = folder / f"{name}.parquet", folder / f"{name}-open.parquet"
-        plan.write_bytes(work.target.read_plan(name))
+        with work.target.saying_what_to_do():
+            plan.write_bytes(work.target.read_plan(name))
         write_open_part(plan, committed, open_part)
         shards = [shard for shard in read_shard_sizes(plan) if shard in committed]
         if shards:

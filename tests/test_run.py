@@ -13,7 +13,7 @@ from photos import saved, scene
 
 from pipeline.cluster import ClusterConfig
 from pipeline.denoise import DenoiseConfig
-from pipeline.errors import ImageSetError, RunFailed, TargetInUse
+from pipeline.errors import ImageSetError, ObjectMissing, RunFailed, TargetInUse
 from pipeline.ingest import IngestConfig, IngestJob, ingest_work, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.planning import PlanCounts, write_listing
@@ -363,7 +363,7 @@ def test_a_setting_outside_of_its_range_is_refused_before_anything_starts(
 
 
 @pytest.mark.parametrize("folder", ["plans", "commits", "index"])
-def test_a_damaged_object_of_the_set_is_named(verb: Verb, job: Any, loop: Loop, folder: str) -> None:
+def test_a_damaged_object_of_the_set_is_named_with_what_to_do(verb: Verb, job: Any, loop: Loop, folder: str) -> None:
     if folder == "index":
         verb(job)
     else:
@@ -371,7 +371,18 @@ def test_a_damaged_object_of_the_set_is_named(verb: Verb, job: Any, loop: Loop, 
     for path in (Path(job.target) / folder).iterdir():
         path.write_bytes(path.read_bytes()[:-9])
 
-    with pytest.raises(ImageSetError, match=rf"/{folder}/.*\.parquet is damaged"):
+    with pytest.raises(
+        ImageSetError, match=rf"/{folder}/.*\.parquet is damaged: .* \(degrain verify {job.target} --repair"
+    ):
+        verb(job)
+
+
+def test_a_part_of_the_index_that_is_gone_is_named_with_what_to_do(verb: Verb, job: Any) -> None:
+    verb(job)
+    for path in (Path(job.target) / "index").iterdir():
+        path.unlink()
+
+    with pytest.raises(ObjectMissing, match=rf"cannot read index/.* \(degrain verify {job.target} --repair"):
         verb(job)
 
 
