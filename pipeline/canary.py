@@ -92,6 +92,7 @@ def run_canary(job: CanaryJob) -> Canary:
             open_store(work.header.source),
             work.make_worker.recipe,
             machine,
+            layout=work.layout,
             photos=job.photos,
             photo_timeout_s=work.cluster.photo_timeout_s,
         )

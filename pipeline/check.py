@@ -13,7 +13,7 @@ from pipeline.database import identifier
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, PhotoRejected
 from pipeline.images import NO_LIMITS, decode, inspect
 from pipeline.imageset import ImageSet, parse_commit
-from pipeline.packed import PackedReader
+from pipeline.packed import PackedReader, promise_of
 from pipeline.records import DUPLICATE_OF, FINDING_SCHEMA, INDEX_SCHEMA, Fault, Finding, PlannedPhoto, ShardPlan
 from pipeline.room import Room
 from pipeline.shard import PHOTO_BYTES, CodecFault, codec_faults
@@ -119,8 +119,7 @@ class CheckWorker(Surveyor):
 
     def _check_picture(self, photo: CheckedPhoto, data: bytes) -> Finding | None:
         try:
-            # What `ingest` made smaller is a PNG, whatever the name of its source; and all was within its run's limits.
-            header = inspect(data, name="" if photo.place else photo.key, limits=NO_LIMITS)
+            header = inspect(data, name=promise_of(photo.key, data), limits=NO_LIMITS)  # it was within its run's limits
             found, expected = (header.width_px, header.height_px), (photo.width_px, photo.height_px)
             if found != expected:
                 sizes = [f"{width} × {height}" for width, height in (found, expected)]

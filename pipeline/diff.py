@@ -25,6 +25,7 @@ from pipeline.errors import ObjectRefused, PhotoRejected
 from pipeline.images import NO_LIMITS, Header, decode, inspect
 from pipeline.imageset import ImageSet
 from pipeline.index import scan_index
+from pipeline.packed import promise_of
 from pipeline.records import DIFFERENCE_SCHEMA, Layout, PlannedPhoto, ShardPlan
 from pipeline.redaction import printable
 from pipeline.room import Room
@@ -245,7 +246,7 @@ class DiffWorker(Surveyor):
         self, photo: ComparedPhoto, a: bytes | ObjectRefused, b: bytes | ObjectRefused
     ) -> tuple[float | None, str | None]:
         """The PSNR of one result against the other; or None, and why there is none."""
-        sides = ((a, photo.etag, photo.place), (b, photo.etag_b, photo.place_b))
+        sides = ((a, photo.etag), (b, photo.etag_b))
         try:
             (one, header), (other, other_header) = (_inspected(photo.key, *side) for side in sides)
             size_bytes = COPIES * (header.decoded_bytes + other_header.decoded_bytes)
@@ -263,12 +264,12 @@ def _is_large(photo: ComparedPhoto) -> bool:
     return max(photo.size_bytes, photo.size_bytes_b) > IN_MEMORY_BYTES
 
 
-def _inspected(key: str, data: bytes | ObjectRefused, etag: str, place: str | None) -> tuple[bytes, Header]:
+def _inspected(key: str, data: bytes | ObjectRefused, etag: str) -> tuple[bytes, Header]:
     if isinstance(data, ObjectRefused):
         raise data
     if sha256(data).hexdigest() != etag:
         raise PhotoRejected("it is not as its row says (see: degrain verify)")
-    return data, inspect(data, name="" if place else key, limits=NO_LIMITS)
+    return data, inspect(data, name=promise_of(key, data), limits=NO_LIMITS)
 
 
 def _psnr(one: NDArray[Any], other: NDArray[Any]) -> tuple[float | None, str | None]:  # Any: uint8 or uint16

@@ -365,7 +365,6 @@ class _Pictures:
 
     def _read_result(self, row: dict[str, Any]) -> Image.Image:  # Any: the columns of the index
         _check_size(row["output_size_bytes"])
-        name = "" if self._is_packed else row["key"]
         planned = PlannedPhoto(
             row["key"] if self._is_packed else row["output_key"],
             row["output_size_bytes"],
@@ -378,7 +377,7 @@ class _Pictures:
             raise data
         if sha256(data).hexdigest() != row["output_sha256"]:
             raise PhotoRejected("it is not as its row says (see: degrain verify)")
-        return open_photo(data, name)
+        return open_photo(data, row["key"])
 
     def _read_source(self, row: dict[str, Any]) -> Image.Image:  # Any: the columns of the index
         if self._failure is not None:

@@ -18,10 +18,10 @@ from pipeline.apart import Apart
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import ObjectRefused
 from pipeline.forecast import ForecastOptions, Machine, Outlook, Sample, SampledPhoto, make_forecast
-from pipeline.records import Outcome, PlannedPhoto
+from pipeline.records import Layout, Outcome, PlannedPhoto
 from pipeline.room import usable_cores
 from pipeline.run import Work, planned
-from pipeline.shard import FILE_BYTES, PhotoResult, Recipe
+from pipeline.shard import FILE_BYTES, PhotoResult, Recipe, promised_name
 from pipeline.sources import read_photos
 from pipeline.storage import Store, open_store
 
@@ -53,6 +53,7 @@ def look_ahead(work: Work, options: ForecastOptions, *, gpus: int) -> Outlook:
                 open_store(work.header.source),
                 work.make_worker.recipe,
                 machine,
+                layout=work.layout,
                 photos=options.sample_photos,
                 photo_timeout_s=work.cluster.photo_timeout_s,
             )
@@ -109,6 +110,7 @@ def try_photos(
     make_recipe: Callable[[int], Recipe],
     machine: Machine,
     *,
+    layout: Layout,
     photos: int,
     photo_timeout_s: float,
 ) -> Tried:
@@ -119,6 +121,7 @@ def try_photos(
 
     Args:
         make_recipe: must be picklable.
+        layout: of the target.
         photo_timeout_s: a photo that takes longer is rejected.
 
     Raises:
@@ -140,7 +143,7 @@ def try_photos(
             stack.enter_context(closing(Apart(make_recipe, machine.threads, timeout_s=photo_timeout_s)))
             for _ in range(_parallel(machine, len(found)))
         ]
-        results, process_s = _process(apart, found)
+        results, process_s = _process(apart, found, layout)
     results += [(photo, PhotoResult(outcome=Outcome.REJECTED, reason=reason)) for photo, reason in refused]
     read_bytes = sum(len(data) for _, data in found)
     return Tried(
@@ -186,7 +189,7 @@ def _read(source: Store, photos: Sequence[PlannedPhoto]) -> Iterator[tuple[Plann
 
 
 def _process(
-    apart: Sequence[Callable[[bytes, str], PhotoResult]], photos: Sequence[tuple[PlannedPhoto, bytes]]
+    apart: Sequence[Callable[[bytes, str], PhotoResult]], photos: Sequence[tuple[PlannedPhoto, bytes]], layout: Layout
 ) -> tuple[list[tuple[PlannedPhoto, PhotoResult]], float]:
     """Process photos in all processes at once, until the time is up; and the seconds."""
     waiting, lock = iter(photos), Lock()
@@ -200,7 +203,7 @@ def _process(
             if following is None:
                 return
             photo, data = following
-            yield photo, process(data, photo.key)
+            yield photo, process(data, promised_name(photo, data, layout))
             if time.monotonic() > deadline:
                 return
 

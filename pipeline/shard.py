@@ -104,6 +104,12 @@ def gpu_shares(cores: int) -> int:
     return min(MOST_SHARES, max(1, cores // GPU_CORES))
 
 
+def promised_name(photo: PlannedPhoto, data: bytes, layout: Layout) -> str:
+    """The name by which the format of a photo's result is judged: of one that stays packed, the photo itself tells."""
+    is_named_as_itself = photo.place is None or layout == Layout.FILES
+    return photo.key if is_named_as_itself else promise_of(photo.key, data)
+
+
 class Worker:
     """Processes shards of a source into a target. May run several shards at once from threads of one process.
 
@@ -289,8 +295,7 @@ class Worker:
         source_sha256 = hashlib.sha256(data).hexdigest()
         if planned.place is not None and source_sha256 != planned.etag:
             return PhotoResult(outcome=Outcome.REJECTED, reason=f"its bytes in {planned.place} are damaged")
-        is_named_as_itself = planned.place is None or self._layout == Layout.FILES
-        result = self._recipe.process(data, planned.key if is_named_as_itself else promise_of(planned.key, data))
+        result = self._recipe.process(data, promised_name(planned, data, self._layout))
         result.source_sha256 = source_sha256
         if result.data is not None:
             is_copy = result.data is data

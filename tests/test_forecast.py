@@ -16,6 +16,7 @@ from photos import saved, scene, write_archive
 
 from pipeline import sample as sampling
 from pipeline.apart import ENDED_REASON, Apart
+from pipeline.canary import CanaryJob, run_canary
 from pipeline.cluster import ClusterConfig
 from pipeline.denoise import DenoiseConfig
 from pipeline.errors import RunFailed
@@ -31,7 +32,7 @@ from pipeline.forecast import (
     megapixels,
 )
 from pipeline.images import Limits
-from pipeline.ingest import IngestJob, forecast_ingest, run_ingest
+from pipeline.ingest import IngestConfig, IngestJob, forecast_ingest, run_ingest
 from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
 from pipeline.planning import Amount, PlanCounts, PlanHeader, PlanOptions, write_listing, write_plan
 from pipeline.records import Layout, Outcome, SourceObject, Status
@@ -340,7 +341,9 @@ def test_a_sample_processes_photos_and_writes_nothing(tmp_path: Path, source: Lo
     plan = plan_of(tmp_path, list(source.list()))
     before, factory = sorted(source.list(), key=lambda found: found.key), Factory(tmp_path / "log")
 
-    sample = sample_of(try_photos([plan], source, factory, TWO_CORES, photos=5, photo_timeout_s=60), TWO_CORES)
+    sample = sample_of(
+        try_photos([plan], source, factory, TWO_CORES, layout=Layout.FILES, photos=5, photo_timeout_s=60), TWO_CORES
+    )
 
     assert sample is not None
     assert len(sample.photos) == 5
@@ -355,7 +358,9 @@ def test_photos_that_cannot_be_read_are_part_of_the_sample(tmp_path: Path, sourc
     plan = plan_of(tmp_path, listed)
 
     factory = Factory(tmp_path / "log", max_bytes=3000)
-    sample = sample_of(try_photos([plan], source, factory, TWO_CORES, photos=100, photo_timeout_s=60), TWO_CORES)
+    sample = sample_of(
+        try_photos([plan], source, factory, TWO_CORES, layout=Layout.FILES, photos=100, photo_timeout_s=60), TWO_CORES
+    )
 
     assert sample is not None
     large = [found.size_bytes for found in listed if found.size_bytes > 3000]
@@ -372,11 +377,29 @@ def test_a_sample_that_takes_too_long_ends_early(
     plan = plan_of(tmp_path, list(source.list()))
 
     sample = sample_of(
-        try_photos([plan], source, Factory(tmp_path / "log"), TWO_CORES, photos=5, photo_timeout_s=60), TWO_CORES
+        try_photos(
+            [plan], source, Factory(tmp_path / "log"), TWO_CORES, layout=Layout.FILES, photos=5, photo_timeout_s=60
+        ),
+        TWO_CORES,
     )
 
     assert sample is not None
     assert len(sample.photos) == 1
+
+
+def test_a_sample_ends_as_its_run_does_for_photos_that_were_packed_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Loop.instead_of_cluster(monkeypatch)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/1.jpg").write_bytes(saved(scene(), "JPEG"))
+    packed = IngestJob(source=str(tmp_path / "source"), target=str(tmp_path / "set"), ingest=IngestConfig(resize_px=40))
+    run_ingest(packed, lambda _: None)
+    job = DenoiseJob(source=packed.target, target=str(tmp_path / "target"), layout=Layout.PACKED)
+
+    canary = run_canary(CanaryJob(denoise=job, photos=1))
+
+    assert canary.outcomes == run_denoise(job, lambda _: None).outcomes
 
 
 def test_a_photo_that_ends_its_process_or_takes_too_long_is_rejected(tmp_path: Path, source: LocalStore) -> None:
@@ -388,6 +411,7 @@ def test_a_photo_that_ends_its_process_or_takes_too_long_is_rejected(tmp_path: P
         source,
         Factory(tmp_path / "log", deadly=deadly, slow=slow),
         TWO_CORES,
+        layout=Layout.FILES,
         photos=5,
         photo_timeout_s=3,
     )
@@ -411,7 +435,13 @@ class Unmakeable:
 def test_nothing_to_do_is_no_sample(tmp_path: Path, source: LocalStore) -> None:
     for plans in ([plan_of(tmp_path, [])], []):
         factory = Factory(tmp_path / "log")
-        assert sample_of(try_photos(plans, source, factory, TWO_CORES, photos=5, photo_timeout_s=60), TWO_CORES) is None
+        assert (
+            sample_of(
+                try_photos(plans, source, factory, TWO_CORES, layout=Layout.FILES, photos=5, photo_timeout_s=60),
+                TWO_CORES,
+            )
+            is None
+        )
 
 
 @pytest.mark.parametrize(
