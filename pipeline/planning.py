@@ -75,7 +75,8 @@ class PlanOptions:
         header: what the plan is for; another one than that of a finished photo makes it stale.
         retry_failed: process inputs that were rejected before, too.
         sample: process that share of them, drawn by the hash of the key, and at least one; None for all.
-        limit: process at most so many, in the order of their keys.
+        limit: process at most so many, in the order of their keys; what failed comes last, and first of it what was
+            tried least often: what fails each time keeps nothing else waiting.
         is_subset: whether the listing leaves out photos that the source has.
         lists_gone: whether it may hold photos that the source no longer has.
         command: who plans, for the plan's own record.
@@ -198,8 +199,10 @@ def write_plan(
             chosen = f"({sample_condition(options.sample)} OR {first})"
             photos = database.sql(f"FROM wanted WHERE {chosen}").count("*").fetchall()[0][0]
         photos = photos if options.limit is None else min(photos, options.limit)
-        limit = f"LIMIT {photos}" if photos < wanted_photos else ""
-        todo = database.sql(f"SELECT * FROM wanted WHERE {chosen} ORDER BY key {limit}")
+        todo = database.sql(f"SELECT * FROM wanted WHERE {chosen}")
+        if photos < wanted_photos:  # what failed waits for all else, and for what was tried less often
+            todo = todo.order(f"if(status = '{Status.FAILED}', attempt, 0), key").limit(photos)
+        todo = todo.order("key")
         size = options.shard_size.limited_to(photos, wanted_bytes * photos // max(1, wanted_photos))
         planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), size, plan, options)
         is_complete = photos == wanted_photos and not (options.is_subset and _has_unlisted(database, done, tainted))

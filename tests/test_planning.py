@@ -321,6 +321,16 @@ def test_nothing_listed_is_a_plan_without_shards(plan: Planner) -> None:
     assert read_header(plan.newest) == HEADER
 
 
+def test_what_fails_each_time_keeps_nothing_waiting_under_a_limit(plan: Planner) -> None:
+    failed = [row(key, attempts=attempts, outcome=Outcome.REJECTED) for key, attempts in (("a", 2), ("b", 1))]
+    options = replace(OPTIONS, retry_failed=True)
+    listing = [photo(key) for key in "abcd"]
+
+    plans = [planned(plan(listing, failed, options=replace(options, limit=limit))[1]) for limit in (2, 3)]
+
+    assert [[each.key for each in chosen] for chosen in plans] == [["c", "d"], ["b", "c", "d"]]
+
+
 def test_a_limit_takes_the_first_keys(plan: Planner) -> None:
     counts, shards = plan([photo(key) for key in "dbca"], [row("a")], options=replace(OPTIONS, limit=2))
 
@@ -492,13 +502,15 @@ def plan_by_the_rule(
     done = {found.key: found for found in index}
     left_to_others = {found.key for found in pending}
     wanted = {Status.NEW, Status.CHANGED, Status.STALE} | ({Status.FAILED} if options.retry_failed else set())
-    found = []
+    found: list[tuple[int, PlannedPhoto]] = []
     for listed in sorted(listing, key=lambda listed: listed.key):
         status = status_by_the_rule(listed, done.get(listed.key))
         if status in wanted and listed.key not in left_to_others:
             before = 0 if status == Status.NEW else done[listed.key].attempts
-            found.append(PlannedPhoto(listed.key, listed.size_bytes, listed.etag, before + 1))
-    return found[: options.limit]
+            turn = before if status == Status.FAILED else 0
+            found.append((turn, PlannedPhoto(listed.key, listed.size_bytes, listed.etag, before + 1)))
+    in_turn = [photo for _, photo in sorted(found, key=lambda each: each[0])]
+    return sorted(in_turn[: options.limit], key=lambda photo: photo.key)
 
 
 @settings(max_examples=40)
