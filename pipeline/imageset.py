@@ -300,7 +300,8 @@ class ImageSet:
             is_rebuilt: whether the index is made of these shards alone, because the one that is there is damaged.
         """
         manifest = self.read_manifest()
-        assert manifest is not None, "only an opened image set is published"
+        if manifest is None:
+            raise ImageSetError(f"{self.store.url}/{MANIFEST} is gone since the run began: put it back, and run again")
         if is_rebuilt:
             manifest = dataclasses.replace(manifest, index=())
         with scratch_folder() as folder:
@@ -316,7 +317,7 @@ class ImageSet:
         self.store.write(MANIFEST, _manifest_bytes(published))
         fault_point(FaultPoint.MANIFEST_WRITTEN)
         for listed in list(self.store.list("index")):
-            if listed.key not in index:
+            if listed.key not in index and listed.key.startswith("index/part-"):  # or it is somebody else's
                 self.check_lease()
                 self.store.delete(listed.key)
                 fault_point(FaultPoint.OLD_PART_REMOVED)

@@ -219,17 +219,16 @@ def _by_shard(rows: duckdb.DuckDBPyRelation) -> Iterator[tuple[str, pa.Table]]:
 
 
 def _repair_index(found: Examined, aside: _Aside) -> bool:
-    """Make the index anew out of all commits, where it is damaged, and move damaged parts; returns whether it was.
+    """Make the index anew out of all commits, where it is damaged; returns whether it was. Move parts that are no good.
 
     By now every row of the sound parts has its commit.
     """
     image_set = found.image_set
     is_rebuilt = any(kind in found.verdict.kinds for kind in OF_THE_INDEX)
-    others = (Fault.STRAY_PART, Fault.WRONG_COUNTS)
+    aside.move(_keys(found, [Fault.DAMAGED_PART, Fault.STRAY_PART]))
     if is_rebuilt:
-        aside.move(_keys(found, [Fault.DAMAGED_PART]))
         image_set.publish(found.manifest.run or "repair", sorted(image_set.committed_shards()), is_rebuilt=True)
-    elif any(kind in found.verdict.kinds for kind in others):
+    elif Fault.WRONG_COUNTS in found.verdict.kinds:
         image_set.publish(found.manifest.run, [])
     return is_rebuilt
 

@@ -461,6 +461,25 @@ def test_a_part_in_which_one_bit_flipped_is_named_and_not_published_anew(images:
     assert images.read_manifest() == manifest
 
 
+def test_a_publish_leaves_alone_what_is_no_part_of_an_index(images: ImageSet) -> None:
+    commit(images, {"s1": [row("a")]})
+    strangers = ["index/.DS_Store", "index/query.sql"]
+    for key in strangers:
+        images.store.write(key, b"somebody's")
+
+    manifest = images.publish("run-1", ["s1"])
+
+    assert sorted(listed.key for listed in images.list_parts()) == sorted([*strangers, *manifest.index])
+
+
+def test_a_manifest_that_goes_while_a_run_is_at_work_is_missed(images: ImageSet) -> None:
+    commit(images, {"s1": [row("a")]})
+    images.store.delete(MANIFEST)
+
+    with pytest.raises(ImageSetError, match=r"manifest\.json is gone since the run began"):
+        images.publish("run-1", ["s1"])
+
+
 def test_a_local_index_lasts_as_long_as_its_context(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "PART_ROWS", 3)
     images.commit("s1", [row(str(number)) for number in range(5)])

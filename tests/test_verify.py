@@ -298,6 +298,18 @@ def test_a_damaged_photo_for_which_there_is_no_other_place_is_not_overwritten(fo
     assert contents(open_store(str(folder))) == before
 
 
+def test_what_somebody_put_beside_the_index_is_moved_and_not_deleted(folder: Path) -> None:
+    store = open_store(str(folder))
+    store.write("index/query.sql", b"SELECT")
+    add_part(store)
+    strangers = {key: store.read(key) for key in ("index/query.sql", "index/part-old-00000-00000000.parquet")}
+
+    repaired = repair(folder)
+
+    assert (repaired.before.kinds, repaired.after.kinds) == ({Fault.STRAY_PART: 2}, {})
+    assert {key: store.read(f"removed/{key}") for key in strangers} == strangers
+
+
 def test_damaged_commits_and_parts_of_the_index_are_moved_and_not_deleted(folder: Path) -> None:
     store = open_store(str(folder))
     for damage, place in ((truncate_commit, "commits"), (flip_part, "index")):
