@@ -737,9 +737,9 @@ def test_a_byte_that_rots_beside_packed_photos_is_found_and_made_right(loop: Loo
     target = make_set("ingest", tmp_path, str(tmp_path / "target"))
     store = open_store(target)
     before, shard = contents(store), payload(store)[1]
-    column = pq.read_metadata(pa.BufferReader(store.read(shard))).row_group(0).column(2)
-    assert (column.path_in_schema, column.has_dictionary_page) == ("key", False)
-    end = column.data_page_offset + column.total_compressed_size
+    column = pq.read_metadata(pa.BufferReader(store.read(shard))).row_group(0).column(4)
+    assert (column.path_in_schema, column.has_dictionary_page) == ("source_size_bytes", True)
+    end = column.dictionary_page_offset + column.total_compressed_size
     change(store, shard, lambda data: data[: end - 1] + flipped(data[end - 1 : end]) + data[end:])
 
     repaired = repair(target)
