@@ -159,11 +159,14 @@ class ObjectStore:
     def _getting(self, path: str, start: int | None, end: int | None) -> Callable[[], Awaitable[bytes]]:
         async def get() -> bytes:
             try:
-                return await self._cloud.get(path, start, end)
+                data = await self._cloud.get(path, start, end)
             except Exception as error:
                 if answer_of(error).status == 416:  # the object ends before the range starts
                     return b""
                 raise
+            if start is not None and end is not None and len(data) > end - start:
+                raise OSError(errno.EPROTO, "the server gives more than the range that it is asked for")
+            return data
 
         return get
 

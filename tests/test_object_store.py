@@ -53,6 +53,22 @@ def unwilling(error: Exception) -> ObjectStore:
     return ObjectStore("s3://photos", Unwilling(error), "photos", patience=HASTE)
 
 
+def test_a_server_that_knows_no_ranges_is_told_of() -> None:
+    store = ObjectStore("memory://photos", Whole(fsspec.filesystem("memory")), "photos")
+    store.write("a.parquet", b"0123456789")
+
+    with pytest.raises(StorageError, match="more than the range"):
+        store.read_range("a.parquet", 2, 3)
+
+
+class Whole(Cloud):
+    """Gives the whole object, whatever is asked for."""
+
+    async def get(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        del start, end
+        return await super().get(path)
+
+
 # Listings
 
 
