@@ -196,13 +196,15 @@ class DenoiseWorkerFactory:
     """All that a worker needs to denoise shards: travels to its process, and is called there."""
 
     source: str
+    knows_hashes: bool = False  # as of a `Worker`
     target: str
     layout: Layout
     weights: bytes
     config: DenoiseConfig
 
     def __call__(self, threads: int) -> Worker:
-        return Worker(open_store(self.source), ImageSet(open_store(self.target)), self.layout, self.recipe(threads))
+        source, target = open_store(self.source), ImageSet(open_store(self.target))
+        return Worker(source, target, self.layout, self.recipe(threads), knows_hashes=self.knows_hashes)
 
     def recipe(self, threads: int) -> Recipe:
         denoiser = Denoiser(parse_weights(self.weights))

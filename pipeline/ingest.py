@@ -136,11 +136,13 @@ class IngestWorkerFactory:
     """All that a worker needs to pack shards: travels to its process, and is called there."""
 
     source: str
+    knows_hashes: bool = False  # as of a `Worker`
     target: str
     config: IngestConfig
 
     def __call__(self, threads: int) -> Worker:
-        return Worker(open_store(self.source), ImageSet(open_store(self.target)), Layout.PACKED, self.recipe(threads))
+        source, target = open_store(self.source), ImageSet(open_store(self.target))
+        return Worker(source, target, Layout.PACKED, self.recipe(threads), knows_hashes=self.knows_hashes)
 
     def recipe(self, threads: int) -> Recipe:  # noqa: ARG002  # the codecs take what they need
         return Recipe(
@@ -162,7 +164,9 @@ def ingest_work(job: IngestJob) -> Work:
         target=ImageSet(target),
         layout=Layout.PACKED,
         outcomes=(Outcome.PACKED, Outcome.SKIPPED, Outcome.REJECTED),
-        make_worker=IngestWorkerFactory(source=source.url, target=target.url, config=job.ingest),
+        make_worker=IngestWorkerFactory(
+            source=source.url, knows_hashes=source.image_set is not None, target=target.url, config=job.ingest
+        ),
         shard_size=ShardSize(max_photos=SHARD_PHOTOS, max_bytes=SHARD_BYTES, min_shards=SHARDS_PER_WORKER * workers),
         limit=job.limit,
         sample=job.sample,

@@ -77,7 +77,12 @@ def denoise_work(job: DenoiseJob) -> Work:
     weights_bytes, weights = read_weights(job.weights)
     weights.networks()  # tensors that do not fit their card are found here, and not by every worker
     factory = DenoiseWorkerFactory(
-        source=source.url, target=target.url, layout=job.layout, weights=weights_bytes, config=job.denoise
+        source=source.url,
+        knows_hashes=source.image_set is not None,
+        target=target.url,
+        layout=job.layout,
+        weights=weights_bytes,
+        config=job.denoise,
     )
     return Work(
         command="degrain denoise",

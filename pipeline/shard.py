@@ -117,8 +117,12 @@ class Worker:
     read, others are decoded, processed, encoded and written.
     """
 
-    def __init__(self, source: Store, target: ImageSet, layout: Layout, recipe: Recipe) -> None:
+    def __init__(
+        self, source: Store, target: ImageSet, layout: Layout, recipe: Recipe, *, knows_hashes: bool = False
+    ) -> None:
+        """`knows_hashes` says that the etags of what is planned are hashes of the bytes: those of an image set."""
         self._source = source
+        self._knows_hashes = knows_hashes
         self._target = target
         self._layout = layout
         self._recipe = recipe
@@ -221,13 +225,25 @@ class Worker:
                 continue
             start = time.perf_counter()
             with self._bench.photo(planned.key, "read"):
-                _, data = next(reading)
+                data = self._whole(planned, next(reading)[1])
             read_s = time.perf_counter() - start
             if isinstance(data, ObjectRefused):
                 yield planned, self._refused_reason(data), read_s
                 continue
             self._source_room.take(len(data))
             yield planned, data, read_s
+
+    def _whole(self, planned: PlannedPhoto, data: bytes | ObjectRefused) -> bytes | ObjectRefused:
+        """What was read of a photo, unless it is a part: there are servers and mounts that cut it and say nothing."""
+        if isinstance(data, ObjectRefused) or planned.place is not None or len(data) == planned.size_bytes:
+            return data
+        try:
+            size_bytes = self._source.size(planned.key)
+        except ObjectRefused as error:
+            return error
+        if size_bytes == len(data):
+            return data  # it has changed since it was listed
+        return ObjectRefused(f"{len(data):,} bytes of it could be read, and it has {size_bytes:,}")
 
     def _do(
         self,
@@ -265,6 +281,8 @@ class Worker:
                     with self._source.opened(planned.key) as file:
                         sha256 = self._hash(planned, file)
                         read_s = time.perf_counter() - start
+                        if (reason := self._strange_reason(planned, sha256)) is not None:
+                            return finish(planned, PhotoResult(outcome=Outcome.REJECTED, reason=reason))
                         file.seek(0)
                         result = self._recipe.process_file(file, planned.key, folder / "result")
                 except ObjectRefused as error:
@@ -293,14 +311,22 @@ class Worker:
 
     def _result(self, planned: PlannedPhoto, data: bytes) -> PhotoResult:
         source_sha256 = hashlib.sha256(data).hexdigest()
-        if planned.place is not None and source_sha256 != planned.etag:
-            return PhotoResult(outcome=Outcome.REJECTED, reason=f"its bytes in {planned.place} are damaged")
+        if (reason := self._strange_reason(planned, source_sha256)) is not None:
+            return PhotoResult(outcome=Outcome.REJECTED, reason=reason)
         result = self._recipe.process(data, promised_name(planned, data, self._layout))
         result.source_sha256 = source_sha256
         if result.data is not None:
             is_copy = result.data is data
             result.output_sha256 = source_sha256 if is_copy else hashlib.sha256(result.data).hexdigest()
         return result
+
+    def _strange_reason(self, planned: PlannedPhoto, sha256: str) -> str | None:
+        """Why bytes are not those of a photo that is planned, where it can be told."""
+        if not self._knows_hashes or sha256 == planned.etag:
+            return None
+        if planned.place is not None:
+            return f"its bytes in {planned.place} are damaged"
+        return f"{GONE}: its bytes are not those that the index of its image set tells of (see: degrain verify)"
 
     def _finish(self, plan: ShardPlan, planned: PlannedPhoto, result: PhotoResult) -> tuple[PhotoRecord, bytes | None]:
         """The row of a photo, which is written; with its bytes where they are to be packed."""

@@ -123,6 +123,24 @@ def test_a_photo_whose_bytes_in_a_packed_set_are_damaged_is_a_row(loop: Loop, jo
     assert index_of(job.target)["2.png"]["reason"].endswith(".parquet are damaged")
 
 
+def test_a_damaged_photo_of_a_set_in_files_is_not_passed_on_and_is_done_when_it_is_sound(
+    job: DenoiseJob, tmp_path: Path
+) -> None:
+    run(job)
+    other = dataclasses.replace(job, source=job.target, target=str(tmp_path / "other"))
+    photo = Path(job.target) / "images/2.png"
+    sound = photo.read_bytes()
+    photo.write_bytes((Path(job.target) / "images/1.png").read_bytes())
+
+    first = run(other)
+    reason = index_of(other.target)["2.png"]["reason"]
+    photo.write_bytes(sound)
+    second = run(other)
+
+    assert (first.outcomes["rejected"], second.outcomes["rejected"], second.up_to_date) == (1, 0, 3)
+    assert "its bytes are not those that the index of its image set tells of" in reason
+
+
 def test_a_folder_with_a_manifest_of_something_else_is_a_folder_of_photos(job: DenoiseJob) -> None:
     (Path(job.source) / "manifest.json").write_text('{"name": "a web page"}')
 

@@ -150,6 +150,39 @@ def test_a_photo_that_is_gone_when_its_turn_comes_is_a_row(tmp_path: Path) -> No
     assert rows_of(tmp_path / "target")["web.webp"]["outcome"] == "rejected"
 
 
+class Cutting(LocalStore):
+    """A server or a mount that gives half of one photo, and says nothing."""
+
+    def read(self, key: str) -> bytes:
+        data = super().read(key)
+        return data[: len(data) // 2] if key == "notes.txt" else data
+
+
+def test_a_photo_of_which_a_part_was_read_is_rejected_and_no_part_is_copied(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    recipe = Recipe(
+        process=lambda data, key: denoise_photo(data, key, brighten, DenoiseConfig()),
+        limits=Limits(), weights="", parameters="",
+    )  # fmt: skip
+    source = Cutting(tmp_path / "source")
+
+    Worker(source, ImageSet(LocalStore(tmp_path / "target")), Layout.FILES, recipe).run(plan_of(source), {})
+
+    row = rows_of(tmp_path / "target")["notes.txt"]
+    assert (row["outcome"], row["reason"]) == ("rejected", "10 bytes of it could be read, and it has 20")
+    assert rows_of(tmp_path / "target")["web.webp"]["outcome"] == "denoised"
+
+
+def test_a_photo_that_changed_since_it_was_listed_is_done_as_it_is_now(tmp_path: Path) -> None:
+    write_archive(tmp_path / "source")
+    plan = plan_of(LocalStore(tmp_path / "source"))
+    (tmp_path / "source/notes.txt").write_bytes(b"another holiday")
+
+    worker(tmp_path / "source", tmp_path / "target", Layout.FILES).run(plan, {})
+
+    assert (tmp_path / "target/images/notes.txt").read_bytes() == b"another holiday"
+
+
 def test_a_source_that_vanishes_ends_the_shard_instead_of_rejecting_all_of_it(tmp_path: Path) -> None:
     write_archive(tmp_path / "source")
     plan = plan_of(LocalStore(tmp_path / "source"))
