@@ -24,6 +24,7 @@ from pipeline.storage import open_store
 RESULT_VERSION = 1  # raise it when the same photo gives another result: what is finished becomes stale
 SHARD_BYTES = 256 * 1024**2
 SHARD_PHOTOS = 10_000
+PNG_BYTES_PER_SQUARE_PX = 2  # of the shorter side: 4:3, and 1.4 bytes a pixel. Of JPEGs, four times what they were
 COPIES = 2  # of a photo decoded that are in memory at once: it, and a turned or smaller one
 SHARDS_PER_WORKER = 4  # at least; without a number, of one for each core here: a cluster's are not known yet
 
@@ -49,6 +50,13 @@ class IngestConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: expected at least 1")
+
+    @property
+    def shard_photos(self) -> int:
+        """As many photos as may come into one shard, which is held in memory until it is whole."""
+        if self.resize_px is None:
+            return SHARD_PHOTOS
+        return max(1, min(SHARD_PHOTOS, SHARD_BYTES // (PNG_BYTES_PER_SQUARE_PX * self.resize_px**2)))
 
     @property
     def parameters(self) -> str:
@@ -167,7 +175,9 @@ def ingest_work(job: IngestJob) -> Work:
         make_worker=IngestWorkerFactory(
             source=source.url, knows_hashes=source.image_set is not None, target=target.url, config=job.ingest
         ),
-        shard_size=ShardSize(max_photos=SHARD_PHOTOS, max_bytes=SHARD_BYTES, min_shards=SHARDS_PER_WORKER * workers),
+        shard_size=ShardSize(
+            max_photos=job.ingest.shard_photos, max_bytes=SHARD_BYTES, min_shards=SHARDS_PER_WORKER * workers
+        ),
         limit=job.limit,
         sample=job.sample,
         is_subset=job.keys is not None or bool(job.where),

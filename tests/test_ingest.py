@@ -491,6 +491,15 @@ def test_packing_takes_no_gpu(job: IngestJob, loop: Loop) -> None:
     assert not loop.config.use_gpus
 
 
+def test_small_files_that_become_pngs_make_no_larger_shards(job: IngestJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(job, {f"{number:02}.jpg": b"a small file" for number in range(40)})
+    monkeypatch.setattr(ingest, "SHARD_BYTES", 5 * 2 * 32**2)  # five such PNGs, as far as can be told
+    job = dataclasses.replace(job, cluster=ClusterConfig(workers=1))
+    smaller = dataclasses.replace(job, ingest=IngestConfig(resize_px=32))
+
+    assert [plan_work(ingest_work(each)).shards for each in (job, smaller)] == [4, 8]
+
+
 def test_a_shard_that_runs_twice_writes_the_same_bytes(job: IngestJob) -> None:
     write(job, {f"{number}.png": png(number) for number in range(3)})
     listed = sorted(LocalStore(Path(job.source)).list(), key=lambda found: found.key)
