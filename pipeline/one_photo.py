@@ -1,6 +1,8 @@
 """One photo into one file, in this process and without a cluster."""
 
+import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from model.denoiser import Denoiser
@@ -45,26 +47,27 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
         StorageError: it cannot be read, or the target cannot be written.
     """
     refuse_empty(target)
-    source_root, source_key = split_url(source)
+    _, source_key = split_url(source)
     if target.endswith("/") or ("://" not in target and _found(Path.is_dir, target)):
         target = f"{target.rstrip('/')}/{source_key}"
     target_root, target_key = split_url(target)
-    from_store, to_store = open_store(source_root), open_store(target_root)
+    read_root, read_key = split_url(source if "://" in source else os.path.realpath(source))  # it may be a link
+    from_store, to_store = open_store(read_root), open_store(target_root)
     if promised_format(source_key) != promised_format(target_key):
         raise ValueError(f"degrain keeps the format of a photo: a target for {source_key} cannot be {target_key}")
     if to_store.exists(target_key):
         raise ValueError(f"{target} exists already: degrain overwrites no photo (name another file, or remove it)")
     _, parsed = read_weights(weights)
     photos = PhotoDenoiser(Denoiser(parsed), config, threads=usable_cores())
-    if from_store.size(source_key) > FILE_BYTES:
-        result = _denoise_large(photos, from_store, source_key, to_store, target_key)
-    else:
-        result = photos(from_store.read(source_key), source_key)
-        if result.data is not None:
-            to_store.create(target_key, result.data)
+    with closing(to_store):
+        if from_store.size(read_key) > FILE_BYTES:
+            result = _denoise_large(photos, from_store, read_key, to_store, target_key, name=source_key)
+        else:
+            result = photos(from_store.read(read_key), source_key)
+            if result.data is not None:
+                to_store.create(target_key, result.data)
     if result.outcome == Outcome.REJECTED:
         raise PhotoRejected(f"{source}: {result.reason}")
-    to_store.close()
     return {
         "outcome": str(result.outcome),
         "reason": result.reason,
@@ -83,11 +86,11 @@ def _found(is_kind: Callable[[Path], bool], path: str) -> bool:
 
 
 def _denoise_large(
-    photos: PhotoDenoiser, from_store: Store, source_key: str, to_store: Store, target_key: str
+    photos: PhotoDenoiser, from_store: Store, source_key: str, to_store: Store, target_key: str, *, name: str
 ) -> PhotoResult:
     """Of a file that memory should not hold. It is not there as a whole before it is done, so look again then."""
     with scratch_folder() as folder, from_store.opened(source_key) as file:
-        result = photos.denoise_file(file, source_key, folder / "result")
+        result = photos.denoise_file(file, name, folder / "result")
         if to_store.exists(target_key):
             raise ObjectExists(f"{target_key} is already in {to_store.url}")
         if result.file is not None:

@@ -1,7 +1,9 @@
 """What denoising makes of a collection or an image set, with the real workers and stores."""
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from photos import saved, scene, write_archive
 from model.weights import dump_weights
 from pipeline.clean_photos import find_clean_photos
 from pipeline.denoise import DenoiseConfig
+from pipeline.errors import StorageError
 from pipeline.ingest import IngestConfig, IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.one_photo import denoise_one
@@ -177,3 +180,28 @@ def test_one_photo_never_replaces_itself_or_another(job: DenoiseJob, spelling: s
         denoise_one(str(photo), spelling.format(folder=job.source), weights="photo", config=DenoiseConfig())
 
     assert photo.read_bytes() == before
+
+
+def test_one_photo_may_be_a_link_to_another_folder_and_is_called_like_it(job: DenoiseJob, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/latest.png").symlink_to(Path(job.source) / "0.png")
+
+    record = denoise_one(
+        str(tmp_path / "links/latest.png"), f"{tmp_path}/clean/", weights="photo", config=DenoiseConfig()
+    )
+
+    assert record["output"] == f"{tmp_path}/clean/latest.png"
+    assert (tmp_path / "clean/latest.png").is_file()
+
+
+def test_one_photo_for_which_there_is_no_room_leaves_nothing_behind(
+    job: DenoiseJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_disk(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "fsync", fill_disk)
+    with pytest.raises(StorageError, match="no space left"):
+        denoise_one(f"{job.source}/0.png", f"{tmp_path}/clean/", weights="photo", config=DenoiseConfig())
+
+    assert list((tmp_path / "clean").iterdir()) == []
