@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from model.weights import SHIPPED, Card, Weights, header_size_bytes, parse_card, parse_weights, shipped_names
+from model.weights import SHIPPED, Card, Weights, header_size_bytes, parse_card, parse_weights
 from pipeline.errors import ObjectExists, ObjectMissing, PromotionRefused, RegistryError
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.storage import Store, open_store, split_url
@@ -82,13 +82,10 @@ class Registry:
 
     def names(self) -> dict[str, str]:
         """Every name, and the hash that it points to."""
-        found: dict[str, str] = {}
+        found = {file: sha256 for file, sha256 in self._files().items() if file != sha256}
         numbers: dict[str, int] = {}
-        for listed in self.store.list(FOLDER):
-            if (match := _POINTER.fullmatch(listed.key)) is not None:
-                numbers[match[1]] = max(int(match[2]), numbers.get(match[1], 0))
-            elif (name := _file_name(listed.key)) is not None and _HASH.fullmatch(name) is None:
-                found[name] = hashlib.sha256(self.store.read(listed.key)).hexdigest()
+        for match in filter(None, (_POINTER.fullmatch(listed.key) for listed in self.store.list(FOLDER))):
+            numbers[match[1]] = max(int(match[2]), numbers.get(match[1], 0))
         found |= {name: self._read_pointer(name, number).sha256 for name, number in numbers.items()}
         return dict(sorted(found.items()))
 
@@ -99,7 +96,7 @@ class Registry:
             RegistryError: a name points to weights that are not there, or a file has no card.
         """
         names = self.names()
-        files = {names.get(file, file): file for file in self._files()}
+        files = {sha256: file for file, sha256 in self._files().items()}
         for name, sha256 in names.items():
             if sha256 not in files:
                 raise RegistryError(f"'{name}' of {self.store.url} points to {sha256[:16]}…, which is not there")
@@ -144,15 +141,15 @@ class Registry:
         if _NAME.fullmatch(reference) and self.store.exists(_object_key(reference)):
             return _object_key(reference)
         if re.fullmatch(rf"[0-9a-f]{{{SHORTEST_HASH},64}}", reference):
-            matching = [file for file in self._files() if _HASH.fullmatch(file) and file.startswith(reference)]
-            if len(matching) == 1:
-                return _object_key(matching[0])
-            if matching:
+            matching = {sha256: file for file, sha256 in self._files().items() if sha256.startswith(reference)}
+            if len(matching) > 1:
                 raise ValueError(
                     f"{reference} is the beginning of {len(matching)} hashes in {self.store.url}: add digits"
                 )
+            for file in matching.values():
+                return _object_key(file)
         known = ", ".join(self.names()) or "none"
-        raise ValueError(f"no weights '{reference}' in {self.store.url}: its names are {known}")
+        raise ValueError(f"unknown weights '{reference}': {self.store.url} has {known}; others go by a path or URL")
 
     def add(self, data: bytes) -> str:
         """Copy weights in, unless they are there; returns their hash.
@@ -200,8 +197,13 @@ class Registry:
             ) from error
         return pointer
 
-    def _files(self) -> list[str]:
-        return [file for listed in self.store.list(FOLDER) if (file := _file_name(listed.key))]
+    def _files(self) -> dict[str, str]:
+        """The hash of each file by what it is called, which may be that hash."""
+        files = filter(None, (_file_name(listed.key) for listed in self.store.list(FOLDER)))
+        return {
+            file: file if is_hash(file) else hashlib.sha256(self.store.read(_object_key(file))).hexdigest()
+            for file in files
+        }
 
     def _create(self, key: str, data: bytes) -> None:
         try:
@@ -247,15 +249,8 @@ def read_weights(source: str) -> tuple[bytes, Weights]:
         RegistryError: a registry does not hold what it says.
         StorageError: they cannot be read.
     """
-    if source in shipped_names():
-        return open_registry(None).read(source)
     if "/" not in source and not source.endswith(SUFFIX):
-        shipped = open_registry(None)
-        hashes = shipped.names().items() if len(source) >= SHORTEST_HASH else ()
-        matching = [name for name, sha256 in hashes if sha256.startswith(source)]
-        if len(matching) == 1:
-            return shipped.read(matching[0])
-        raise ValueError(f"unknown weights '{source}': expected {' or '.join(shipped_names())}, or a path or URL")
+        return open_registry(None).read(source)
     if (place := split_reference(source)) is not None:
         root, name = place
         return open_registry(root).read(name)

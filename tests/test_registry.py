@@ -131,7 +131,7 @@ def test_what_is_not_there_is_refused_with_the_names_that_are(tmp_path: Path, re
     registry = open_registry(str(tmp_path))
     name_it(registry, "night", weights_file())
 
-    with pytest.raises(ValueError, match=r"no weights .* its names are night"):
+    with pytest.raises(ValueError, match=r"unknown weights .* has night; others go by a path"):
         registry.find(reference)
 
 
@@ -152,6 +152,16 @@ def test_digits_that_begin_two_hashes_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="is the beginning of 2 hashes"):
         registry.find("00000000")
+
+
+def test_a_file_is_found_by_its_hash_whatever_it_is_called_and_however_often(tmp_path: Path) -> None:
+    registry = open_registry(str(tmp_path))
+    sha256 = name_it(registry, "night", weights_file()).sha256
+    registry.store.write("weights/copy.safetensors", weights_file())
+    registry.store.write("weights/night.safetensors", weights_file("other"))
+
+    assert registry.read(sha256[:8])[0] == weights_file()
+    assert {entry.card.noise: entry.names for entry in registry.entries()} == {"none": ("copy", "night"), "other": ()}
 
 
 @pytest.mark.parametrize("name", ["", "Night", "a b", "a/b", "..", "-a", "n" * 64, "f" * 64, "a.safetensors", "a.json"])
