@@ -20,6 +20,7 @@ from PIL import Image
 from ray.exceptions import RayActorError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from model.evaluate import MOST_DB
 from model.photo import PhotoNetwork
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState, read_checkpoint_header
 from model.weights import Card, Part, dump_weights, load_weights, parse_weights
@@ -129,6 +130,17 @@ def test_weights_are_scored_on_what_was_held_back(folder: Path) -> None:
     assert scores["psnr_db_sigma_15"] > scores["psnr_db_sigma_50"] > 10
     curve = ET.fromstring((folder.parent / "run/loss.svg").read_text())
     assert "step 2" in {text.text for text in curve.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_photos_that_come_out_as_they_were_do_not_spoil_the_scores(folder: Path) -> None:
+    (folder.parent / "dots").mkdir()
+    for number in range(12):
+        (folder.parent / f"dots/{number}.png").write_bytes(saved(np.zeros((1, 1, 3), np.uint8), "PNG"))
+
+    scores = run_train(_job(folder, validation=str(folder.parent / "dots"), start_from="photo"), lambda metrics: None)
+
+    assert max(scores.values()) < MOST_DB
+    assert max(row["validation_psnr_db"] or 0 for row in read_metrics(open_store(str(folder.parent / "run")))) < MOST_DB
 
 
 def test_few_of_the_photos_that_weights_are_scored_on_are_in_memory(
