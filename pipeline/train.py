@@ -65,6 +65,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     """
     _, photos = job.find_photos()
     with closing(open_store(job.run)) as store, leased(store, "degrain train") as lease:
+        store.clean()  # of a writer that was killed; only now does nobody else write here
 
         def check_and_report(metrics: StepMetrics) -> None:
             lease.check()

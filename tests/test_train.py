@@ -357,6 +357,16 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
     assert losses[0] == losses[1]
 
 
+def test_what_a_killed_run_wrote_in_half_does_not_stay(folder: Path) -> None:
+    unfinished = folder.parent / "run/.degrain-tmp/checkpoint"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(b"half")
+
+    run_train(_job(folder), lambda metrics: None)
+
+    assert not unfinished.parent.exists()
+
+
 def test_tensorboard_shows_every_row_once_after_a_run_that_was_killed_at_a_checkpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
