@@ -16,6 +16,7 @@ from flows.settings_file import complete
 from flows.standard_streams import output_written, prepare_process
 from flows.upkeep_commands import add_upkeep
 from flows.weights_commands import add_evaluate, add_registry_option, add_weights, evaluate, weights_of
+from pipeline.redaction import printable
 
 if TYPE_CHECKING:
     from model.strength import Strength
@@ -445,7 +446,7 @@ def _interrupt(*_: object) -> NoReturn:
 def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a store, it is a StorageError
         return f"no space is left for temporary files in {tempfile.gettempdir()}: make some, or name another by TMPDIR"
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def _say(text: str) -> None:

@@ -118,6 +118,7 @@ def _peers(options: argparse.Namespace) -> tuple[str, ...]:
 def list_weights(options: argparse.Namespace) -> int:
     """`degrain weights list`: what ships, or what is in a registry."""
     from model.weights import Part
+    from pipeline.redaction import printable
     from pipeline.registry import open_registry
 
     entries = open_registry(options.registry).entries()
@@ -127,7 +128,7 @@ def list_weights(options: argparse.Namespace) -> int:
         names = ", ".join(entry.names) or "-"
         networks = "+".join(dict.fromkeys(entry.card.of(part).network for part in Part))
         scores = ", ".join(f"{name} {value:g}" for name, value in sorted(entry.card.scores.items()))
-        print(f"{names:12} {entry.sha256[:16]}  {networks:10}  {scores or 'no scores'}")
+        print(printable(f"{names:12} {entry.sha256[:16]}  {networks:10}  {scores or 'no scores'}"))
     return 0
 
 
@@ -144,7 +145,7 @@ def show_weights(options: argparse.Namespace) -> int:
             {name: value for name, value in each.items() if name != "scores"}  # of every photo
             for each in registry.scores_of(found.sha256)
         ]
-    print(json.dumps(facts, indent=2, ensure_ascii=False))
+    print(json.dumps(facts, indent=2))  # in ASCII: cards are by strangers, and a terminal obeys some other characters
     return 0
 
 

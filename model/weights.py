@@ -12,6 +12,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from model.photo import FineNetwork, PhotoNetwork
@@ -23,6 +24,7 @@ NETWORKS: dict[str, type[PhotoNetwork] | type[SeedNetwork]] = {
     "fine": FineNetwork,
     "seed": SeedNetwork,
 }
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _WHITE = "white."  # what the names of that network's tensors begin with
 
 
@@ -183,8 +185,10 @@ def parse_weights(data: bytes) -> Weights:
     """
     try:
         tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:  # the last of a type that torch has not
         raise ValueError(f"not a safetensors file: {error}") from error
+    if strange := {tensor.dtype for tensor in tensors.values()} - FLOATS:
+        raise ValueError(f"the weights are {strange.pop()}: expected floating point numbers of 16 bits at least")
     card = parse_card(data[8 : 8 + header_size_bytes(data)])
     if (name := find_not_finite(tensors)) is not None:
         raise ValueError(f"the weights are damaged: {name} has numbers that are not finite")
@@ -209,7 +213,7 @@ def parse_card(header: bytes) -> Card:
     """
     try:
         return _card(json.loads(json.loads(header)["__metadata__"]["card"]))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"the weights have no card that this version of degrain understands: {error}") from error
 
 

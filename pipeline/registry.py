@@ -260,7 +260,10 @@ def read_weights(source: str) -> tuple[bytes, Weights]:
     except ObjectMissing as error:
         raise ValueError(f"there are no weights at {source}") from error
     refuse_tampered(key, data, root)
-    return data, parse_weights(data)
+    try:
+        return data, parse_weights(data)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def split_reference(source: str) -> tuple[str, str] | None:

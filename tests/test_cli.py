@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from photos import saved, scene
+from torch import nn
 
 from flows.cli import main
+from model.weights import Card, dump_weights
 from pipeline.images import decode, inspect
 
 
@@ -191,6 +193,25 @@ def test_the_shipped_weights_are_listed_and_name_their_sources(capsys: pytest.Ca
     assert card["network"] == "photo"
     assert "CC BY-SA" in card["data"]
     assert card["scores"]["cbsd68_psnr_db_sigma_25"] >= 30.7
+
+
+def test_what_strangers_write_on_a_card_is_no_command_to_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = Card(network="photo", data="\x9b31m\ud800", licence="", noise="", scores={"\x1b]0;psnr\x07": 30})
+    data = dump_weights(nn.Linear(1, 1), card)
+    (tmp_path / "weights").mkdir()
+    for name in ("night", "\u202ethgin"):
+        (tmp_path / f"weights/{name}.safetensors").write_bytes(data)
+
+    _, listed, _ = run(capsys, "weights", "list", "--registry", tmp_path)
+    _, shown, _ = run(capsys, "weights", "show", "night", "--registry", tmp_path)
+    _, _, refused = run(capsys, "weights", "show", "nigth", "--registry", tmp_path)
+
+    assert r"\x1b]0;psnr\x07 30" in listed
+    assert json.loads(shown)["data"] == card.data
+    assert r"has night, \u202ethgin" in refused
+    assert all(line.isprintable() for line in (listed + shown + refused).splitlines())
 
 
 def test_training_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ from model.seed import SeedNetwork
 from model.weights import Card, Part, Provenance, dump_weights, load_weights, parse_weights
 
 SHIPPED_PHOTO = weights.SHIPPED / "photo.safetensors"
+_FOUR_BITS = b'{"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}'
+FOUR_BITS = len(_FOUR_BITS).to_bytes(8, "little") + _FOUR_BITS + b"\x00"
 NOTHING_SAID = {"data": "", "licence": "", "noise": ""}
 
 
@@ -108,11 +110,19 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(bad):
         parse_weights(safetensors.torch.save(network.state_dict(), metadata))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_are_no_floating_point_numbers_are_refused(network, dtype):
+    tensors = {name: tensor.detach().to(dtype) for name, tensor in network.state_dict().items()}
+    card = json.dumps({"network": "photo"} | NOTHING_SAID)
+    with pytest.raises(ValueError, match=f"the weights are {dtype}: expected floating point"):
+        parse_weights(safetensors.torch.save(tensors, metadata={"card": card}))
+
+
 def test_a_network_that_is_read_is_ready_for_use(network):
     assert not parse_weights(dump_weights(network, _card())).network().training
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{}extra"])
+@pytest.mark.parametrize("data", [b"", b"garbage", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{}extra", FOUR_BITS])
 def test_garbage_is_refused(data):
     with pytest.raises(ValueError, match="not a safetensors file"):
         parse_weights(data)
