@@ -119,8 +119,9 @@ def refuse_moved(place: str, incumbent: str, expected: str | None) -> None:
 
 
 def _reference(job: NameJob, registry: Registry) -> str:
-    """The weights, as a path or URL unless they ship."""
-    if job.weights in shipped_names() or "/" in job.weights or job.weights.endswith(SUFFIX):
+    """The weights, as a path or URL unless they ship, and none in the registry have that name."""
+    ships = job.weights in shipped_names() and job.weights not in registry.names()
+    if ships or "/" in job.weights or job.weights.endswith(SUFFIX):
         return job.weights
     return f"{registry.store.url}/{FOLDER}/{job.weights}"
 
@@ -177,7 +178,7 @@ def _read_scores(url: str, sha256: str) -> Evaluated:
 def _check_scores(values: Evaluated) -> None:
     """Raises KeyError, TypeError or ValueError unless all that is asked of scores is there."""
     for row in values["rows"]:
-        _ = row["trial"], row["denoiser"], row["weights"], float(row["gain_db"]), float(row["noisy_psnr_db"])
+        _ = {row["trial"], row["denoiser"], row["weights"], row["gain_db"] + 0.0, row["noisy_psnr_db"] + 0.0}
     _ = values["photos_sha256"], [score["denoiser"] for score in values["scores"]]
 
 

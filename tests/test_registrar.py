@@ -121,6 +121,31 @@ def test_scores_that_lack_what_is_asked_of_them_are_refused(folder: Path, missin
         give_name(_job(folder, "new", **scores))
 
 
+@pytest.mark.parametrize("changes", [{"gain_db": "8"}, {"noisy_psnr_db": "20"}, {"trial": ["float"]}])
+def test_scores_of_other_types_are_refused(folder: Path, changes: dict[str, object]) -> None:
+    options = _scores(folder, "wrong", old=8.0, new=8.3)
+    values = json.loads((folder / "wrong.json").read_text())
+    for row in values["rows"]:
+        row.update(changes)
+    (folder / "wrong.json").write_text(json.dumps(values))
+
+    with pytest.raises(ValueError, match=r"wrong\.json is no scores\.json of degrain evaluate"):
+        give_name(_job(folder, "new", **options))
+
+
+def test_a_name_of_the_registry_is_not_taken_for_that_of_weights_that_ship(folder: Path) -> None:
+    registry = str(folder / "registry")
+    give_name(NameJob(weights="photo", name="day", registry=registry))
+    give_name(NameJob(weights="night", name="photo", registry=registry))
+
+    for name in ("photo", "stable"):
+        give_name(NameJob(weights="photo", name=name, registry=registry))
+
+    names = open_registry(registry).names()
+    assert names["day"] == open_registry(None).names()["photo"]
+    assert names["photo"] == names["stable"] == parse_weights(OLD).sha256
+
+
 def test_promoting_the_same_weights_again_changes_nothing(folder: Path) -> None:
     before = sorted(path for path in folder.rglob("registry/**/*") if path.is_file())
     give_name(_job(folder, "old"))
