@@ -47,14 +47,14 @@ class Bands:
         out: a copy of it, which becomes the result.
 
     Attributes:
-        finished: called with the first row, the noisy and the clean colour of each band that is written.
+        finished: called with the first row, the noisy and the clean pixels of each band that is written.
 
     Raises:
         PhotoRejected: its strips or tiles are too large to be decoded by bands, or claim what they cannot hold; or it
             is too narrow for its noise to be told.
     """
 
-    finished: Callable[[int, Samples, Samples], None]
+    finished: Callable[[int, Pixels, Pixels], None]
 
     def __init__(self, data: Data, out: BinaryIO) -> None:
         self._layout = _in_plain_rows(tiff.read_layout(data))
@@ -84,11 +84,6 @@ class Bands:
         self.dtype: np.dtype[Any] = self._layout.dtype.newbyteorder("=")
 
     @property
-    def columns(self) -> slice:
-        """All of them."""
-        return slice(0, self.shape[1])
-
-    @property
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
@@ -99,6 +94,14 @@ class Bands:
         for band, here, there in self._within(rows):
             found[here] = self._noisy(band).colour[there, columns]
         return found
+
+    def seen(self, rows: slice) -> Samples:
+        """A copy of the noisy colour of whole rows, as it is seen."""
+        found = []
+        for band, _, there in self._within(rows):
+            noisy = self._noisy(band)
+            found.append(Pixels(noisy.colour[there], None if noisy.alpha is None else noisy.alpha[there]).seen)
+        return np.concatenate(found)
 
     def __setitem__(self, window: Window, clean: NDArray[Any]) -> None:  # Any: the dtype of the photo
         """Give the clean colour there. A band is encoded and written as soon as it is whole."""
@@ -140,13 +143,14 @@ class Bands:
         return band.noisy
 
     def _write(self, band: _Band) -> None:
-        noisy, clean = self._noisy(band), band.clean
-        assert clean is not None
-        samples = tiff.to_samples(Pixels(clean, noisy.alpha), self._layout)
+        noisy = self._noisy(band)
+        assert band.clean is not None
+        clean = Pixels(band.clean, noisy.alpha)
+        samples = tiff.to_samples(clean, self._layout)
         for number, segment in band.segments:
             place = tiff.write_segment(self._out, self._layout, segment, samples, first_row=band.top)
             self._places[number] = place
-        self.finished(band.top, noisy.colour, clean)
+        self.finished(band.top, noisy, clean)
         band.clean, band.is_given, band.is_written = None, None, True
         while self._first_open < len(self._bands) and self._bands[self._first_open].is_written:
             self._first_open += 1

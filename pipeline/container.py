@@ -74,6 +74,14 @@ class Pixels:
         colour = samples[..., 0] if channels <= 2 else samples[..., :3]
         return cls(colour, samples[..., -1] if channels in (2, 4) else None)
 
+    @property
+    def seen(self) -> Samples:
+        """The colour, black where alpha hides it: programs put there what they like, and nobody sees its noise."""
+        if self.alpha is None:
+            return self.colour
+        is_seen = self.alpha > 0
+        return self.colour * (is_seen if self.colour.ndim == 2 else is_seen[..., None])
+
     def joined(self) -> Samples:
         """Colour and alpha as one contiguous array: (H, W) or (H, W, C) with C of 2 to 4."""
         joined = self.colour if self.alpha is None else np.dstack((self.colour, self.alpha))

@@ -44,7 +44,7 @@ from pipeline.shard import (
 )
 from pipeline.storage import open_store
 
-RESULT_VERSION = 8  # raise it when the same photo and weights give another result: what is finished becomes stale
+RESULT_VERSION = 9  # raise it when the same photo and weights give another result: what is finished becomes stale
 
 BY_BANDS_BYTES = 512 * 1024**2  # a TIFF that takes more when it is decoded is denoised by bands of rows
 COPIES = 3  # of a photo decoded that are in memory at once: noisy, clean, and what its codec works on
@@ -135,7 +135,7 @@ def denoise_photo(
             with in_turn(cores), timed(result, "decode"), codec_faults():
                 noisy = decode(data, header)
             with in_turn(cores), timed(result, "measure"):
-                noise = estimate_noise(noisy.colour)
+                noise = estimate_noise(noisy.seen)
                 is_gray = noisy.colour.ndim == 2
                 reason = config.why_left_alone(noise, is_gray=is_gray)
             with timed(result, "denoise"):
@@ -144,7 +144,7 @@ def denoise_photo(
                 change = Change(noisy.colour.dtype, None if reason else config.removed(noise, is_gray=is_gray))
                 change.add_sample(noisy.colour, clean)
                 reason = reason or change.reason
-                change.tell(result, noise, noise.sigma if reason else estimate_sigma(clean))
+                change.tell(result, noise, noise.sigma if reason else estimate_sigma(Pixels(clean, noisy.alpha).seen))
             if reason is not None:
                 result.data = data
                 return _untouched(result, reason)
@@ -297,9 +297,9 @@ def _copy(file: BinaryIO, out: BinaryIO) -> None:
 def _denoise_bands(result: PhotoResult, bands: Bands, denoise: DenoiseByWindows, dose: Dose, change: "Change") -> None:
     after = NoiseSampler(bands.shape, bands.dtype, only_level=True)
 
-    def look_at(top: int, noisy: NDArray[Any], clean: NDArray[Any]) -> None:
-        change.add(noisy, clean)
-        after.add(top, clean)
+    def look_at(top: int, noisy: Pixels, clean: Pixels) -> None:
+        change.add(noisy.colour, clean.colour)
+        after.add(top, clean.seen)
 
     bands.finished = look_at
     denoise(bands, dose)
@@ -310,7 +310,7 @@ def _denoise_bands(result: PhotoResult, bands: Bands, denoise: DenoiseByWindows,
 def _estimate_by_bands(bands: Bands) -> NoiseEstimate:
     sampler = NoiseSampler(bands.shape, bands.dtype)
     for top in sampler.wanted:
-        sampler.add(top, bands[slice(top, top + BLOCK_PX), bands.columns])
+        sampler.add(top, bands.seen(slice(top, top + BLOCK_PX)))
         bands.forget(above=top)
     bands.forget(above=bands.shape[0])
     return sampler.estimate()

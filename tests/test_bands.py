@@ -94,8 +94,13 @@ def test_a_photo_by_bands_becomes_the_same_file_as_in_memory(
     assert written == in_memory.data
 
 
-def test_what_is_measured_by_bands_is_what_is_measured_in_memory(tmp_path: Path) -> None:
-    in_memory, on_disk, _ = both_ways(tiff_of(photo(), rowsperstrip=10), tmp_path)
+@pytest.mark.parametrize("hidden_rows", [0, 70])
+def test_what_is_measured_by_bands_is_what_is_measured_in_memory(hidden_rows: int, tmp_path: Path) -> None:
+    alpha = np.full(photo().shape[:2], 255, np.uint8)
+    alpha[:hidden_rows] = 0
+    data = tiff_of(np.dstack([photo(), alpha]), rowsperstrip=10, extrasamples=["unassalpha"])
+
+    in_memory, on_disk, _ = both_ways(data, tmp_path)
 
     measured = ("noise_sigma_before", "noise_sigma_after", "chroma_share", "clipped_fraction", "strength")
     assert [getattr(on_disk, name) for name in measured] == [getattr(in_memory, name) for name in measured]
@@ -222,8 +227,8 @@ from pipeline.denoise import DenoiseConfig, denoise_by_bands
 
 def keep(photo, _dose):
     for top in range(0, photo.shape[0], 64):
-        rows = slice(top, min(top + 64, photo.shape[0]))
-        photo[rows, photo.columns] = photo[rows, photo.columns]
+        window = slice(top, min(top + 64, photo.shape[0])), slice(0, photo.shape[1])
+        photo[window] = photo[window]
 
 with open(sys.argv[1], "rb") as file:
     result = denoise_by_bands(file, "a.tif", Path(sys.argv[2]), keep, DenoiseConfig(strength=1.0))

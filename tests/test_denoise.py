@@ -61,6 +61,18 @@ def test_what_is_measured_describes_the_photo_and_the_change() -> None:
     assert result.clipped_fraction == pytest.approx(0.0, abs=0.01)
 
 
+@pytest.mark.parametrize("hidden", [np.uint8(0), scene(sigma=0, side_px=128), scene(sigma=40, side_px=128)])
+def test_what_transparency_hides_is_not_taken_for_the_photo(hidden: np.ndarray) -> None:
+    alpha = np.full((128, 128, 1), 255, np.uint8)
+    alpha[40:] = 0
+    cutout = np.dstack([np.where(alpha > 0, scene(side_px=128), hidden), alpha])
+
+    result = denoise_photo(saved(cutout, "PNG"), "a.png", brighten, DenoiseConfig())
+
+    assert result.outcome == Outcome.DENOISED
+    assert result.noise_sigma_before == pytest.approx(20, rel=0.2)
+
+
 def test_a_clean_photo_stays_as_it_was_byte_for_byte() -> None:
     data = saved(scene(sigma=0, side_px=128), "JPEG", quality=95)
 
