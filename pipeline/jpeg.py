@@ -21,6 +21,7 @@ from pipeline.ifd import open_file, read_directory, read_shot
 SIGNATURE = b"\xff\xd8\xff"
 START, END, SCAN, TABLES, HUFFMAN, RESTART_INTERVAL = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 PROGRESSIVE = 0xC2
+ARITHMETIC = {0xC9, 0xCA}
 FRAMES = frozenset(range(0xC0, 0xD0)) - {HUFFMAN, 0xC8, 0xCC}
 # Markers of the coded picture. All other segments are metadata and survive byte for byte.
 CODING = FRAMES | {HUFFMAN, SCAN, END, TABLES, RESTART_INTERVAL, 0xC8, 0xCC, 0xDC}
@@ -274,7 +275,7 @@ def _untouched_reason(data: bytes, layout: Layout) -> str | None:
     reasons = (
         (layout.frame in (0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG is not denoised"),
         (layout.frame in (0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG is not denoised"),
-        (layout.frame in (0xC9, 0xCA), "JPEG with arithmetic coding is not denoised"),
+        (layout.frame in ARITHMETIC, "JPEG with arithmetic coding is not denoised"),
         (layout.bit_depth != 8, f"{layout.bit_depth}-bit JPEG is not denoised"),
         (len(layout.components) == 4, "CMYK is not denoised"),
         (len(layout.components) not in (1, 3, 4), f"JPEG of {len(layout.components)} channels is not denoised"),
@@ -380,19 +381,24 @@ def _decode(jpeg: bytes) -> NDArray[np.uint8]:
 
 
 def _may_lack_data(layout: Layout, samples: NDArray[np.uint8]) -> bool:
-    """Whether a part may be missing. A single scan without restarts that ends early has a gray last corner."""
+    """Whether a part may be missing. A single scan without restarts that ends early has a gray last corner.
+
+    Of arithmetic coding nobody knows: its encoders leave out zeros at the end, and a scan reads what is behind it.
+    """
     is_plain = len(layout.scans) == 1 and layout.scans[0].restart_interval == 0
-    return not is_plain or bool(np.all(samples[-1, -1] == 128))
+    return layout.frame not in ARITHMETIC and (not is_plain or bool(np.all(samples[-1, -1] == 128)))
 
 
 def _check_amount_of_data(data: bytes, layout: Layout) -> None:
-    """Reject scans that are too short, or whose restart markers are not in order: libjpeg would paint over the gap.
+    """Reject scans that are short or not there, or whose restart markers are not in order: libjpeg paints over that.
 
     Raises:
         PhotoRejected: data are missing between restart markers.
     """
     if 8 * (layout.scans[0].end - layout.scans[0].start) < _mcu_count(layout, layout.scans[0]):
         raise PhotoRejected(INCOMPLETE)  # an MCU takes a bit at least: such a claim must not allocate
+    if {component.ident for component in layout.components} - set(b"".join(scan.idents for scan in layout.scans)):
+        raise PhotoRejected(INCOMPLETE)
     for scan in layout.scans:
         numbers = b"".join(RESTART_IN_SCAN.findall(data, scan.start, scan.end))
         expected = (_mcu_count(layout, scan) - 1) // scan.restart_interval if scan.restart_interval else 0

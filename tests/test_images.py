@@ -1,5 +1,6 @@
 """Bytes <-> pixels: what must survive, what is left untouched, what is rejected, and what hostile bytes may not do."""
 
+import base64
 import io
 import struct
 import tracemalloc
@@ -1149,6 +1150,26 @@ def test_a_jpeg_that_lacks_data_between_restarts_is_rejected():
         read(source[: third + 12] + source[fourth:])
     with pytest.raises(PhotoRejected, match="part of its picture is missing"):
         read(source[:third] + source[fourth:])
+
+
+def test_a_jpeg_that_lacks_the_scans_of_its_colour_is_rejected():
+    source = jpeg(photo(1))
+    frame = source.index(b"\xff\xc0")
+    components = b"".join(struct.pack("BBB", ident, 0x11, 0) for ident in (1, 2, 3))
+    in_colour = segment(0xC0, struct.pack(">BHHB", 8, HEIGHT, WIDTH, 3) + components)
+    with pytest.raises(PhotoRejected, match="part of its picture is missing"):
+        read(source[:frame] + in_colour + source[frame + 13 :])
+
+
+def test_an_arithmetic_jpeg_that_ends_in_zeros_is_not_taken_for_one_that_lacks_data():
+    # `cjpeg -arithmetic -progressive`, which leaves them out.
+    source = base64.b64decode(
+        "/9j/2wBDABQODxIPDRQSEBIXFRQYHjIhHhwcHj0sLiQySUBMS0dARkVQWnNiUFVtVkVGZIhlbXd7gYKBTmCNl4x9lnN+gXz/ygALCAAYABgB"
+        "AREA/8wABAAQ/9oACAEBAAAAAfkdH//MAAQQBf/aAAgBAQABBQIC5SzM/8wABBAF/9oACAEBAAY/AsD/zAAEEAX/2gAIAQEAAT8hS8YoUnVa"
+        "MPL0ma+U7P8AinegYP/aAAgBAQAAABC9/8wABBAF/9oACAEBAAE/EPfaby96hiiF/iO7s8d3tKI1lWyXzKNkmidmmroY4T0jhpGhFqFLRllT"
+        "QqHUah8yizlXMZz/2Q=="
+    )
+    assert images.shrink(source, inspect(source), side_px=24).height_px == 24
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}], ids=str)
