@@ -304,6 +304,10 @@ def _untouched_reason(file: File, pages: list[Directory], others: list[Directory
         (value(photo, FILL_ORDER, 1) != 1, "TIFF of reversed bits cannot be written back"),
         (_has_layers(file, photo), "TIFF with Photoshop layers is not denoised: its layers would not match"),
         (GDAL_NODATA in photo.entries, "GeoTIFF whose missing pixels have a value of their own is not denoised"),
+        (
+            any(0 in file.values(photo, tag) for tag in (STRIP_OFFSETS, TILE_OFFSETS)),
+            "TIFF that leaves out empty strips or tiles cannot be written back",
+        ),
         (b"GDAL_STRUCTURAL_METADATA" in file.data[:64], "cloud-optimised GeoTIFF cannot be written back"),
         (CONTENT_CREDENTIALS in photo.entries, SIGNED),
     )

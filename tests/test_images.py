@@ -878,6 +878,18 @@ def tiff_of_overlapping_strips() -> bytes:
     return bytes(data)
 
 
+def sparse_tiff(**options: object) -> bytes:
+    """As GDAL writes it with SPARSE_OK: a tile that has neither a place nor bytes."""
+    data = bytearray(tiff(tile=(16, 16), **options))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        tags = file.pages[0].tags
+        for name in ("TileOffsets", "TileByteCounts"):
+            width = tags[name].valuebytecount // tags[name].count
+            start = tags[name].valueoffset
+            data[start : start + width] = bytes(width)
+    return bytes(data)
+
+
 CREDENTIALS = riff_chunk(b"C2PA", b"jumb")
 WIDE_TABLE = segment(0xDB, b"\x10" + struct.pack(">64H", *[300] * 64))
 FOUR_BYTES = png_chunk(b"IDAT", zlib.compress(bytes(5)))
@@ -943,6 +955,8 @@ UNTOUCHED = {
     "reversed bits": lambda: retagged(tiff(subfiletype=0, software="x"), 305, 2, new_tag=266),
     "cloud-optimised GeoTIFF": cloud_optimised_tiff,
     "Photoshop layers": lambda: tiff_with_tag(37724, b"Adobe Photoshop Document Data Block\0MIB8ryaL" + bytes(20)),
+    "empty strips or tiles": sparse_tiff,
+    "empty strips or tiles cannot": lambda: sparse_tiff(compression="zlib"),
     "parts overlap": tiff_of_overlapping_strips,
     "not a photo": lambda: NOTHING_LIKE_AN_IMAGE,
     "not a photo ": lambda: ftyp(b"qt  "),
