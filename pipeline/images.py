@@ -351,9 +351,14 @@ def _display(name: str) -> str:
 
 def _colour_profile(data: bytes, header: Header) -> bytes | None:
     """The ICC profile of a photo, where it has one for its kind of colour."""
+    profile: object
     try:
-        is_tiff = header.format == "tiff"  # of which Pillow opens fewer kinds
-        profile = tiff.colour_profile(data) if is_tiff else Image.open(io.BytesIO(data)).info.get("icc_profile")
+        if header.format == "tiff":  # of which Pillow opens fewer kinds
+            profile = tiff.colour_profile(data)
+        elif header.format == "png":  # which Pillow does not open for what is wrong with any other chunk
+            profile = png.colour_profile(data, most_bytes=MAX_PROFILE_BYTES)
+        else:
+            profile = Image.open(io.BytesIO(data)).info.get("icc_profile")
     except Exception:  # noqa: BLE001  # Pillow need not understand what our own modules do
         return None
     if not isinstance(profile, bytes) or len(profile) > MAX_PROFILE_BYTES:

@@ -21,7 +21,7 @@ from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, codec_fault
 from pipeline.sources import open_both
 from pipeline.storage import open_store
 
-RESULT_VERSION = 1  # raise it when the same photo gives another result: what is finished becomes stale
+RESULT_VERSION = 2  # raise it when the same photo gives another result: what is finished becomes stale
 SHARD_BYTES = 256 * 1024**2
 SHARD_PHOTOS = 10_000
 PNG_BYTES_PER_SQUARE_PX = 2  # of the shorter side: 4:3, and 1.4 bytes a pixel. Of JPEGs, four times what they were

@@ -172,6 +172,20 @@ def colour_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     ]
 
 
+def colour_profile(data: bytes, *, most_bytes: int) -> bytes:
+    """The ICC profile; empty where there is none that can be inflated, or where it is larger."""
+    chunk = next((chunk for chunk in _layout(data).chunks if chunk.kind == b"iCCP"), None)
+    if chunk is None:
+        return b""
+    _, _, packed = data[chunk.start + 8 : chunk.end - 4].partition(b"\0")  # behind its name
+    inflate = isal_zlib.decompressobj()
+    try:
+        profile = inflate.decompress(packed[1:], most_bytes)
+    except isal_zlib.IsalError:  # type: ignore[misc]  # its stub says that it is no class
+        return b""
+    return profile if inflate.eof else b""
+
+
 def _layout(data: bytes) -> Layout:
     chunks = _chunks(data)
     kinds = [chunk.kind for chunk in chunks]

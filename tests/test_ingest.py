@@ -215,6 +215,16 @@ def test_a_tiff_that_pillow_does_not_open_keeps_its_colour_profile(options: dict
     assert Image.open(io.BytesIO(result.data or b"")).info.get("icc_profile") == profile
 
 
+def test_a_png_that_pillow_does_not_open_keeps_its_colour_profile() -> None:
+    profile = bytes(16) + b"RGB " + bytes(108)
+    long_text = PngImagePlugin.PngInfo()
+    long_text.add_text("workflow", "x" * 2_000_000, zip=True)
+
+    result = packed(saved(scene(), "PNG", icc_profile=profile, pnginfo=long_text), "a.png", resize_px=24)
+
+    assert Image.open(io.BytesIO(result.data or b"")).info.get("icc_profile") == profile
+
+
 def test_what_tells_the_colours_of_a_png_stays() -> None:
     told = PngImagePlugin.PngInfo()
     for kind, payload in (
