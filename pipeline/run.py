@@ -45,7 +45,7 @@ from pipeline.shard import Recipe
 log = logging.getLogger(__name__)
 
 LISTING, PLAN = "listing.parquet", "plan.parquet"
-LIBRARIES = ("degrain", "torch", "ray", "pillow", "imagecodecs", "tifffile", "numpy", "pyarrow")
+LIBRARIES = ("degrain", "torch", "ray", "pillow", "imagecodecs", "isal", "numpy", "pyarrow")
 
 
 class WorkerFactory(Protocol):

@@ -1,10 +1,13 @@
 """Who may look into which room: the imports of every module, held against one table."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,26 @@ def test_a_breach_is_found(module: str, source: str) -> None:
 )
 def test_what_is_allowed_is_no_breach(module: str, source: str) -> None:
     assert breaches(source, module) == []
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    """Of the distributions, as they are compared."""
+    return {re.split(r"[^\w.-]", each)[0].lower().replace("_", "-") for each in requirements}
+
+
+def test_a_library_is_declared_if_and_only_if_it_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = names_of(project["dependencies"])
+    optional = names_of([each for group in project["optional-dependencies"].values() for each in group])
+    found = {name.partition(".")[0] for module in MODULES for name in imports((ROOT / module).read_text(), module)}
+    libraries = {name for name in found if name not in {*sys.stdlib_module_names, "model", "pipeline", "flows"}}
+    distributions = packages_distributions()
+
+    used = {name: names_of(distributions.get(name, [name])) for name in libraries}
+
+    assert {name for name, declared in used.items() if not declared & (needed | optional)} == set()
+    unused = needed - set().union(*used.values())
+    assert unused == {"fastapi", "sqlalchemy", "s3fs"}  # bounded for Prefect's sake; and what fsspec opens s3:// with
 
 
 def test_every_room_is_walked() -> None:
