@@ -11,19 +11,17 @@ fast degrain is, and the PSNR before and after.
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
-from contest import report
+from contest import report, run_together
 from noisy_photos import SIZES_PX, scaled, write_noisy
 from numpy.typing import NDArray
 
@@ -72,20 +70,10 @@ def run_loops(source: Path, target: Path, *, processes: int) -> float:
     """Seconds of so many processes, which share photos and cores, from when all are warm to when all are done."""
     target.mkdir(parents=True)
     paths = sorted(source.iterdir())
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(processes + 1)
-    loops = [
-        context.Process(target=loop, args=(paths[first::processes], target, CORES // processes, barrier))
-        for first in range(processes)
-    ]
-    for one in loops:
-        one.start()
-    barrier.wait()
-    start = time.perf_counter()
-    for one in loops:
-        one.join()
+    parts = [(paths[first::processes], target, CORES // processes) for first in range(processes)]
+    seconds = run_together(loop, parts)
     assert len(list(target.iterdir())) == len(paths)
-    return time.perf_counter() - start
+    return seconds
 
 
 def loop(paths: list[Path], target: Path, threads: int, barrier: Barrier) -> None:

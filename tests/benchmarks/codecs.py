@@ -9,15 +9,13 @@ reports, and its steady state, from the moment when a tenth of the photos is fin
 """
 
 import argparse
-import multiprocessing
 import os
 import tempfile
-import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from bare_loop import steady_s
-from contest import report
+from contest import report, run_together
 from noisy_photos import SIZES_PX, write_noisy
 from worker import encode_again, without_network
 
@@ -53,17 +51,7 @@ def main() -> None:
 def run_codecs(source: Path) -> float:
     """Seconds of one process for each core, from when all hold their photos to when all have encoded them."""
     paths = sorted(source.iterdir())
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(CORES + 1)
-    loops = [context.Process(target=loop, args=(paths[first::CORES], barrier)) for first in range(CORES)]
-    for one in loops:
-        one.start()
-    barrier.wait()
-    start = time.perf_counter()
-    for one in loops:
-        one.join()
-    assert all(one.exitcode == 0 for one in loops)
-    return time.perf_counter() - start
+    return run_together(loop, [(paths[first::CORES],) for first in range(CORES)])
 
 
 def run_degrain(source: Path, target: Path) -> float:

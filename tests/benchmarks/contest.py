@@ -1,11 +1,14 @@
 """Contenders do the same work on the same photos in turn, each in a process of its own, for some rounds."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Contender = Callable[[Path, Path], float]  # from a folder of photos to one of results; returns the seconds that count
 
@@ -42,6 +45,26 @@ def compete(script: str, names: Sequence[str], source: Path, *, rounds: int, exp
                 written = [path for path in target.rglob("*") if path.suffix in (".png", ".jpeg")]
                 assert len(written) == expected, f"{name} wrote {len(written)} photos of {expected}"
     return seconds
+
+
+def run_together(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> float:
+    """Seconds of processes that work at the same time, from when all are warm to when all are done.
+
+    Args:
+        work: is given its arguments and a barrier, and waits there when it is warm.
+        arguments: of each process.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(len(arguments) + 1)
+    processes = [context.Process(target=work, args=(*each, barrier)) for each in arguments]
+    for process in processes:
+        process.start()
+    barrier.wait()
+    start = time.perf_counter()
+    for process in processes:
+        process.join()
+    assert all(process.exitcode == 0 for process in processes)
+    return time.perf_counter() - start
 
 
 def report(seconds: Mapping[str, Sequence[float]], photos: int, megapixels: float, *, ours: Sequence[str]) -> None:
