@@ -205,5 +205,5 @@ def test_a_job_in_a_process_of_its_own_stops_cleanly_when_told_to(tmp_path: Path
 
     assert process.returncode == 130
     assert events_of(err.splitlines()[-1])[0]["exit_code"] == 130
-    assert all(event["event"] == "progress" for event in events_of(out))
+    assert {event["event"] for event in events_of(out)} == {"progress"}
     wait_until_workers_are_gone(process)

@@ -92,7 +92,7 @@ def test_the_page_holds_all_that_it_shows(job: DenoiseJob) -> None:
     page = report(denoise(job))
 
     loading = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
-    assert all(str(value).startswith("data:image/") for value in loading)
+    assert {str(value).partition("/")[0] for value in loading} == {"data:image"}
     [policy] = [values["content"] for tag, values in page.tags if values.get("http-equiv") == "Content-Security-Policy"]
     assert str(policy).startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert [name for _, values in page.tags for name in values if name == "style" or name.startswith("on")] == []

@@ -59,4 +59,5 @@ def test_a_teacher_sees_no_edge_that_a_patch_has_not(patches: Tensor) -> None:
 
     teach(teacher, ramp, torch.zeros(VIEWS, 2), torch.arange(VIEWS))
 
+    assert len(teacher.seen) == VIEWS
     assert all((seen.diff(dim=axis).abs() == 1).all() for seen in teacher.seen for axis in (1, 2))

@@ -80,7 +80,9 @@ def test_two_networks_of_two_architectures_share_a_file(network):
 
 def test_the_general_network_stands_for_the_other_where_there_is_none(network):
     read = parse_weights(dump_weights(network, _card()))
-    assert all(torch.equal(tensor, read.tensors[name]) for name, tensor in read.part(Part.WHITE).items())
+    stand_in = read.part(Part.WHITE)
+    assert stand_in.keys() == read.tensors.keys()
+    assert all(torch.equal(tensor, read.tensors[name]) for name, tensor in stand_in.items())
 
 
 @pytest.mark.parametrize("white", [{"network": "seed"}, {"white": {"network": "photo"} | NOTHING_SAID}])
