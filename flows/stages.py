@@ -75,7 +75,10 @@ def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
         ClusterLost: the cluster is gone; the same holds.
     """
     if (begun := this_flow_run.run_count) > MOST_BEGINNINGS:
-        raise ValueError(f"this run was begun {begun} times: its process is lost again and again")
+        raise ValueError(
+            f"this run was begun {begun} times, as its process is lost again and again: look at the worker, and start "
+            "another run"
+        )
     name = JobName(owner=str(this_flow_run.id), stage=stage, origin=origin())
     with ExitStack() as stack:
         jobs = stack.enter_context(_ray_jobs(ray))

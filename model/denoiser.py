@@ -465,8 +465,8 @@ class Job:
         clean_CHW, noisy_CHW = clean_CHW[:, rows, columns], noisy_CHW[:, rows, columns]
         if not math.isfinite(float(clean_CHW.sum())):  # NaN and infinity survive a sum, which is the cheapest test
             raise FloatingPointError(
-                f"the network made something that is not a number of a photo of shape {self.request.noisy.shape}, "
-                f"within {self.tile.core}: check the weights, or try precision float32"
+                f"the network's output for a photo of shape {self.request.noisy.shape} is not finite within "
+                f"{self.tile.core}: check the weights, or try precision float32"
             )
         is_gray, only = self.request.noisy.ndim == 2, self.request.only_channel
         if only is not None:

@@ -60,7 +60,9 @@ class Apart:
             self._pipe.recv()
         except EOFError as error:
             self.close()
-            raise RunFailed(f"the process that tries photos ended at once, with {self._child.exitcode}") from error
+            raise RunFailed(
+                f"the process that tries photos ended at once, with exit code {self._child.exitcode}"
+            ) from error
 
     def _rejected(self, reason: str) -> PhotoResult:
         self.close()

@@ -52,7 +52,7 @@ class CleanPhotos:
             StorageError: the source cannot be read.
         """
         if not len(self.photos):
-            raise ValueError(f"there are no photos in {self.source.url}: check its path or URL")
+            raise ValueError(f"there are no photos in {self.source.url}: it is empty, or does not exist")
         found = clean_among(self.source.read(self.photos), min_side_px=self.min_side_px)
         if (first := next(found, None)) is None:
             raise no_clean_photos(self.source, min_side_px=self.min_side_px)

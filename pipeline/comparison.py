@@ -36,7 +36,7 @@ def compare(
     ours, theirs = _gains_db(candidate), _gains_db(incumbent)
     gains_db = {trial: round(ours[trial] - theirs[trial], 4) for trial in ours if trial in theirs}
     if not gains_db:
-        raise ValueError("the two evaluations have no trial in common")
+        raise ValueError("the two evaluations have no trial in common: measure both with the same trials")
     mean_db, worst_db = round(statistics.mean(gains_db.values()), 4), min(gains_db.values())
     return Comparison(
         gains_db=gains_db,

@@ -121,7 +121,10 @@ class ImageSet:
             values = json.loads(self.store.read(MANIFEST))
             found = values.pop("format", None), values.pop("version", None)
             if found != (FORMAT, VERSION):
-                raise ImageSetError(f"{self.store.url} is {found}, and this degrain reads {(FORMAT, VERSION)}")
+                raise ImageSetError(
+                    f"{self.store.url}/{MANIFEST} is of format {found[0]!r} and version {found[1]!r}, and this degrain "
+                    f"reads {FORMAT!r} of version {VERSION}: use the release that made it, or name another target"
+                )
             return _parse_manifest(values)
         except ObjectMissing:
             return None

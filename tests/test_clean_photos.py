@@ -33,7 +33,7 @@ def test_a_collection_without_any_is_refused(folder: Path) -> None:
 
 
 def test_a_collection_that_is_not_there_is_told_from_one_without_any(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"there are no photos in .*/nowhere: check its path or URL"):
+    with pytest.raises(ValueError, match=r"there are no photos in .*/nowhere: it is empty"):
         list(find_clean_photos(f"{folder}/nowhere"))
 
 

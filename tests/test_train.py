@@ -448,7 +448,7 @@ def test_a_run_keeps_to_its_photos_and_to_what_it_started_from(folder: Path) -> 
             {"run": "other", "start_from": "photo", "config": SEED_FOR_WHITE},
             "the network for white noise is a 'seed': expected one that the tiles of a 'photo' fit",
         ),
-        ({"run": "other", "validation": "nothing"}, "there are no photos in .*/nothing: check its path or URL"),
+        ({"run": "other", "validation": "nothing"}, "there are no photos in .*/nothing: it is empty"),
     ],
 )
 def test_what_would_stop_every_worker_is_known_before_a_cluster_starts(
