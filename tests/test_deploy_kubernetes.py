@@ -34,7 +34,7 @@ built_only = pytest.mark.skipif(KUSTOMIZE is None, reason="neither kustomize nor
 
 def schema_file(name: str) -> Path:
     if not (SCHEMAS / name).is_file():
-        pytest.skip(f"the schema {name} is not here: see deploy/README.md")
+        pytest.skip(f"there is no {SCHEMAS / name}: the schemas of KubeRay and Prefect are not committed")
     return SCHEMAS / name
 
 

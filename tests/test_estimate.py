@@ -191,7 +191,6 @@ def test_what_is_not_a_photo_is_refused(photo):
             estimate(photo)
 
 
-@pytest.mark.skipif(not PHOTOS, reason="the demonstration photos are not installed")
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("sigma", [5, 15, 40])
 def test_white_noise_is_met_on_real_photos(path, sigma):

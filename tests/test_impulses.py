@@ -15,7 +15,6 @@ from model.tiling import Rectangle
 
 SIDE_PX = 256
 PHOTOS = sorted((Path(__file__).parents[1] / "pipeline" / "demo_photos").glob("*.jpg"))
-needs_photos = pytest.mark.skipif(not PHOTOS, reason="the demonstration photos are not installed")
 
 
 def scene() -> np.ndarray:
@@ -94,7 +93,6 @@ def test_what_is_black_or_white_by_itself_is_no_impulse(photo: np.ndarray) -> No
     assert impulses(photo) is None
 
 
-@needs_photos
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("sigma", [0, 15, 50])
 def test_real_photos_have_none_with_noise_and_without(path: Path, sigma: float) -> None:
