@@ -21,7 +21,7 @@ from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, codec_fault
 from pipeline.sources import open_both
 from pipeline.storage import open_store
 
-RESULT_VERSION = 2  # raise it when the same photo gives another result: what is finished becomes stale
+RESIZED_VERSION = 2  # raise it when --resize makes another copy of the same photo: those that are finished become stale
 SHARD_BYTES = 256 * 1024**2
 SHARD_PHOTOS = 10_000
 PNG_BYTES_PER_SQUARE_PX = 2  # of the shorter side: 4:3, and 1.4 bytes a pixel. Of JPEGs, four times what they were
@@ -61,7 +61,8 @@ class IngestConfig:
     @property
     def parameters(self) -> str:
         """Hash of everything that decides what becomes of a photo."""
-        values = {"verb": "ingest", "version": RESULT_VERSION, **dataclasses.asdict(self)}
+        version = 1 if self.resize_px is None else RESIZED_VERSION  # bytes as they are stay what they are
+        values = {"verb": "ingest", "version": version, **dataclasses.asdict(self)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
