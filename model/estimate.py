@@ -10,33 +10,40 @@ next flattest blocks have no more of it.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.impulses import LEAST_SHARE, Impulses, fill_impulses, find_impulses
+from model.blocks import (
+    FEWEST_BLOCKS,
+    LUMA_CHROMA,
+    PEAKS,
+    STRIP,
+    axes_of,
+    by_parts,
+    clipped_share,
+    few_of,
+    find_flattest,
+    find_usable,
+    grid_step,
+    is_neutral,
+    only_channel,
+    quantile,
+    sample_blocks,
+    shown,
+)
+from model.drawn import is_drawn
+from model.haar import BLOCK_PX, Floats, band, squares
+from model.impulses import LEAST_SHARE, Impulses, fill_impulses, find_impulses, impulse_density
 
-Floats = NDArray[np.float32]
 Photo = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
 Share = TypeVar("Share", float, NDArray[np.float64])
 
-# What white is in each dtype.
-PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 255}
-BLOCK_PX = 16  # a multiple of 8, so that no block crosses those of a JPEG
 SAMPLE_PX = 2**20  # a larger photo is judged by blocks on a grid that have about as many pixels
 LEVEL_SAMPLE_PX = 2**17  # the same where only the level is asked for
-FLATTEST_SHARE = 0.05
-NEXT_SHARE = 0.2  # the flattest and the next flattest together
-FEWEST_BLOCKS = 8
-STRIP = (2, BLOCK_PX)  # rows and columns: what the finest bands are made of
-BLOCKS_AT_ONCE = 128  # they stay in the cache, and what they need is not given back to the system each time
-CLIPPED_SHARE = 0.02  # with more clipped samples than this, a block's noise is no longer that of the sensor
-LEAST_FRAME = 0.01  # of the blocks are filled by one colour where a photo has a frame
-MOST_FRAMED_SHARE = 0.25  # with more of a frame, what a JPEG has left of its edge is all that a block shows
-FEWEST_WITHIN_FRAME = 64  # blocks; with fewer, the letters of a page that fill a block are taken for a photo
 MOST_CLIPPED_SHARE = 0.3  # what is clipped beyond this was black or white before the noise
 
 # Colour noise that is as strong in single pixels as in cells of 2 × 2 was never demosaiced or halved: it is white.
@@ -55,19 +62,6 @@ MOST_UNEVEN, EVENNESS_BLOCKS = 1.3, 256
 MOST_WHITE_LUMA, LEAST_GRAIN, MOST_IN_COMMON = 1.7, 8, 0.5
 
 IMPULSE_LEVELS, IMPULSE_SIGMAS = 64, 5  # how far an impulse stands out from all of its eight neighbours, at least
-IMPULSE_SAMPLE_PX = 2**17
-
-# Measured on photos with noise of 3–75 levels, JPEG of quality 10 and more, and on pages, screens, charts and halftone.
-MOST_CROWDED = 6.0  # times as many samples at one level as noise leaves there; with 75 levels in JPEG 10 up to 5.3
-MOST_SOLID = 5.0  # share of cells of one colour, times the noise; up to 3.2 where JPEG of quality 10 was at work
-# Levels apart that a photo's are where it was brightened in 8 bits; more is dithering. How many it has, and which part
-# of its samples they are: after cwebp -near_lossless 40 not all.
-MOST_STEP, FEWEST_STEPS, COMB_SHARE = 8, 4, 0.97
-LEAST_BETWEEN = 0.1  # of the samples are neither black nor white; in noisy photos two thirds
-
-MOST_NEUTRAL = 1.5  # 8-bit levels between the channels of what is black and white: a lossy WebP has no exact gray
-
-LUMA_CHROMA = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]], np.float32) / np.sqrt([[3], [2], [6]], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +116,7 @@ def estimate_noise(photo: Photo) -> NoiseEstimate:
         ValueError: not such a photo.
     """
     _check_is_photo(photo)
-    return _estimate(_sample_blocks(photo, SAMPLE_PX), is_repeated=min(photo.shape[:2]) < BLOCK_PX)
+    return _estimate(sample_blocks(photo, SAMPLE_PX), is_repeated=min(photo.shape[:2]) < BLOCK_PX)
 
 
 def estimate_sigma(photo: Photo) -> float:
@@ -134,7 +128,7 @@ def estimate_sigma(photo: Photo) -> float:
         ValueError: not such a photo.
     """
     _check_is_photo(photo)
-    return _estimate_sigma(_sample_blocks(photo, LEVEL_SAMPLE_PX))
+    return _estimate_sigma(sample_blocks(photo, LEVEL_SAMPLE_PX))
 
 
 def _check_is_photo(photo: Photo) -> None:
@@ -148,18 +142,18 @@ def _check_is_photo(photo: Photo) -> None:
 
 def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEstimate:
     """By the blocks that are sampled of a photo, as stored; in those that repeat it nothing is scattered by chance."""
-    if blocks_NPC.shape[2] == 3 and (only := _only_channel(blocks_NPC)) is not None:
-        of_gray = _estimate(_shown(blocks_NPC), is_repeated=is_repeated)
+    if blocks_NPC.shape[2] == 3 and (only := only_channel(blocks_NPC)) is not None:
+        of_gray = _estimate(shown(blocks_NPC), is_repeated=is_repeated)
         return dataclasses.replace(of_gray, impulses=None, only_channel=only)
-    clipped_N = _by_parts(_clipped, blocks_NPC)
-    few_NYXC, peak = _few(blocks_NPC), PEAKS[blocks_NPC.dtype]
+    clipped_N = by_parts(clipped_share, blocks_NPC)
+    few_NYXC, peak = few_of(blocks_NPC), PEAKS[blocks_NPC.dtype]
     impulses = None
     if not is_repeated and clipped_N.mean() > 2 * LEAST_SHARE:
         impulses = find_impulses(few_NYXC, peak=peak)
     if impulses is not None:
         few_NYXC = fill_impulses(few_NYXC, impulses, peak=peak)
         blocks_NPC = few_NYXC.reshape(len(few_NYXC), *blocks_NPC.shape[1:])
-        clipped_N = _by_parts(_clipped, blocks_NPC)
+        clipped_N = by_parts(clipped_share, blocks_NPC)
     measured = _Measured.of(blocks_NPC, clipped_N)
     fine, coarse, gain, is_white = measured.fine, measured.coarse, measured.gain, measured.is_white
     sure_luma = max(fine.luma.sure_power, coarse.luma.sure_power)
@@ -169,7 +163,7 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
     luma, chroma = measured.powers
     is_white = is_white and luma < MOST_WHITE_LUMA * chroma
     found = _from_powers(luma * gain, chroma * gain, channels=blocks_NPC.shape[2])
-    density = _impulse_density(few_NYXC, max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma) / 255 * peak)
+    density = impulse_density(few_NYXC, max(IMPULSE_LEVELS, IMPULSE_SIGMAS * found.sigma) / 255 * peak)
     looks_noisy = not is_repeated and (density > 0 or max(sure_luma, sure_chroma) * gain > 1)
     return dataclasses.replace(
         found,
@@ -178,14 +172,14 @@ def _estimate(blocks_NPC: NDArray[Any], *, is_repeated: bool = False) -> NoiseEs
         impulse_density=density,
         impulses=impulses,
         is_white=is_white and _is_unfiltered(fine, coarse) and _is_even(blocks_NPC, clipped_N, measured.usable),
-        is_drawn=looks_noisy and _is_drawn(blocks_NPC[measured.flat], found.sigma),
-        is_neutral=blocks_NPC.shape[2] == 3 and _is_neutral(blocks_NPC),
+        is_drawn=looks_noisy and is_drawn(blocks_NPC[measured.flat], found.sigma),
+        is_neutral=blocks_NPC.shape[2] == 3 and is_neutral(blocks_NPC),
     )
 
 
 def _estimate_sigma(blocks_NPC: NDArray[Any]) -> float:
-    blocks_NPC = _shown(blocks_NPC)
-    measured = _Measured.of(blocks_NPC, _by_parts(_clipped, blocks_NPC))
+    blocks_NPC = shown(blocks_NPC)
+    measured = _Measured.of(blocks_NPC, by_parts(clipped_share, blocks_NPC))
     luma, chroma = measured.powers
     return _from_powers(luma * measured.gain, chroma * measured.gain, channels=blocks_NPC.shape[2]).sigma
 
@@ -204,7 +198,7 @@ class NoiseSampler:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, only_level: bool = False) -> None:
         self._rows, self._columns = (extent // BLOCK_PX for extent in shape[:2])
-        self._step = _step(self._rows, self._columns, LEVEL_SAMPLE_PX if only_level else SAMPLE_PX)
+        self._step = grid_step(self._rows, self._columns, LEVEL_SAMPLE_PX if only_level else SAMPLE_PX)
         blocks = -(-self._rows // self._step), -(-self._columns // self._step)
         self._sample = np.zeros((blocks[0], BLOCK_PX, blocks[1], BLOCK_PX, *shape[2:]), dtype)
 
@@ -246,133 +240,10 @@ def measure_noise(noise: NDArray[np.float32], noisy: NDArray[np.float32]) -> Noi
         noise: (H, W, 3) or (H, W), the noisy photo minus the clean one, in 8-bit levels; 16 pixels a side at least.
         noisy: the noisy photo, of the same shape and unit.
     """
-    noise_NPC, noisy_NPC = (_sample_blocks(photo, SAMPLE_PX) for photo in (noise, noisy))
-    flat, _ = _flattest(noisy_NPC, _usable(noisy_NPC, _by_parts(_clipped, noisy_NPC)))
-    axes_NAP = _axes(noise_NPC[flat])
+    noise_NPC, noisy_NPC = (sample_blocks(photo, SAMPLE_PX) for photo in (noise, noisy))
+    flat, _ = find_flattest(noisy_NPC, find_usable(noisy_NPC, by_parts(clipped_share, noisy_NPC)))
+    axes_NAP = axes_of(noise_NPC[flat])
     return max((_measure(axes_NAP, level) for level in (1, 2)), key=lambda found: found.sigma)
-
-
-def _step(rows: int, columns: int, sample_px: int) -> int:
-    """Of so many rows and columns of blocks every how manieth is sampled."""
-    return math.ceil(math.sqrt(rows * columns * BLOCK_PX**2 / sample_px))
-
-
-def _sample_blocks(photo: NDArray[Any], sample_px: int) -> NDArray[Any]:
-    """Blocks on a regular grid, (N, P, C) with the P pixels of each in rows, in the photo's dtype."""
-    photo_HWC = photo if photo.ndim == 3 else photo[..., None]
-    rows, columns = (max(1, extent // BLOCK_PX) for extent in photo_HWC.shape[:2])
-    height_px, width_px = (min(BLOCK_PX, extent) for extent in photo_HWC.shape[:2])  # of a block
-    step = _step(rows, columns, sample_px)
-    whole_HWC = photo_HWC[: rows * height_px, : columns * width_px]
-    grid = whole_HWC.reshape(rows, height_px, columns, width_px, -1)[::step, :, ::step]
-    missing = (0, BLOCK_PX - height_px), (0, BLOCK_PX - width_px)
-    if any(after for _, after in missing):  # repeated, because a mirrored photo would look smoother than it is
-        grid = np.pad(grid, [(0, 0), missing[0], (0, 0), missing[1], (0, 0)], mode="wrap")
-    return grid.swapaxes(1, 2).reshape(-1, BLOCK_PX**2, photo_HWC.shape[2])
-
-
-def _only_channel(blocks_NPC: NDArray[Any]) -> int | None:
-    """Which channel shows all that there is, where the others have one value throughout; None where none or more do."""
-    first_C = blocks_NPC[0, 0]
-    if np.count_nonzero((blocks_NPC[:, 0] != first_C).any(axis=0)) > 1:  # of nearly every photo this tells already
-        return None
-    varying = (blocks_NPC != first_C).any(axis=(0, 1))
-    return int(varying.argmax()) if varying.sum() == 1 else None
-
-
-def _shown(blocks_NPC: NDArray[Any]) -> NDArray[Any]:
-    """The blocks of the one channel that shows anything, if there is one; else as they are."""
-    only = _only_channel(blocks_NPC)
-    return blocks_NPC if only is None else np.ascontiguousarray(blocks_NPC[..., [only]])
-
-
-def _is_neutral(blocks_NPC: NDArray[Any]) -> bool:
-    """Whether the three channels are equal; some of the pixels tell nearly all photos that have colour."""
-    most = MOST_NEUTRAL / 255 * PEAKS[blocks_NPC.dtype]
-    looks = (look.astype(np.float32) for look in (blocks_NPC[:, :1], blocks_NPC))
-    return all(bool(np.abs(look[..., 1:] - look[..., :1]).max() < most) for look in looks)
-
-
-def _by_parts(measure: Callable[[NDArray[Any]], NDArray[Any]], blocks_NPC: NDArray[Any]) -> NDArray[Any]:
-    """What is measured of each block: (N,)."""
-    starts = range(0, len(blocks_NPC), BLOCKS_AT_ONCE)
-    return np.concatenate([measure(blocks_NPC[start : start + BLOCKS_AT_ONCE]) for start in starts])
-
-
-def _clipped(blocks_NPC: NDArray[Any]) -> NDArray[np.float64]:
-    """The share of each block's samples that are black or white: (N,). No float is."""
-    if blocks_NPC.dtype == np.float32:
-        return np.zeros(len(blocks_NPC))
-    is_clipped = blocks_NPC + blocks_NPC.dtype.type(1) <= 1  # white wraps around to 0
-    # Counted as bits, which takes a fifth of the time of a mean over truth values.
-    bits = np.packbits(is_clipped.reshape(len(blocks_NPC), -1), axis=1)
-    clipped_N: NDArray[np.float64] = np.bitwise_count(bits).sum(axis=1) / is_clipped[0].size
-    return clipped_N
-
-
-def _texture(blocks_NPC: NDArray[Any]) -> Floats:
-    """How much each block shows, other than noise: (N,)."""
-    luma_NP = blocks_NPC.astype(np.float32) @ np.ones(blocks_NPC.shape[2], np.float32)
-    finest, cells, coarser = _texture_bases()
-    strips_MP = luma_NP.reshape(-1, math.prod(STRIP))
-    finest_NK = (strips_MP @ finest).reshape(len(blocks_NPC), -1)
-    coarser_NK = (strips_MP @ cells).reshape(len(blocks_NPC), -1) @ coarser
-    texture_N: Floats = sum(np.einsum("nk,nk->n", found, found) for found in (finest_NK, coarser_NK))
-    return texture_N
-
-
-def _flattest(blocks_NPC: NDArray[Any], usable: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which are the flattest among the blocks that are usable, and which follow them."""
-    texture_N = _by_parts(_texture, blocks_NPC)
-    order = usable[np.argsort(texture_N[usable], kind="stable")]
-    count = max(FEWEST_BLOCKS, round(FLATTEST_SHARE * len(order)))
-    following = order[count : max(2 * count, round(NEXT_SHARE * len(order)))]
-    return order[:count], following if len(following) >= FEWEST_BLOCKS else order[:count]
-
-
-def _usable(blocks_NPC: NDArray[Any], clipped_N: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Which blocks are hardly clipped, and no part of a frame: a fifth of them, where none are.
-
-    A frame of more than four fifths is left out before that, if enough is within it.
-    """
-    framed_N = _framed(blocks_NPC)
-    within = np.flatnonzero(framed_N == 0)
-    if not FEWEST_WITHIN_FRAME <= len(within) < 0.2 * len(blocks_NPC):
-        within = np.arange(len(blocks_NPC))
-    unusable_N = np.maximum(clipped_N, framed_N)[within]
-    return within[unusable_N <= max(CLIPPED_SHARE, _quantile(unusable_N, 0.2))]
-
-
-def _framed(blocks_NPC: NDArray[Any]) -> NDArray[np.float64]:
-    """1 for the blocks that hold much of a colour that fills others, as a frame, a mat or a cut-out's ground do: (N,).
-
-    Nothing has noise there, whatever the photo has.
-    """
-    first_NC = blocks_NPC[:, 0]
-    filled = np.flatnonzero((first_NC == blocks_NPC[:, -1]).all(axis=1))
-    filled = filled[(blocks_NPC[filled] == first_NC[filled, None]).all(axis=(1, 2))]
-    colours, counts = np.unique(first_NC[filled], axis=0, return_counts=True)
-    held_N = np.zeros(len(blocks_NPC))
-    for colour in colours[counts >= LEAST_FRAME * len(blocks_NPC)]:
-        held_N += (blocks_NPC == colour).all(axis=2).mean(axis=1)
-    return (held_N > MOST_FRAMED_SHARE).astype(np.float64)
-
-
-def _quantile(values_N: NDArray[Any], share: float) -> float:
-    """NumPy's own take ten times as long for so few values."""
-    rank = share * (len(values_N) - 1)
-    first, last = math.floor(rank), math.ceil(rank)
-    values_N = np.partition(values_N, (first, last))
-    return float(values_N[first] + (rank - first) * (values_N[last] - values_N[first]))
-
-
-def _axes(blocks_NPC: NDArray[Any]) -> Floats:
-    """Luminance and, of colour photos, two axes of chrominance, in 8-bit levels: (N, A, P)."""
-    scale = np.float32(255 / PEAKS[blocks_NPC.dtype])
-    basis = LUMA_CHROMA if blocks_NPC.shape[2] == 3 else np.ones((1, 1), np.float32)
-    # Contiguous: NumPy multiplies a view with its axes swapped by a plain loop, in three times the time.
-    axes_NAP: Floats = np.ascontiguousarray((blocks_NPC.astype(np.float32) @ (basis.T * scale)).swapaxes(1, 2))
-    return axes_NAP
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,9 +316,9 @@ class _Measured:
 
     @classmethod
     def of(cls, blocks_NPC: NDArray[Any], clipped_N: NDArray[np.float64]) -> "_Measured":
-        usable = _usable(blocks_NPC, clipped_N)
-        flat, following = _flattest(blocks_NPC, usable)
-        axes = [_axes(blocks_NPC[chosen]) for chosen in (flat, following)]
+        usable = find_usable(blocks_NPC, clipped_N)
+        flat, following = find_flattest(blocks_NPC, usable)
+        axes = [axes_of(blocks_NPC[chosen]) for chosen in (flat, following)]
         fine, coarse = (_Scale.of(*axes, level=level) for level in (1, 2))
         is_white = _is_white(fine, coarse) and not _is_grain(fine, coarse, axes)
         return cls(usable, flat, fine, coarse, 1 / _left_by_clipping(float(clipped_N[flat].mean())), is_white)
@@ -478,7 +349,7 @@ def _in_common(luma_N1P: Floats) -> float:
     NaN where all blocks are alike.
     """
     bands = ((1, "diagonal"), (1, "rows"), (1, "columns"), (2, "diagonal"))
-    diagonal_N, rows_N, columns_N, coarse_N = (_squares(luma_N1P, *band)[:, 0] for band in bands)
+    diagonal_N, rows_N, columns_N, coarse_N = (squares(luma_N1P, *band)[:, 0] for band in bands)
     powers = np.stack([diagonal_N, rows_N + columns_N, coarse_N])
     with np.errstate(invalid="ignore"):
         return float(np.corrcoef(np.log(powers + ROUNDING_POWER))[0, 1:].mean())
@@ -505,7 +376,7 @@ def _is_even(blocks_NPC: NDArray[Any], clipped_N: NDArray[np.float64], usable: N
     chroma_NK = (samples_NS.reshape(-1, 3 * math.prod(STRIP)) @ _chroma_diagonals()).reshape(len(few), -1)
     power_N = np.einsum("nk,nk->n", chroma_NK, chroma_NK) / _left_by_clipping(clipped_N[few])
     by_brightness = np.argsort(samples_NS.sum(axis=1), kind="stable")
-    quiet = [_quantile(third, 0.2) for third in np.array_split(power_N[by_brightness], 3)]
+    quiet = [quantile(third, 0.2) for third in np.array_split(power_N[by_brightness], 3)]
     return max(quiet) < MOST_UNEVEN * min(quiet)
 
 
@@ -532,32 +403,24 @@ def _falling(value: float, unit: float, first: float, last: float) -> float:
 
 def _powers(axes_NAP: Floats, level: int, kind: str) -> tuple[float, float]:
     """Variance of luminance and of chrominance in one band: the median over the blocks. Gray has no chrominance."""
-    squares_NA = _squares(axes_NAP, level, kind)
+    squares_NA = squares(axes_NAP, level, kind)
     luma = _median_square(squares_NA[:, :1], level)
     return luma, _median_square(squares_NA[:, 1:], level) if squares_NA.shape[1] > 1 else 0.0
 
 
 def _measure(axes_NAP: Floats, level: int) -> NoiseEstimate:
     """Of noise alone, where no texture misleads one axis more than another: all of them tell its level."""
-    squares_NA = _squares(axes_NAP, level, "diagonal")
+    squares_NA = squares(axes_NAP, level, "diagonal")
     axes = squares_NA.shape[1]
     power, total = axes * _median_square(squares_NA, level), float(squares_NA.sum())
     luma, chroma = (float(share.sum()) / total if total else 0.0 for share in (squares_NA[:, :1], squares_NA[:, 1:]))
     return _from_powers(power * luma, power * chroma / 2, channels=axes)
 
 
-def _squares(axes_NAP: Floats, level: int, kind: str) -> Floats:
-    """The mean square of each block's coefficients in one band, on each axis: (N, A)."""
-    # One product for all: NumPy multiplies stacks of small matrices one by one.
-    bands = axes_NAP.reshape(-1, BLOCK_PX**2) @ _band(level, kind)
-    squares_NA: Floats = np.einsum("mk,mk->m", bands, bands).reshape(axes_NAP.shape[:2]) / bands.shape[1]
-    return squares_NA
-
-
 def _median_square(squares_NA: Floats, level: int) -> float:
     coefficients = squares_NA.shape[1] * (BLOCK_PX // 2**level) ** 2
     # Chi-square: median over mean (Wilson and Hilferty 1931).
-    return _quantile(squares_NA.mean(axis=1), 0.5) / float((1 - 2 / (9 * coefficients)) ** 3)
+    return quantile(squares_NA.mean(axis=1), 0.5) / float((1 - 2 / (9 * coefficients)) ** 3)
 
 
 def _from_powers(luma_power: float, chroma_power: float, *, channels: int) -> NoiseEstimate:
@@ -570,116 +433,14 @@ def _from_powers(luma_power: float, chroma_power: float, *, channels: int) -> No
     )
 
 
-def _is_drawn(blocks_NPC: NDArray[Any], sigma: float) -> bool:
-    """Whether these blocks have levels, or cells, that noise of `sigma` would have spread.
-
-    Whatever the scene, noise leaves no more than 1 / (sigma √(2π)) of the samples at any level between black and white,
-    and hardly ever four equal pixels in a square: a page, a screen or a chart is full of both. What was brightened in 8
-    bits has every so manieth level only, and its noise is so many times as crowded.
-    """
-    levels_NPC = blocks_NPC
-    if blocks_NPC.dtype != np.uint8:
-        levels_NPC = np.rint(blocks_NPC * (255 / PEAKS[blocks_NPC.dtype])).clip(0, 255).astype(np.uint8)
-    sigma /= _step_of_levels(levels_NPC)
-    channels = levels_NPC.reshape(-1, levels_NPC.shape[2]).T
-    between = [np.bincount(levels_P, minlength=256)[1:255] for levels_P in channels]
-    count = sum(int(histogram.sum()) for histogram in between)
-    if count < LEAST_BETWEEN * levels_NPC.size:
-        return True
-    crowded = sum(int(histogram.max()) for histogram in between) / count
-    cells = blocks_NPC.reshape(-1, BLOCK_PX // 2, 2, BLOCK_PX // 2, 2, blocks_NPC.shape[2])
-    solid = float((cells == cells[:, :, :1, :, :1]).all(axis=(2, 4, 5)).mean())
-    return crowded * sigma * math.sqrt(2 * math.pi) > MOST_CROWDED or solid * sigma > MOST_SOLID
-
-
-def _step_of_levels(levels_NPC: NDArray[np.uint8]) -> int:
-    """How far apart the levels are that occur, where they are equally so; 1 of nearly all photos."""
-    counts = np.bincount(levels_NPC.reshape(-1), minlength=256)
-    for step in range(MOST_STEP, 1, -1):
-        comb = max((counts[first::step] for first in range(step)), key=np.sum)
-        first, last = np.searchsorted(comb.cumsum(), (0.05 * counts.sum(), 0.95 * counts.sum()))
-        middle = comb[first : last + 1]
-        is_dense = len(middle) >= FEWEST_STEPS and np.count_nonzero(middle) > 0.9 * len(middle)
-        if is_dense and comb.sum() > COMB_SHARE * counts.sum():
-            return step
-    return 1
-
-
 def _left_by_clipping(share: Share) -> Share:
     """How much variance a Gaussian has left whose lowest (or highest) share is clipped: within 0.01 up to 0.5."""
     share = np.minimum(share, MOST_CLIPPED_SHARE)
     return 1 - 1.7 * share + 0.8 * share**2
 
 
-def _impulse_density(blocks_NYXC: NDArray[Any], least_levels: float) -> float:
-    """The share of pixels that are brighter, or darker, than all of their neighbours by so many of their levels.
-
-    Less twice its standard error, so that a few of them in a small photo prove nothing.
-    """
-    distance = blocks_NYXC.dtype.type(min(PEAKS[blocks_NYXC.dtype], least_levels))
-    count = float(_by_parts(functools.partial(_standing_out, distance=distance), blocks_NYXC).sum())
-    return max(0.0, count - 2 * math.sqrt(count)) / (len(blocks_NYXC) * (BLOCK_PX - 2) ** 2)
-
-
-def _standing_out(blocks_NYXC: NDArray[Any], distance: np.generic) -> NDArray[np.intp]:
-    """How many pixels of each block do, by more than the distance."""
-    samples, channels = blocks_NYXC.reshape(-1), blocks_NYXC.shape[3]
-
-    def stands_out(here: NDArray[Any], lowest: NDArray[Any], highest: NDArray[Any]) -> NDArray[np.bool_]:
-        # Unsigned: differences count only where they are positive.
-        is_higher, is_lower = here > highest, here < lowest
-        is_higher &= here - highest > distance
-        is_lower &= lowest - here > distance
-        return is_higher | is_lower
-
-    # Few stand out from both beside them, and only those are compared with the rest.
-    before, here, behind = samples[: -2 * channels], samples[channels:-channels], samples[2 * channels :]
-    some = np.flatnonzero(stands_out(here, np.minimum(before, behind), np.maximum(before, behind))) + channels
-    row, column = (some // (channels * BLOCK_PX)) % BLOCK_PX, (some // channels) % BLOCK_PX
-    some = some[(row % (BLOCK_PX - 1) > 0) & (column % (BLOCK_PX - 1) > 0)]
-    rows, columns = np.divmod([0, 1, 2, 3, 5, 6, 7, 8], 3)
-    around = samples[some[:, None] + ((rows - 1) * BLOCK_PX + columns - 1) * channels]
-    found = some[stands_out(samples[some], around.min(axis=1), around.max(axis=1))]
-    return np.bincount(np.unique(found // channels) // BLOCK_PX**2, minlength=len(blocks_NYXC))
-
-
-def _few(blocks_NPC: NDArray[Any]) -> NDArray[Any]:
-    """As many of the blocks as impulses are counted in: (N, Y, X, C)."""
-    step = math.ceil(len(blocks_NPC) * BLOCK_PX**2 / IMPULSE_SAMPLE_PX)
-    return blocks_NPC[::step].reshape(-1, BLOCK_PX, BLOCK_PX, blocks_NPC.shape[2])
-
-
-@functools.cache
-def _texture_bases() -> tuple[Floats, Floats, Floats]:
-    """Vectors whose squared products with a block add up to its texture. The measured bands are not in it.
-
-    In two steps, which take half the time of one: those of the finest level for strips of the block, and what makes
-    cells of 2 × 2 of a strip; and those of the coarser levels for all cells.
-    """
-    finest = [_band(1, kind, STRIP) * np.float32(2 / BLOCK_PX) for kind in ("rows", "columns")]
-    cells = (BLOCK_PX // 2, BLOCK_PX // 2)
-    bands = [_band(level, kind, cells) for level in (1, 2) for kind in ("rows", "columns")]
-    bands.append(_band(2, "diagonal", cells))
-    coarser = [band / np.float32(math.sqrt(band.shape[1])) for band in bands]
-    return np.concatenate(finest, axis=1), _band(1, "smooth", STRIP), np.concatenate(coarser, axis=1)
-
-
 @functools.cache
 def _chroma_diagonals() -> Floats:
     """The finest diagonal band of the chrominance, of a strip whose samples are in the order of a photo: (P C, K)."""
-    diagonals_SK: Floats = np.kron(_band(1, "diagonal", STRIP), LUMA_CHROMA[1:].T)
+    diagonals_SK: Floats = np.kron(band(1, "diagonal", STRIP), LUMA_CHROMA[1:].T)
     return diagonals_SK
-
-
-@functools.cache
-def _band(level: int, kind: str, area: tuple[int, int] = (BLOCK_PX, BLOCK_PX)) -> Floats:
-    """One band of the orthonormal Haar transform of an area: (P, K), a vector of length 1 for each coefficient."""
-    cell = 2**level
-    smooth = np.ones(cell)
-    step = np.repeat([1.0, -1.0], cell // 2)
-    vertical, horizontal = {
-        "rows": (step, smooth), "columns": (smooth, step), "diagonal": (step, step), "smooth": (smooth, smooth)
-    }[kind]  # fmt: skip
-    rows, columns = (np.eye(extent // cell) for extent in area)
-    vectors_PK: Floats = (np.kron(np.kron(rows, vertical), np.kron(columns, horizontal)).T / cell).astype(np.float32)
-    return vectors_PK

@@ -21,6 +21,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.blocks import PEAKS, by_parts
+from model.haar import BLOCK_PX
+
 REACH_PX = 48  # what lies further away does not change how a pixel is filled
 
 LEAST_SHARE = 0.003  # of salt, and of pepper; what noise of 50 levels leaves in a haze comes to 0.002
@@ -84,6 +87,38 @@ def find_impulses(blocks_NYXC: NDArray[Any], *, peak: int) -> Impulses | None:
     stands_out = _inner(is_end) & (could_be_salt | could_be_pepper)
     together = np.count_nonzero(stands_out & _inner(fails_together)[:, :, None])
     return Impulses(salt, pepper, is_gray=bool(2 * together > np.count_nonzero(stands_out)))
+
+
+def impulse_density(blocks_NYXC: NDArray[Any], least_levels: float) -> float:
+    """The share of pixels that are brighter, or darker, than all of their neighbours by so many of their levels.
+
+    Less twice its standard error, so that a few of them in a small photo prove nothing.
+    """
+    distance = blocks_NYXC.dtype.type(min(PEAKS[blocks_NYXC.dtype], least_levels))
+    count = float(by_parts(functools.partial(_standing_out, distance=distance), blocks_NYXC).sum())
+    return max(0.0, count - 2 * math.sqrt(count)) / (len(blocks_NYXC) * (BLOCK_PX - 2) ** 2)
+
+
+def _standing_out(blocks_NYXC: NDArray[Any], distance: np.generic) -> NDArray[np.intp]:
+    """How many pixels of each block do, by more than the distance."""
+    samples, channels = blocks_NYXC.reshape(-1), blocks_NYXC.shape[3]
+
+    def stands_out(here: NDArray[Any], lowest: NDArray[Any], highest: NDArray[Any]) -> NDArray[np.bool_]:
+        # Unsigned: differences count only where they are positive.
+        is_higher, is_lower = here > highest, here < lowest
+        is_higher &= here - highest > distance
+        is_lower &= lowest - here > distance
+        return is_higher | is_lower
+
+    # Few stand out from both beside them, and only those are compared with the rest.
+    before, here, behind = samples[: -2 * channels], samples[channels:-channels], samples[2 * channels :]
+    some = np.flatnonzero(stands_out(here, np.minimum(before, behind), np.maximum(before, behind))) + channels
+    row, column = (some // (channels * BLOCK_PX)) % BLOCK_PX, (some // channels) % BLOCK_PX
+    some = some[(row % (BLOCK_PX - 1) > 0) & (column % (BLOCK_PX - 1) > 0)]
+    rows, columns = np.divmod([0, 1, 2, 3, 5, 6, 7, 8], 3)
+    around = samples[some[:, None] + ((rows - 1) * BLOCK_PX + columns - 1) * channels]
+    found = some[stands_out(samples[some], around.min(axis=1), around.max(axis=1))]
+    return np.bincount(np.unique(found // channels) // BLOCK_PX**2, minlength=len(blocks_NYXC))
 
 
 def fill_impulses(photos_BHWC: NDArray[Any], impulses: Impulses, *, peak: int) -> NDArray[Any]:

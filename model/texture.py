@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.estimate import LUMA_CHROMA
+from model.blocks import LUMA_CHROMA
 
 # Measured on clean photos, and on the same with noise of five cameras, white, and through JPEG.
 LEAST_BLUR = 0.3  # correlation with the Laplacian of what is left

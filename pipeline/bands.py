@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from model.estimate import BLOCK_PX
+from model.haar import BLOCK_PX
 from pipeline import tiff
 from pipeline.container import Pixels, Samples
 from pipeline.errors import PhotoRejected

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.denoiser import Denoiser, Windowed
-from model.estimate import BLOCK_PX, NoiseEstimate, NoiseSampler, estimate_noise, estimate_sigma
+from model.estimate import NoiseEstimate, NoiseSampler, estimate_noise, estimate_sigma
+from model.haar import BLOCK_PX
 from model.metrics import psnr_of, squared_error
 from model.sharing import SharedDenoiser
 from model.strength import TEXTURE, Dose, Strength, check_strength, choose_dose, is_doubtful, why_left_alone
