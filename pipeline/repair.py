@@ -106,7 +106,7 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
     """Verify an image set, make right what is wrong, and verify it again.
 
     Raises:
-        ValueError: there is no image set, or it cannot be told how its photos were made; or a run of it was
+        ValueError: there is no image set, or the weights that made it are not to be found; or a run of it was
             interrupted, which must end first.
         TargetInUse: a run is at work on it, or was while it was verified.
         DegrainError: the repair had to stop; what is done stays, and the same call does the rest.
@@ -304,9 +304,12 @@ class _Recipe:
 
 
 def _works(job: RepairJob, found: Examined) -> dict[_Recipe, Work]:
-    """What makes the photos of the table `wrong` again, by the recipe that made them.
+    """What makes the photos of the table `wrong` again, by the recipe that made them, where it can be repeated.
 
     A photo whose row is lost is done again; so is one to whose object no row points, if the source still has it.
+
+    Raises:
+        ValueError: the weights are not to be found.
     """
     records = _records(found.image_set)
     newest = next(iter(records), None)
@@ -325,7 +328,17 @@ def _works(job: RepairJob, found: Examined) -> dict[_Recipe, Work]:
                 dataclasses.asdict(newest),
             )
     rows = found.database.sql("SELECT DISTINCT weights, parameters FROM wrong ORDER BY ALL").fetchall()
-    return {recipe: _work(job, found, recipe, records.get(recipe)) for recipe in (_Recipe(*row) for row in rows)}
+    works = {}
+    for recipe in (_Recipe(*row) for row in rows):
+        try:
+            works[recipe] = _work(job, found, recipe, records.get(recipe))
+        except _UnrepeatableError as error:  # what others made is made right: of these, the sources may be gone, too
+            log.warning("%s", error)
+    return works
+
+
+class _UnrepeatableError(Exception):
+    """How photos were made cannot be told, or not be repeated here: they stay findings."""
 
 
 def _keys_in_orphans(found: Examined) -> list[str]:
@@ -363,11 +376,12 @@ def _work(job: RepairJob, found: Examined, recipe: _Recipe, settings: dict[str, 
     """The work of the run that made photos, on the same source and target.
 
     Raises:
-        ValueError: it cannot be told how they were made, or that cannot be repeated here.
+        _UnrepeatableError: it cannot be told how they were made, or that cannot be repeated here.
+        ValueError: the weights are not to be found.
     """
     url = found.image_set.store.url
     if settings is None:
-        raise ValueError(
+        raise _UnrepeatableError(
             f"no record in {url}/runs tells how photos were made with the parameters {recipe.parameters}: process them "
             "again by the command that made them"
         )
@@ -386,7 +400,7 @@ def _work(job: RepairJob, found: Examined, recipe: _Recipe, settings: dict[str, 
     else:
         work = ingest_work(again)
     if work.header.parameters != recipe.parameters:
-        raise ValueError(
+        raise _UnrepeatableError(
             f"{url} was made with the parameters {recipe.parameters}, and this degrain makes {work.header.parameters} "
             "of the same settings: repair it with the degrain that made it, or process all of it again"
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -459,14 +460,36 @@ def test_a_photo_is_made_again_whatever_a_later_table_lists(
     assert (repaired.processed, repaired.after.kinds) == (1, {})
 
 
-def test_a_record_that_does_not_say_what_made_its_photos_is_passed_over(folder: Path) -> None:
+def test_a_record_that_does_not_say_what_made_its_photos_is_passed_over(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = open_store(str(folder))
     [record] = keys(store, "runs")
     store.write(record, json.dumps({"settings": json.loads(store.read(record))["settings"]}).encode())
     delete_one(store)
 
-    with pytest.raises(ValueError, match=r"no record in .* tells how photos were made"):
-        repair(folder)
+    assert repair(folder).after.kinds == {Fault.MISSING: 1}
+    assert re.search(r"no record in .* tells how photos were made", caplog.text)
+
+
+def test_a_photo_that_cannot_be_made_again_keeps_no_other_from_it(
+    loop: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_photos(tmp_path / "source")
+    job = IngestJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"), ingest=IngestConfig(resize_px=16))
+    loop.dies_after = 1
+    with pytest.raises(Killed):
+        run_ingest(job, silent)
+    loop.dies_after = 10**9
+    (tmp_path / "source/0.png").unlink()
+    run_ingest(dataclasses.replace(job, ingest=IngestConfig(resize_px=12)), silent)  # and that run is given up
+    for key in ("0.png", "2.png"):
+        (tmp_path / "target" / index_of(job.target)[key]["output_key"]).unlink()
+
+    repaired = repair(job.target)
+
+    assert (repaired.processed, repaired.after.kinds) == (1, {Fault.MISSING_SHARD: 1})
+    assert "tells how photos were made" in caplog.text
 
 
 def test_weights_that_are_gone_are_asked_for(loop: Loop, tmp_path: Path) -> None:
