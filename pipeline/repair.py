@@ -169,7 +169,7 @@ class _Aside:
         """The verdict, where what could not be moved is told with the reason."""
         first = [
             dataclasses.replace(each, detail=f"{each.detail}, and it cannot be moved: {self._refused[each.key]}")
-            if each.kind == Fault.ORPHAN and each.key in self._refused
+            if each.key in self._refused
             else each
             for each in verdict.first
         ]
@@ -239,7 +239,7 @@ def _killed_repairs(image_set: ImageSet) -> dict[str, list[str]]:
     with scratch_folder() as folder:
         plan = folder / "plan.parquet"
         for run in image_set.unfinished_runs():
-            with suppress(ImageSetError):
+            with suppress(ImageSetError, ObjectRefused):
                 plan.write_bytes(image_set.read_plan(run))
                 if read_command(plan) == COMMAND:
                     found[run] = list(read_shard_sizes(plan))
@@ -363,7 +363,7 @@ def _records(image_set: ImageSet) -> dict[_Recipe, dict[str, Any]]:  # Any: JSON
     """
     records: dict[_Recipe, dict[str, Any]] = {}
     for run in reversed(image_set.record_keys()):
-        with suppress(ImageSetError, KeyError):  # it does not tell
+        with suppress(ImageSetError, ObjectRefused, KeyError):  # it does not tell
             record = image_set.read_record(run)
             if isinstance(settings := record.get("settings"), dict):
                 last = records.setdefault(_Recipe(str(record["weights"]), str(record["parameters"])), settings)

@@ -247,7 +247,7 @@ class LocalStore:
             except OSError as error:
                 if isinstance(error, NotADirectoryError) and folder != first:
                     continue  # a file has just taken its place
-                if error.errno in _FOLDER_ERRORS and folder != self.root:
+                if error.errno in _FOLDER_ERRORS and folder != first:
                     yield SourceObject(self._key(folder), 0, "unreadable")
                     continue
                 raise StorageError(f"cannot list {folder}: {explain(error)}") from error

@@ -255,10 +255,10 @@ class _Notes:
 
     @contextmanager
     def of_damage(self, kind: Fault, key: str) -> Iterator[None]:
-        """An object that is found to be damaged inside is a finding."""
+        """An object that cannot be read, or is found to be damaged, inside is a finding."""
         try:
             yield
-        except ImageSetError as error:
+        except (ImageSetError, ObjectRefused) as error:
             self.add(Finding(kind, key, str(error)))
 
     def _flush(self) -> None:
@@ -342,7 +342,7 @@ def _plans(image_set: ImageSet, runs: Iterable[str], folder: Path) -> list[Path]
     paths = [folder / "no-plan.parquet"]
     pq.write_table(PLAN_SCHEMA.empty_table(), paths[0])
     for run in runs:
-        with suppress(ImageSetError, ObjectMissing):
+        with suppress(ImageSetError, ObjectRefused):
             path = folder / f"plan-{run}.parquet"
             path.write_bytes(image_set.read_plan(run))
             paths.append(path)
@@ -353,7 +353,7 @@ def _find_lost_rows(database: duckdb.DuckDBPyConnection, image_set: ImageSet, fo
     """Whether every photo that a finished run had planned has a row."""
     path = folder / "finished.parquet"
     for run in image_set.record_keys():
-        with suppress(ImageSetError):
+        with suppress(ImageSetError, ObjectRefused):
             if "settings" not in image_set.read_record(run):  # it was superseded, and never finished
                 continue
         with notes.of_damage(Fault.DAMAGED_PLAN, image_set.plan_key(run)), suppress(ObjectMissing):

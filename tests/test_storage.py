@@ -769,6 +769,8 @@ def test_a_folder_that_may_not_be_listed_is_told_apart_from_what_is_no_file(
     monkeypatch.setattr(storage.os, "scandir", forbid)
 
     assert keys(local) == ["private"]
+    with pytest.raises(StorageError, match=r"cannot list \S+/private: permission denied"):
+        list(local.list("private"))
     with pytest.raises(ObjectRefused, match=r"cannot read private in \S+: permission denied"):
         local.read("private")
 

@@ -800,6 +800,26 @@ def test_a_photo_that_memory_should_not_hold_is_checked_in_parts(folder: Path, m
     assert [kind for kind, _ in found(folder)] == [Fault.MISSING, Fault.WRONG_SIZE, Fault.WRONG_BYTES]
 
 
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [("plans", Fault.DAMAGED_PLAN), ("runs", Fault.DAMAGED_RECORD), ("commits", Fault.DAMAGED_COMMIT)],
+)
+def test_an_object_that_cannot_be_read_is_a_finding_and_is_told_with_the_reason_why_it_stays(
+    folder: Path, tmp_path: Path, place: str, kind: Fault
+) -> None:
+    key = keys(open_store(str(folder)), place)[0]
+    (folder / key).rename(tmp_path / "elsewhere")
+    (folder / key).symlink_to(tmp_path / "elsewhere")  # refused, as what nobody may read: the superuser reads all
+
+    first = found(folder)
+    after = repair(folder).after
+
+    assert first == [(kind, key)]
+    if kind != Fault.DAMAGED_COMMIT:  # which is written again
+        assert [(each.kind, each.key) for each in after.first] == first
+        assert "and it cannot be moved: " in after.first[0].detail
+
+
 def test_all_findings_are_written_where_they_are_asked_for(folder: Path, tmp_path: Path) -> None:
     damage_photos(open_store(str(folder)))
 
