@@ -235,13 +235,13 @@ class Worker:
 
     def _whole(self, planned: PlannedPhoto, data: bytes | ObjectRefused) -> bytes | ObjectRefused:
         """What was read of a photo, unless it is a part: there are servers and mounts that cut it and say nothing."""
-        if isinstance(data, ObjectRefused) or planned.place is not None or len(data) == planned.size_bytes:
-            return data
+        if isinstance(data, ObjectRefused) or planned.place is not None or len(data) >= planned.size_bytes:
+            return data  # Google unpacks what it stores packed: that is longer than it was listed
         try:
             size_bytes = self._source.size(planned.key)
         except ObjectRefused as error:
             return error
-        if size_bytes == len(data):
+        if len(data) >= size_bytes:
             return data  # it has changed since it was listed
         return ObjectRefused(f"{len(data):,} bytes of it could be read, and it has {size_bytes:,}")
 
