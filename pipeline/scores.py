@@ -117,8 +117,8 @@ def summarise(scores: Sequence[PhotoScore], *, weights: str | None, first: Seque
 
 
 HEADER = (
-    f"{'trial':26} {'denoiser':10} {'noisy dB':>8} {'dB':>7} {'gain':>7} {'SSIM':>7} {'better':>7} {'noise':>8} "
-    f"{'detail':>8} {'behind':>8}\n{'':70} {'':>7} {'left':>8} {'lost':>8} {'dB':>8}"
+    f"{'trial':26} {'denoiser':10} {'noisy dB':>8} {'dB':>7} {'gain':>7} {'SSIM':>7} {'better':>7} {'of':>6} "
+    f"{'noise':>8} {'detail':>8} {'behind':>8}\n{'':78} {'photos':>6} {'left':>8} {'lost':>8} {'dB':>8}"
 )
 
 
@@ -128,8 +128,8 @@ def format_row(row: Row) -> str:
     behind = f"{row.behind_db:8.2f}" if row.behind_db else f"{'':8}"
     return (
         f"{row.trial:26} {row.denoiser:10} {mean.noisy_psnr_db:8.2f} {mean.psnr_db:7.2f} {mean.gain_db:+7.2f} "
-        f"{mean.ssim:7.4f} {100 * row.win_rate:5.0f} % {100 * mean.noise_left:6.1f} % {100 * mean.detail_lost:6.1f} % "
-        f"{behind}"
+        f"{mean.ssim:7.4f} {100 * row.win_rate:5.0f} % {row.photos:6} {100 * mean.noise_left:6.1f} % "
+        f"{100 * mean.detail_lost:6.1f} % {behind}"
     ).rstrip()
 
 

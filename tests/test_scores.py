@@ -50,7 +50,7 @@ def test_a_denoiser_is_as_far_behind_as_on_its_own_photos(rows: list[Row]) -> No
 
 
 def test_the_table_says_what_the_rows_say(rows: list[Row]) -> None:
-    assert "photo         20.00   27.00   +7.00  0.9000    67 %" in format_row(rows[0])
+    assert "photo         20.00   27.00   +7.00  0.9000    67 %      3 " in format_row(rows[0])
     assert format_row(rows[1]).endswith("0.50")
     head, _, line = format_markdown(rows).splitlines()
     assert head.startswith("| noise | noisy dB | **photo** dB |")
