@@ -30,16 +30,14 @@ def retrain(settings: RetrainSettings) -> Values | State[Values]:
     incumbent = run_stage("incumbent", "incumbent", asked, settings.ray)
     if incumbent["sha256"] == trained["sha256"]:
         return Completed(message="these weights are in use already", name=Ending.NOTHING_NEW)
-    candidate_rows = _evaluate("candidate", trained["weights"], settings)
-    incumbent_rows = _evaluate("in-use", incumbent["weights"], settings)
+    both: Values = {"weights": trained["weights"], "against": [incumbent["weights"]]}  # at once: the photos may change
+    both |= {"photos": settings.trial, "limit": settings.trial_photos}
+    rows: list[Values] = run_stage("evaluate", "evaluate", both, settings.ray)["rows"]
+    candidate_rows = [row for row in rows if row["weights"] == trained["sha256"]]
+    incumbent_rows = [row for row in rows if row["weights"] != trained["sha256"]]
+    show_evaluation("candidate", candidate_rows)
+    show_evaluation("in-use", incumbent_rows)
     return _promote_if_better(settings, trained, candidate_rows, incumbent_rows, instead_of=incumbent["sha256"])
-
-
-def _evaluate(stage: str, weights: str, settings: RetrainSettings) -> list[Values]:
-    job = {"weights": weights, "photos": settings.trial, "limit": settings.trial_photos}
-    rows: list[Values] = run_stage(stage, "evaluate", job, settings.ray)["rows"]
-    show_evaluation(stage, rows)
-    return rows
 
 
 def _promote_if_better(

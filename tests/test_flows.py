@@ -20,6 +20,7 @@ from flows.events import rejected_fraction
 from flows.local_prefect import prefect_environment
 from flows.nightly import closed_gates, nightly
 from flows.patience import patiently
+from flows.retrain import retrain
 from flows.serve import alone_in, write_environment
 from flows.settings import (
     DenoiseSettings,
@@ -199,6 +200,29 @@ def test_a_night_does_what_is_new_and_what_another_left_unpublished(
     nightly.fn(NightlySettings(denoise=DenoiseSettings(**PLACES)))
 
     assert begun == stages
+
+
+def test_new_weights_and_those_in_use_are_tried_at_once_on_the_same_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[str, dict[str, Any]]] = []
+    scores = {"trial": "file", "gain_db": 1.0}
+
+    def run_stage(stage: str, _: str, job: dict[str, Any], __: object) -> dict[str, Any]:
+        begun.append((stage, job))
+        found = {"weights": "new" if stage == "train" else "old", "sha256": "n" if stage == "train" else "o"}
+        rows = [{**scores, "denoiser": name, "weights": name[0]} for name in ("new", "old")]
+        return {**found, "rows": rows, "card": {}}
+
+    monkeypatch.setattr("flows.retrain.run_stage", run_stage)
+    for name in ("show_card", "show_comparison", "show_evaluation", "show_summary", "show_training"):
+        monkeypatch.setattr(f"flows.retrain.{name}", lambda *_, **__: None)
+    places = {"ingest": IngestSettings(**PLACES), "train": TrainSettings(source="set", run="run")}
+
+    retrain.fn(RetrainSettings(**places, trial="clean", promoted="r/weights/night", min_gain_db=0.0))
+
+    tried = [job for stage, job in begun if "evaluate" in stage or "photos" in job]
+    assert tried == [{"weights": "new", "against": ["old"], "photos": "clean", "limit": None}]
+    assert begun[-1][1]["gains_db"] == {"file": 0.0}
+    assert begun[-1][1]["instead_of"] == "o"
 
 
 def test_names_that_strangers_chose_are_text_in_every_table(monkeypatch: pytest.MonkeyPatch) -> None:
