@@ -100,7 +100,8 @@ class Bands:
         found = []
         for band, _, there in self._within(rows):
             noisy = self._noisy(band)
-            found.append(Pixels(noisy.colour[there], None if noisy.alpha is None else noisy.alpha[there]).seen)
+            alpha = None if noisy.alpha is None else noisy.alpha[there]
+            found.append(Pixels(noisy.colour[there], alpha, noisy.hides).seen)
         return np.concatenate(found)
 
     def __setitem__(self, window: Window, clean: NDArray[Any]) -> None:  # Any: the dtype of the photo
@@ -145,7 +146,7 @@ class Bands:
     def _write(self, band: _Band) -> None:
         noisy = self._noisy(band)
         assert band.clean is not None
-        clean = Pixels(band.clean, noisy.alpha)
+        clean = replace(noisy, colour=band.clean)
         samples = tiff.to_samples(clean, self._layout)
         for number, segment in band.segments:
             place = tiff.write_segment(self._out, self._layout, segment, samples, first_row=band.top)

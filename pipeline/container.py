@@ -60,24 +60,26 @@ class Pixels:
     Attributes:
         colour: (H, W, 3) or (H, W), uint8 or uint16.
         alpha: (H, W) of the same dtype, or None. It is carried over bit by bit.
+        hides: whether it is transparency, and no mask of its own, as TIFF may have.
     """
 
     colour: Samples
     alpha: Samples | None = None
+    hides: bool = True
 
     @classmethod
-    def split(cls, samples: Samples) -> "Pixels":
+    def split(cls, samples: Samples, *, hides: bool = True) -> "Pixels":
         """Take (H, W), or (H, W, C) with C of 1 to 4, apart into views of colour and alpha."""
         if samples.ndim == 2:
             return cls(samples)
         channels = samples.shape[2]
         colour = samples[..., 0] if channels <= 2 else samples[..., :3]
-        return cls(colour, samples[..., -1] if channels in (2, 4) else None)
+        return cls(colour, samples[..., -1] if channels in (2, 4) else None, hides)
 
     @property
     def seen(self) -> Samples:
         """The colour, black where alpha hides it: programs put there what they like, and nobody sees its noise."""
-        if self.alpha is None:
+        if self.alpha is None or not self.hides:
             return self.colour
         is_seen = self.alpha > 0
         return self.colour * (is_seen if self.colour.ndim == 2 else is_seen[..., None])

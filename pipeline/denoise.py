@@ -140,18 +140,19 @@ def denoise_photo(
                 is_gray = noisy.colour.ndim == 2
                 reason = config.why_left_alone(noise, is_gray=is_gray)
             with timed(result, "denoise"):
-                clean = noisy.colour if reason else denoise(noisy.colour, config.dose(noise))
+                colour = noisy.colour if reason else denoise(noisy.colour, config.dose(noise))
+                clean = dataclasses.replace(noisy, colour=colour)
             with in_turn(cores), timed(result, "measure"):
                 change = Change(noisy.colour.dtype, None if reason else config.removed(noise, is_gray=is_gray))
-                change.add_sample(noisy.colour, clean)
+                change.add_sample(noisy.colour, clean.colour)
                 reason = reason or change.reason
-                change.tell(result, noise, noise.sigma if reason else estimate_sigma(Pixels(clean, noisy.alpha).seen))
+                change.tell(result, noise, noise.sigma if reason else estimate_sigma(clean.seen))
             if reason is not None:
                 result.data = data
                 return _untouched(result, reason)
             try:
                 with in_turn(cores), timed(result, "encode"), codec_faults():
-                    result.data = encode(Pixels(clean, noisy.alpha), data, header)
+                    result.data = encode(clean, data, header)
             except PhotoKept as error:
                 result.data = data
                 return _untouched(result, str(error))

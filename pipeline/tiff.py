@@ -50,7 +50,7 @@ MODES = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "YCbCr", 8: "LAB", 9: "
 NONE, LZW, JPEG, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD = 1, 5, 7, 8, 32946, 32773, 34925, 50000
 WRITABLE = {NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD}
 HORIZONTAL = 2  # the predictor that stores differences between neighbours
-ASSOCIATED_ALPHA = 1
+UNSPECIFIED, ASSOCIATED_ALPHA = 0, 1  # of EXTRA_SAMPLES: a mask is unspecified, which shows and hides nothing
 # How the descriptions of ImageJ and of tifffile begin, with how many planes there are, and of which shape together.
 IMAGEJ = re.compile(rb"ImageJ=.*?\nimages=(\d{1,9})", re.DOTALL)
 TRUNCATED_SERIES = re.compile(rb'\{"shape": \[([\d, ]{1,99})\].*"truncated": true')
@@ -96,7 +96,7 @@ class Layout:
     compression: int
     predictor: int
     is_planar: bool
-    is_alpha_premultiplied: bool
+    alpha_kind: int
     segment_width_px: int
     segment_height_px: int
     offsets_tag: int
@@ -197,9 +197,9 @@ def decode_into(samples: Samples, layout: Layout, segment: Segment, *, first_row
 
 def to_pixels(samples: Samples, layout: Layout) -> Pixels:
     """The photo that samples stand for, (H, W, C) or rows of it."""
-    pixels = Pixels.split(samples)
+    pixels = Pixels.split(samples, hides=layout.alpha_kind != UNSPECIFIED)
     if layout.photometric == WHITE_IS_ZERO:
-        return Pixels(np.invert(pixels.colour), pixels.alpha)
+        return replace(pixels, colour=np.invert(pixels.colour))
     return pixels
 
 
@@ -386,7 +386,7 @@ def _layout(file: File, photo: Directory) -> Layout:
         compression=compression,
         predictor=value(photo, PREDICTOR, 1),
         is_planar=is_planar,
-        is_alpha_premultiplied=samples in (2, 4) and value(photo, EXTRA_SAMPLES, 0) == ASSOCIATED_ALPHA,
+        alpha_kind=value(photo, EXTRA_SAMPLES, UNSPECIFIED) if samples in (2, 4) else UNSPECIFIED,
         segment_width_px=segment_width_px,
         segment_height_px=segment_height_px,
         offsets_tag=offsets_tag,
@@ -484,7 +484,7 @@ def _decode(layout: Layout, segment: Segment) -> Samples:
 def _encode(layout: Layout, segment: Segment, samples: Samples, first_row: int) -> bytes | bytearray:
     rows, columns, planes = _place(layout, segment, first_row)
     block = samples[rows, columns, planes]
-    if layout.is_alpha_premultiplied:  # more colour than coverage would glow, unless it did so before
+    if layout.alpha_kind == ASSOCIATED_ALPHA:  # more colour than coverage would glow, unless it did so before
         noisy, alpha = _decode(layout, segment)[: block.shape[0], : block.shape[1]], samples[rows, columns, -1:]
         block = np.where(noisy > alpha, block, np.minimum(block, alpha))
     if block.shape[:2] != (segment.rows, layout.segment_width_px):

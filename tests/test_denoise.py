@@ -1,5 +1,6 @@
 """One photo in memory. The network is a hand-written fake."""
 
+import io
 import threading
 import time
 import tracemalloc
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from photos import saved, scene
 
 import pipeline.denoise
@@ -71,6 +73,14 @@ def test_what_transparency_hides_is_not_taken_for_the_photo(hidden: np.ndarray) 
 
     assert result.outcome == Outcome.DENOISED
     assert result.noise_sigma_before == pytest.approx(20, rel=0.2)
+
+
+def test_a_mask_that_is_saved_with_a_tiff_hides_nothing() -> None:
+    masked = np.dstack([scene(side_px=128), np.zeros((128, 128), np.uint8)])
+    file = io.BytesIO()
+    tifffile.imwrite(file, masked, photometric="rgb", extrasamples=["unspecified"])
+
+    assert denoise_photo(file.getvalue(), "a.tif", brighten, DenoiseConfig()).outcome == Outcome.DENOISED
 
 
 def test_a_clean_photo_stays_as_it_was_byte_for_byte() -> None:
