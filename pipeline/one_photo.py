@@ -53,7 +53,7 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
     target_root, target_key = split_url(target)
     read_root, read_key = split_url(source if "://" in source else os.path.realpath(source))  # it may be a link
     from_store, to_store = open_store(read_root), open_store(target_root)
-    if promised_format(source_key) != promised_format(target_key):
+    if _promise(source_key) != _promise(target_key):
         raise ValueError(f"degrain keeps the format of a photo: a target for {source_key} cannot be {target_key}")
     if to_store.exists(target_key):
         raise ValueError(f"{target} exists already: degrain overwrites no photo (name another file, or remove it)")
@@ -75,6 +75,11 @@ def denoise_one(source: str, target: str, *, weights: str, config: DenoiseConfig
         "noise_sigma_before": result.noise_sigma_before,
         "noise_sigma_after": result.noise_sigma_after,
     }
+
+
+def _promise(key: str) -> str:
+    """The format that a name promises: by its extension, where we know no other name for that."""
+    return promised_format(key) or Path(key).suffix.lower()
 
 
 def _found(is_kind: Callable[[Path], bool], path: str) -> bool:
