@@ -1,6 +1,6 @@
 """`degrain denoise` against bare loops over the same photos with the same network and codecs, in one run.
 
-    python tests/benchmarks/bare_loop.py FOLDER_OF_CLEAN_PHOTOS [--kind png|jpeg] [--count 246] [--rounds 2]
+    python tests/benchmarks/bare_loop.py FOLDER_OF_PHOTOS [--kind png|jpeg] [--count 246] [--sigma 25] [--rounds 2]
 
 The loops read, decode, denoise, encode and write one photo after the other, without Ray, their networks loaded and
 warm: one process whose torch uses every core, and one process for each core. All alternate for some rounds. Of degrain
@@ -91,7 +91,7 @@ def loop(paths: list[Path], target: Path, threads: int, barrier: Barrier) -> Non
 def run_degrain(source: Path, target: Path) -> float:
     """Seconds that the command itself reports for the work on photos."""
     command = [sys.executable, "-m", "flows.cli", "denoise", str(source), str(target), "--strength", "1", "--json"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(json.loads(finished.stdout.splitlines()[-1])["seconds"])
 
 

@@ -1,7 +1,8 @@
 """`degrain denoise` against pipelines of Ray Data and Daft, on the same photos with the same weights.
 
-    pip install '.[daft]'
+    pip install '.[daft]'    # into an environment of its own: daft wants older releases than the constraints pin
     python tests/benchmarks/peers.py FOLDER_OF_PHOTOS [--kind png|jpeg] [--count 164] [--model photo|identity]
+        [--rounds 2] [--only degrain ray-data ray-data-tuned daft]
 
 The contenders take turns, each in a process of its own, with a Ray of its own where it wants one. The time that counts
 begins when Ray is up (Daft needs none), and ends when all is written: it holds listing, planning, the start of workers,

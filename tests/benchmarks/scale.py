@@ -72,7 +72,7 @@ def run_degrain(source: Path, target: Path) -> Run:
     run = Run()
     start = time.perf_counter()
     command = [sys.executable, "-m", "flows.cli", "denoise", str(source), str(target), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             for role, peak_mb in peaks_of_family(process.pid):
                 run.peak_mb[role] = max(run.peak_mb.get(role, 0.0), peak_mb)
