@@ -114,7 +114,8 @@ def demo(options: argparse.Namespace) -> int:
     def run(source: Path, target: Path) -> None:
         job = DenoiseJob(source=str(source), target=str(target), weights=weights_of(options))
         _say("denoising four photos with camera noise …")
-        run_denoise(job, ProgressBar())
+        with ProgressBar() as progress:
+            run_denoise(job, progress)
 
     result = run_demo(Path(options.folder), run)
     print(format_table(result.scores))

@@ -2,10 +2,14 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from pipeline.run import Progress
+
+Run = Callable[[argparse.Namespace], int]
+AddCommand = Callable[[Any, str, Run, str], argparse.ArgumentParser]  # Any: argparse keeps the type to itself
 
 
 def bar_interval_s() -> float:
@@ -13,60 +17,52 @@ def bar_interval_s() -> float:
     return 0.1 if sys.stderr.isatty() else 30.0
 
 
-class ProgressBar:
-    """Photos, images/s, megapixels/s and the time left, on standard error."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None  # Any: tqdm is untyped
-
-    def __enter__(self) -> "ProgressBar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, progress: "Progress") -> None:
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(
-                total=progress.planned,
-                unit="image",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                mininterval=bar_interval_s(),
-            )
-        rejected = f", {progress.rejected} rejected" if progress.rejected else ""
-        elapsed = self._bar.format_dict["elapsed"]
-        speed = progress.megapixels / elapsed if elapsed else 0.0
-        self._bar.set_postfix_str(f"{speed:.2f} megapixels/s{rejected}", refresh=False)
-        self._bar.update(progress.finished - self._bar.n)
-
-
-class CountBar:
-    """How many of all objects were looked at, on standard error; a new bar when the counting starts anew."""
+class Bar:
+    """A progress bar on standard error, from the first time that there is something to show."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._bar: Any = None  # Any: tqdm is untyped
 
-    def __enter__(self) -> "CountBar":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
-    def __call__(self, done: int, total: int) -> None:
+    def show(self, done: int, total: int, text: str = "") -> None:
         from tqdm import tqdm
 
-        if self._bar is None or done < self._bar.n or total != self._bar.total:
-            self.__exit__()
+        if self._bar is None:
             self._bar = tqdm(
                 total=total, unit=self._unit, file=sys.stderr, dynamic_ncols=True, mininterval=bar_interval_s()
             )
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(done - self._bar.n)
+
+
+class ProgressBar(Bar):
+    """Photos, images/s, megapixels/s and the time left."""
+
+    def __init__(self) -> None:
+        super().__init__("image")
+
+    def __call__(self, progress: "Progress") -> None:
+        rejected = f", {progress.rejected} rejected" if progress.rejected else ""
+        elapsed_s = self._bar.format_dict["elapsed"] if self._bar is not None else 0.0
+        speed = progress.megapixels / elapsed_s if elapsed_s else 0.0
+        self.show(progress.finished, progress.planned, f"{speed:.2f} megapixels/s{rejected}")
+
+
+class CountBar(Bar):
+    """How many of all objects were looked at; a new bar when the counting starts anew."""
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is not None and (done < self._bar.n or total != self._bar.total):
+            self.__exit__()
+        self.show(done, total)
 
 
 def add_cluster_options(command: argparse.ArgumentParser) -> None:

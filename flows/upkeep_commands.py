@@ -2,14 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Callable
 from typing import Any
 
-from flows.console import CountBar, ProgressBar, add_cluster_options
+from flows.console import AddCommand, CountBar, ProgressBar, add_cluster_options
 
 EXIT_FINDINGS = 1
-Run = Callable[[argparse.Namespace], int]
-AddCommand = Callable[[Any, str, Run, str], argparse.ArgumentParser]  # Any: argparse keeps the type to itself
 
 
 def add_upkeep(commands: Any, add: AddCommand) -> None:  # Any: argparse keeps the type of its subparsers to itself

@@ -4,17 +4,13 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flows.console import bar_interval_s
+from flows.console import AddCommand, Bar
 
 if TYPE_CHECKING:
     from pipeline.evaluate import Steps
     from pipeline.scores import Row
-
-Run = Callable[[argparse.Namespace], int]
-AddCommand = Callable[[Any, str, Run, str], argparse.ArgumentParser]  # Any: argparse keeps the type to itself
 
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
@@ -169,20 +165,13 @@ def promote_weights(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Trials:
+class _Trials(Bar):
     """The rows of an evaluation on standard output, and how far it is on standard error."""
 
     def __init__(self, *, is_silent: bool) -> None:
+        super().__init__("photo")
         self._is_silent = is_silent
-        self._bar: Any = None  # Any: tqdm is untyped
         self._has_header = False
-
-    def __enter__(self) -> "_Trials":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
     def report(self, row: "Row") -> None:
         from tqdm import tqdm
@@ -195,11 +184,4 @@ class _Trials:
             self._has_header = True
 
     def watch(self, steps: "Steps") -> None:
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(
-                total=steps.planned, unit="photo", file=sys.stderr, dynamic_ncols=True, mininterval=bar_interval_s()
-            )
-        self._bar.set_postfix_str(f"{steps.denoiser}: {steps.trial}", refresh=False)
-        self._bar.update(steps.done - self._bar.n)
+        self.show(steps.done, steps.planned, f"{steps.denoiser}: {steps.trial}")
