@@ -58,7 +58,8 @@ class EventWriter:
         self._start_s: float | None = None
 
     def __call__(self, event: Event, /, **values: object) -> None:
-        print(event_line(event, **values), file=self._stream, flush=True)
+        self._stream.write(f"{event_line(event, **values)}\n")  # at once: what C++ writes there must not come between
+        self._stream.flush()
 
     def progress(self, done: int, planned: int, **values: object) -> None:
         """Say how far the work is: `done` of `planned`, in photos or steps, and seconds since this was first said."""

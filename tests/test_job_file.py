@@ -16,7 +16,7 @@ from photos import write_archive
 
 from model.evaluate import standard_trials
 from pipeline.errors import RunFailed
-from pipeline.events import EventWriter, JsonLines, event_line, parse_event
+from pipeline.events import Event, EventWriter, JsonLines, event_line, parse_event
 from pipeline.job_file import read_job, run_job
 
 
@@ -66,6 +66,21 @@ def test_pictures_are_of_packed_sets_too(archive: dict, tmp_path: Path, source: 
     _, events = run({"verb": "denoise", **job, "layout": "packed"})
 
     assert len(events[-1]["pictures"]) == 4
+
+
+def test_a_line_however_long_is_written_at_once() -> None:
+    class Log(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: bytes) -> int:
+            written.append(bytes(data))
+            return len(data)
+
+    written: list[bytes] = []
+    EventWriter(io.TextIOWrapper(io.BufferedWriter(Log())))(Event.SUMMARY, card="x" * 100_000)
+
+    assert [line[-1:] for line in written] == [b"\n"]
 
 
 def test_a_run_that_rejects_too_much_still_says_what(archive: dict) -> None:
