@@ -214,6 +214,8 @@ def _ended(jobs: RayJobs, job_id: str, ending: Values | None) -> Values:
         ValueError, RunFailed: that was another one, or none.
     """
     details = jobs.wait(job_id, timeout_s=LINGER_S)
+    if details is not None and details.status == "STOPPED":  # not by us: we do not wait for what we stop
+        raise RunStopped(f"the Ray job {job_id} was stopped by someone; what is finished stays")
     if details is None:  # all that it had to say is said
         get_run_logger().warning(
             "the Ray job %s has not ended %g s after its last word, and is stopped", job_id, LINGER_S

@@ -33,6 +33,7 @@ class Jobs:
         self._lines = lines
         self._hangs = hangs
         self._was_there = was_there
+        self.status = "SUCCEEDED"
         self.asked: list[str] = []
 
     def is_there(self, _name: object) -> bool:
@@ -49,7 +50,7 @@ class Jobs:
         yield from self._lines()
 
     def wait(self, _job_id: str, *, timeout_s: float) -> SimpleNamespace | None:
-        return None if timeout_s and self._hangs else SimpleNamespace(status="SUCCEEDED")
+        return None if timeout_s and self._hangs else SimpleNamespace(status=self.status)
 
     def stop(self, _job_id: str) -> None:
         self.asked.append("stop")
@@ -144,6 +145,15 @@ def test_a_job_that_hangs_after_its_summary_is_stopped_and_its_work_counts(monke
 
     assert run_stage(jobs, monkeypatch) == {"findings": 0}
     assert jobs.asked == ["begin", "stop"]
+
+
+def test_a_job_that_a_person_has_stopped_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = event_line(Event.ERROR, exit_code=130, message="interrupted", may_pass=True)
+    jobs = Jobs(lambda: iter([said]))
+    jobs.status = "STOPPED"
+
+    with pytest.raises(RunStopped, match="was stopped by someone"):
+        run_stage(jobs, monkeypatch)
 
 
 @pytest.mark.parametrize(
