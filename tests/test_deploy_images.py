@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -120,6 +121,16 @@ def test_a_secret_comes_from_the_environment_and_is_never_empty(name: str) -> No
     assert not any(REQUIRED.search(word) for word in program(name)), (
         "whoever lists processes reads what they are called with"
     )
+
+
+@pytest.mark.parametrize("name", ["deploy", "prefect-worker", "ray-head", "ray-worker"])
+def test_no_proxy_comes_between_the_services(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+
+    asked = {urlsplit(value).hostname for key, value in environment.items() if str(value).startswith("http://")}
+
+    for variable in ("NO_PROXY", "no_proxy"):  # some libraries read but one
+        assert asked <= set(environment[variable].split(","))
 
 
 def test_the_example_of_secrets_names_those_that_are_asked_for_and_has_none() -> None:
