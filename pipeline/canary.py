@@ -14,7 +14,6 @@ from pipeline.records import Outcome
 from pipeline.run import planned
 from pipeline.sample import Tried, find_machine, try_photos
 from pipeline.shard import PhotoResult
-from pipeline.storage import open_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +86,7 @@ def run_canary(job: CanaryJob) -> Canary:
     work = denoise_work(job.denoise)
     machine = find_machine(dataclasses.replace(work.cluster, workers=None), gpus=count_gpus())
     with planned(work) as (_, plans):
-        tried = try_photos(
-            plans,
-            open_store(work.header.source),
-            work.make_worker.recipe,
-            machine,
-            layout=work.layout,
-            photos=job.photos,
-            photo_timeout_s=work.cluster.photo_timeout_s,
-        )
+        tried = try_photos(work, plans, machine, photos=job.photos)
     results = [result for _, result in tried.results]
     rejected = [str(result.reason) for result in results if result.outcome == Outcome.REJECTED]
     changes_db = [result.change_psnr_db for result in results if result.change_psnr_db is not None]

@@ -21,7 +21,7 @@ from pipeline.forecast import ForecastOptions, Machine, Outlook, Sample, Sampled
 from pipeline.records import Layout, Outcome, PlannedPhoto
 from pipeline.room import usable_cores
 from pipeline.run import Work, planned
-from pipeline.shard import FILE_BYTES, PhotoResult, Recipe, promised_name
+from pipeline.shard import FILE_BYTES, PhotoResult, promised_name
 from pipeline.sources import read_photos
 from pipeline.storage import Store, open_store
 
@@ -48,16 +48,7 @@ def look_ahead(work: Work, options: ForecastOptions, *, gpus: int) -> Outlook:
     with planned(work) as (counts, plans):
         sample = None
         if options.sample_photos:
-            tried = try_photos(
-                plans,
-                open_store(work.header.source),
-                work.make_worker.recipe,
-                machine,
-                layout=work.layout,
-                photos=options.sample_photos,
-                photo_timeout_s=work.cluster.photo_timeout_s,
-            )
-            sample = sample_of(tried, machine)
+            sample = sample_of(try_photos(work, plans, machine, photos=options.sample_photos), machine)
     forecast = None if sample is None else make_forecast(counts, sample, machine, work.layout, options)
     return Outlook(counts=counts, machine=machine, options=options, sample=sample, forecast=forecast)
 
@@ -104,25 +95,11 @@ def sample_of(tried: Tried, machine: Machine) -> Sample | None:
     )
 
 
-def try_photos(
-    plans: Sequence[Path],
-    source: Store,
-    make_recipe: Callable[[int], Recipe],
-    machine: Machine,
-    *,
-    layout: Layout,
-    photos: int,
-    photo_timeout_s: float,
-) -> Tried:
-    """Read and process photos of plans, drawn at random.
+def try_photos(work: Work, plans: Sequence[Path], machine: Machine, *, photos: int) -> Tried:
+    """Read and process photos of the plans of a run, drawn at random.
 
     As many at once as there will be workers on one machine, each in a process of its own, so that they share its cores
     as workers do. It ends early when it takes too long. Photos that are read as files are left out.
-
-    Args:
-        make_recipe: must be picklable.
-        layout: of the target.
-        photo_timeout_s: a photo that takes longer is rejected.
 
     Raises:
         StorageError: the source cannot be read.
@@ -131,19 +108,22 @@ def try_photos(
     chosen = draw_photos(plans, photos)
     if not chosen:
         return Tried(results=[], data={}, read_bytes_per_s=math.inf, process_s=0.0)
+    make_recipe = work.make_worker.recipe
     limit = make_recipe(machine.threads).limits.max_bytes
     refused = [(photo, f"the file has more than {limit:,} bytes") for photo in chosen if photo.size_bytes > limit]
     start = time.perf_counter()
-    read = list(_read(source, [photo for photo in chosen if photo.size_bytes <= min(limit, FILE_BYTES)]))
+    read = list(
+        _read(open_store(work.header.source), [photo for photo in chosen if photo.size_bytes <= min(limit, FILE_BYTES)])
+    )
     read_s = time.perf_counter() - start
     found = [(photo, data) for photo, data in read if isinstance(data, bytes)]
     refused += [(photo, str(data)) for photo, data in read if isinstance(data, ObjectRefused)]
     with ExitStack() as stack:
         apart = [
-            stack.enter_context(closing(Apart(make_recipe, machine.threads, timeout_s=photo_timeout_s)))
+            stack.enter_context(closing(Apart(make_recipe, machine.threads, timeout_s=work.cluster.photo_timeout_s)))
             for _ in range(_parallel(machine, len(found)))
         ]
-        results, process_s = _process(apart, found, layout)
+        results, process_s = _process(apart, found, work.layout)
     results += [(photo, PhotoResult(outcome=Outcome.REJECTED, reason=reason)) for photo, reason in refused]
     read_bytes = sum(len(data) for _, data in found)
     return Tried(

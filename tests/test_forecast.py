@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from photos import saved, scene, write_archive
 from pipeline import sample as sampling
 from pipeline.apart import ENDED_REASON, Apart
 from pipeline.canary import CanaryJob, run_canary
-from pipeline.cluster import ClusterConfig
+from pipeline.cluster import ClusterConfig, ShardWorker
 from pipeline.denoise import DenoiseConfig
 from pipeline.errors import RunFailed
 from pipeline.forecast import (
@@ -32,11 +33,13 @@ from pipeline.forecast import (
     megapixels,
 )
 from pipeline.images import Limits
+from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestConfig, IngestJob, forecast_ingest, run_ingest
 from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
 from pipeline.planning import Amount, PlanCounts, PlanHeader, PlanOptions, write_listing, write_plan
 from pipeline.records import Layout, Outcome, SourceObject, Status
-from pipeline.sample import draw_photos, find_machine, sample_of, try_photos
+from pipeline.run import Work
+from pipeline.sample import Tried, draw_photos, find_machine, sample_of, try_photos
 from pipeline.shard import PhotoResult, Recipe
 from pipeline.storage import LocalStore
 
@@ -290,14 +293,17 @@ def plan_of(folder: Path, objects: list[SourceObject]) -> Path:
 
 @dataclass(frozen=True)
 class Factory:
-    """Makes recipes that note whom they are given; some photos end their process, and some take long."""
+    """Its recipes note which photos they are given; some photos end their process, and some take long."""
 
     log: Path
     max_bytes: int = 10**9
     deadly: str = ""
     slow: str = ""
 
-    def __call__(self, threads: int) -> Recipe:
+    def __call__(self, threads: int) -> ShardWorker:
+        raise AssertionError("a sample needs no worker")
+
+    def recipe(self, threads: int) -> Recipe:
         limits = Limits(max_bytes=self.max_bytes)
         return Recipe(process=self.process, limits=limits, weights="w", parameters="p")
 
@@ -313,6 +319,22 @@ class Factory:
     @property
     def seen(self) -> set[str]:
         return set(self.log.read_text().split("\n")) - {""}
+
+
+def try_some(
+    plans: Sequence[Path], source: LocalStore, factory: Factory, *, photos: int = 5, timeout_s: float = 60
+) -> Tried:
+    work = Work(
+        command="test",
+        header=PlanHeader(source=source.url, weights="w", parameters="p"),
+        write_listing=lambda _: 0,
+        target=ImageSet(source),
+        layout=Layout.FILES,
+        outcomes=(Outcome.DENOISED,),
+        make_worker=factory,
+        cluster=ClusterConfig(photo_timeout_s=timeout_s),
+    )
+    return try_photos(work, plans, TWO_CORES, photos=photos)
 
 
 @pytest.fixture
@@ -341,9 +363,7 @@ def test_a_sample_processes_photos_and_writes_nothing(tmp_path: Path, source: Lo
     plan = plan_of(tmp_path, list(source.list()))
     before, factory = sorted(source.list(), key=lambda found: found.key), Factory(tmp_path / "log")
 
-    sample = sample_of(
-        try_photos([plan], source, factory, TWO_CORES, layout=Layout.FILES, photos=5, photo_timeout_s=60), TWO_CORES
-    )
+    sample = sample_of(try_some([plan], source, factory), TWO_CORES)
 
     assert sample is not None
     assert len(sample.photos) == 5
@@ -358,9 +378,7 @@ def test_photos_that_cannot_be_read_are_part_of_the_sample(tmp_path: Path, sourc
     plan = plan_of(tmp_path, listed)
 
     factory = Factory(tmp_path / "log", max_bytes=3000)
-    sample = sample_of(
-        try_photos([plan], source, factory, TWO_CORES, layout=Layout.FILES, photos=100, photo_timeout_s=60), TWO_CORES
-    )
+    sample = sample_of(try_some([plan], source, factory, photos=100), TWO_CORES)
 
     assert sample is not None
     large = [found.size_bytes for found in listed if found.size_bytes > 3000]
@@ -376,12 +394,7 @@ def test_a_sample_that_takes_too_long_ends_early(
     monkeypatch.setattr(sampling, "MAX_BYTES", 1)
     plan = plan_of(tmp_path, list(source.list()))
 
-    sample = sample_of(
-        try_photos(
-            [plan], source, Factory(tmp_path / "log"), TWO_CORES, layout=Layout.FILES, photos=5, photo_timeout_s=60
-        ),
-        TWO_CORES,
-    )
+    sample = sample_of(try_some([plan], source, Factory(tmp_path / "log")), TWO_CORES)
 
     assert sample is not None
     assert len(sample.photos) == 1
@@ -406,15 +419,7 @@ def test_a_photo_that_ends_its_process_or_takes_too_long_is_rejected(tmp_path: P
     plan = plan_of(tmp_path, list(source.list()))
     deadly, slow, *others = (photo.key for photo in draw_photos([plan], 5))
 
-    tried = try_photos(
-        [plan],
-        source,
-        Factory(tmp_path / "log", deadly=deadly, slow=slow),
-        TWO_CORES,
-        layout=Layout.FILES,
-        photos=5,
-        photo_timeout_s=3,
-    )
+    tried = try_some([plan], source, Factory(tmp_path / "log", deadly=deadly, slow=slow), timeout_s=3)
 
     reasons = {photo.key: result.reason for photo, result in tried.results}
     assert reasons[deadly] == ENDED_REASON
@@ -434,14 +439,7 @@ class Unmakeable:
 
 def test_nothing_to_do_is_no_sample(tmp_path: Path, source: LocalStore) -> None:
     for plans in ([plan_of(tmp_path, [])], []):
-        factory = Factory(tmp_path / "log")
-        assert (
-            sample_of(
-                try_photos(plans, source, factory, TWO_CORES, layout=Layout.FILES, photos=5, photo_timeout_s=60),
-                TWO_CORES,
-            )
-            is None
-        )
+        assert sample_of(try_some(plans, source, Factory(tmp_path / "log")), TWO_CORES) is None
 
 
 @pytest.mark.parametrize(
