@@ -333,7 +333,8 @@ def train_steps(
     """Train `state` in place from its step to the last, yielding after each step; stop whenever you like.
 
     Where torch's process group is initialised, every process of it takes part with its own share of the batch, and all
-    end with the same weights, as one process with the whole batch would, but for rounding.
+    end with the same weights, as one process with the whole batch would, but for rounding, and for dropout, which the
+    seed network alone has.
 
     Args:
         state: where to start; holds the result.
