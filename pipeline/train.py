@@ -3,11 +3,13 @@
 import dataclasses
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -186,7 +188,7 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None], clai
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         # Any: nor do they know what it returns
-        train: Any = partial(_train_as_ray_worker, job, size.threads, news, claim)
+        train: Any = partial(_train_as_ray_worker, job, size.threads, news, claim, Path.cwd())
         trainer: Any = TorchTrainer(
             train,
             scaling_config=ScalingConfig(
@@ -232,10 +234,13 @@ def _train_as_ray_worker(
     threads: int,
     news: Any,  # Ray's queue is untyped
     claim: Claim,
+    folder: Path,
 ) -> Exception | None:
     """What each of Ray Train's workers runs; returns what all of them meet at once: a loss that is no number, or a
     lease that is lost when they begin. Raised, it would have Ray start them again, to meet it again.
     """
+    with suppress(OSError):  # another node may not have it
+        os.chdir(folder)  # Ray has put this process elsewhere, where a relative path means another place
     check = partial(refuse_if_lost, open_store(job.run), claim)
     try:
         check()

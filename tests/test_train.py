@@ -498,7 +498,9 @@ def test_a_cluster_that_is_gone_hides_no_error_by_its_own() -> None:
         raise RunFailed("training stopped")
 
 
-def test_a_worker_whose_run_has_been_taken_over_writes_no_checkpoint_and_does_not_begin_again(folder: Path) -> None:
+def test_a_worker_whose_run_has_been_taken_over_writes_no_checkpoint_and_does_not_begin_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = _job(folder, config=TrainConfig(steps=1, batch_size=1, patch_px=32))
     store = open_store(job.run)
     with leased(store, "degrain train") as ours:
@@ -508,7 +510,9 @@ def test_a_worker_whose_run_has_been_taken_over_writes_no_checkpoint_and_does_no
         train_worker(job, Worker(), lambda _: None, check=partial(refuse_if_lost, store, ours.claim))
 
     assert not store.exists(CHECKPOINT)
-    assert isinstance(train._train_as_ray_worker(job, 1, None, ours.claim), RunFailed)
+    monkeypatch.chdir(folder)  # as Ray does with its workers: the path of a run is that of the command
+    job = dataclasses.replace(job, run="run")
+    assert isinstance(train._train_as_ray_worker(job, 1, None, ours.claim, folder.parent), RunFailed)
 
 
 def test_photos_that_cannot_be_used_are_made_up_for_by_others(folder: Path) -> None:
