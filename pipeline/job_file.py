@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import RunFailed, may_pass
-from pipeline.events import Event, EventWriter, JsonLines, event_line
+from pipeline.events import Event, EventWriter, JsonLines
 from pipeline.redaction import redacted
 from pipeline.strict import build
 
@@ -243,8 +243,7 @@ def _read(argument: str) -> bytes:
 
 
 def _failed(exit_code: int, message: str, *, passes: bool) -> int:
-    line = event_line(Event.ERROR, exit_code=exit_code, message=message, may_pass=passes)
-    print(line, file=sys.stderr, flush=True)
+    EventWriter(sys.stderr)(Event.ERROR, exit_code=exit_code, message=message, may_pass=passes)
     return exit_code
 
 

@@ -82,12 +82,7 @@ class Registry:
 
     def names(self) -> dict[str, str]:
         """Every name, and the hash that it points to."""
-        found = {file: sha256 for file, sha256 in self._files().items() if file != sha256}
-        numbers: dict[str, int] = {}
-        for match in filter(None, (_POINTER.fullmatch(listed.key) for listed in self.store.list(FOLDER))):
-            numbers[match[1]] = max(int(match[2]), numbers.get(match[1], 0))
-        found |= {name: self._read_pointer(name, number).sha256 for name, number in numbers.items()}
-        return dict(sorted(found.items()))
+        return self._names(self._files())
 
     def entries(self) -> list[Entry]:
         """What is in the registry, by names, weights without one last. Reads the cards alone, and checks no hash.
@@ -95,8 +90,8 @@ class Registry:
         Raises:
             RegistryError: a name points to weights that are not there, or a file has no card.
         """
-        names = self.names()
-        files = {sha256: file for file, sha256 in self._files().items()}
+        hashes = self._files()  # once: it reads every file that is not called after its hash
+        names, files = self._names(hashes), {sha256: file for file, sha256 in hashes.items()}
         for name, sha256 in names.items():
             if sha256 not in files:
                 raise RegistryError(f"'{name}' of {self.store.url} points to {sha256[:16]}…, which is not there")
@@ -146,8 +141,8 @@ class Registry:
                 raise ValueError(
                     f"{reference} is the beginning of {len(matching)} hashes in {self.store.url}: add digits"
                 )
-            for file in matching.values():
-                return _object_key(file)
+            if matching:
+                return _object_key(matching.popitem()[1])
         known = ", ".join(self.names()) or "none"
         raise ValueError(f"unknown weights '{reference}': {self.store.url} has {known}; others go by a path or URL")
 
@@ -196,6 +191,14 @@ class Registry:
                 "compared with those"
             ) from error
         return pointer
+
+    def _names(self, files: dict[str, str]) -> dict[str, str]:
+        found = {file: sha256 for file, sha256 in files.items() if file != sha256}
+        numbers: dict[str, int] = {}
+        for match in filter(None, (_POINTER.fullmatch(listed.key) for listed in self.store.list(FOLDER))):
+            numbers[match[1]] = max(int(match[2]), numbers.get(match[1], 0))
+        found |= {name: self._read_pointer(name, number).sha256 for name, number in numbers.items()}
+        return dict(sorted(found.items()))
 
     def _files(self) -> dict[str, str]:
         """The hash of each file by what it is called, which may be that hash."""

@@ -111,10 +111,9 @@ def try_photos(work: Work, plans: Sequence[Path], machine: Machine, *, photos: i
     make_recipe = work.make_worker.recipe
     limit = make_recipe(machine.threads).limits.max_bytes
     refused = [(photo, f"the file has more than {limit:,} bytes") for photo in chosen if photo.size_bytes > limit]
+    readable = [photo for photo in chosen if photo.size_bytes <= min(limit, FILE_BYTES)]
     start = time.perf_counter()
-    read = list(
-        _read(open_store(work.header.source), [photo for photo in chosen if photo.size_bytes <= min(limit, FILE_BYTES)])
-    )
+    read = list(_read(open_store(work.header.source), readable))
     read_s = time.perf_counter() - start
     found = [(photo, data) for photo, data in read if isinstance(data, bytes)]
     refused += [(photo, str(data)) for photo, data in read if isinstance(data, ObjectRefused)]
