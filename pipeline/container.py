@@ -79,7 +79,7 @@ class Pixels:
     @property
     def seen(self) -> Samples:
         """The colour, black where alpha hides it: programs put there what they like, and nobody sees its noise."""
-        if self.alpha is None or not self.hides:
+        if self.alpha is None or not self.hides or self.alpha.all():
             return self.colour
         is_seen = self.alpha > 0
         return self.colour * (is_seen if self.colour.ndim == 2 else is_seen[..., None])

@@ -801,6 +801,11 @@ def test_a_photo_of_one_pixel_is_denoised(kind):
     assert read(inverted(source)).colour.shape == (1, 1, 3)
 
 
+def test_the_colour_of_an_opaque_photo_is_seen_without_a_copy():
+    pixels = Pixels.split(np.dstack([photo(), np.full((HEIGHT, WIDTH), 1, np.uint8)]))
+    assert np.shares_memory(pixels.seen, pixels.colour)
+
+
 @pytest.mark.parametrize(
     "pixels",
     [
