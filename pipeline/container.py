@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ifd import Shot
+from pipeline.ifd import Data, Shot
 
 Samples = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16: NumPy's type parameter for the width has no union
 
@@ -15,6 +15,9 @@ Samples = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16: NumPy's type para
 logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)
 
 SIGNED = "the photo carries Content Credentials, which a change of its pixels would break"
+NO_ROOM = "other data lie behind the photo, and the denoised picture has no room before them"
+PADDING = b"\x00\xff \r\n\x1a"
+LOOK_BYTES = 1 << 20  # at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +91,8 @@ class Pixels:
         """Colour and alpha as one contiguous array: (H, W) or (H, W, C) with C of 2 to 4."""
         joined = self.colour if self.alpha is None else np.dstack((self.colour, self.alpha))
         return np.ascontiguousarray(joined)
+
+
+def is_trailed(data: Data, end: int) -> bool:
+    """Whether more than padding lies behind the end of what is known of a file."""
+    return any(data[start : start + LOOK_BYTES].strip(PADDING) for start in range(end, len(data), LOOK_BYTES))

@@ -274,14 +274,18 @@ def denoise_by_bands(
                 noise = _estimate_by_bands(bands)
                 is_gray = len(bands.shape) == 2
                 reason = config.why_left_alone(noise, is_gray=is_gray)
+                result.noise_sigma_before, result.chroma_share = noise.sigma, noise.chroma_share
                 if reason is not None:
-                    result.noise_sigma_before, result.chroma_share = noise.sigma, noise.chroma_share
                     return _untouched(result, reason)
                 change = Change(bands.dtype, config.removed(noise, is_gray=is_gray))
-                _denoise_bands(result, bands, denoise, config.dose(noise), change)
-                if change.reason is not None:
+                try:
+                    _denoise_bands(result, bands, denoise, config.dose(noise), change)
+                    reason = change.reason
+                except PhotoKept as error:
+                    reason = str(error)
+                if reason is not None:
                     _copy(file, out)
-                    return _untouched(result, change.reason)
+                    return _untouched(result, reason)
         result.outcome, result.strength = Outcome.DENOISED, config.dose(noise).strength
     if result.outcome == Outcome.REJECTED:
         result.file = None  # it is not whole

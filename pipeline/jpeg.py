@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from pipeline.container import SIGNED, Header, Pixels, Samples
+from pipeline.container import NO_ROOM, SIGNED, Header, Pixels, Samples, is_trailed
 from pipeline.errors import PhotoKept, PhotoRejected
 from pipeline.ifd import open_file, read_directory, read_shot
 
@@ -34,7 +34,6 @@ SUBSAMPLINGS: dict[tuple[tuple[int, int], ...], int] = {
     ((2, 2), (1, 1), (1, 1)): 2,
 }
 MAX_SEGMENTS, MAX_SCANS = 1 << 16, 100  # real photos have a few dozen, and up to about ten
-PADDING = b"\x00\xff \r\n\x1a"
 
 # Both start with a literal, which makes the search fast, and look a bounded way ahead, which keeps it linear.
 FILL = re.compile(rb"\xff*(?=\xff)")  # bytes before a marker that mean nothing (ITU-T T.81, B.1.1.2)
@@ -157,11 +156,10 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
     new = _encode(pixels.colour, data, layout)
     *coding, end = (new[s.start : s.end] for s in _segments(new) if s.marker in CODING)
     picture = b"".join([b"\xff\xd8", *metadata, *coding])
-    trailer = data[layout.end :]
-    fill_bytes = layout.end - len(picture) - len(end) if _is_trailed(trailer) else 0
+    fill_bytes = layout.end - len(picture) - len(end) if is_trailed(data, layout.end) else 0
     if fill_bytes < 0:
-        raise PhotoKept("other data lie behind the photo, and the denoised picture has no room before them")
-    return b"".join([picture, b"\xff" * fill_bytes, end, trailer])
+        raise PhotoKept(NO_ROOM)
+    return b"".join([picture, b"\xff" * fill_bytes, end, data[layout.end :]])
 
 
 def _layout(data: bytes) -> Layout:
@@ -295,15 +293,10 @@ def _untouched_reason(data: bytes, layout: Layout) -> str | None:
     return next((reason for applies, reason in reasons if applies), None)
 
 
-def _is_trailed(trailer: bytes) -> bool:
-    """Whether more than padding lies behind the end of the photo."""
-    return bool(trailer.strip(PADDING))
-
-
 def _is_out_of_place(data: bytes, layout: Layout) -> bool:
     """Whether metadata that may point behind the photo would move: they are written before all tables."""
     is_coding = [segment.marker in CODING for segment in layout.segments]
-    return _is_trailed(data[layout.end :]) and not all(is_coding[is_coding.index(True) :])
+    return is_trailed(data, layout.end) and not all(is_coding[is_coding.index(True) :])
 
 
 def _is_exif(data: bytes, segment: Segment) -> bool:

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import imagecodecs
 import numpy as np
 
-from pipeline.container import SIGNED, Header, Pixels, Samples
-from pipeline.errors import PhotoRejected
+from pipeline.container import NO_ROOM, SIGNED, Header, Pixels, Samples, is_trailed
+from pipeline.errors import PhotoKept, PhotoRejected
 from pipeline.ifd import (
     CORRUPT,
     EXIF_IFD,
@@ -41,6 +41,8 @@ TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_SIZES, SUB_IFDS, EXTRA_SAMPLES, SAMP
     338,
     339,
 )
+THUMBNAIL_OFFSET, THUMBNAIL_SIZE = 513, 514  # of a JPEG
+DATA_TAGS = (STRIP_OFFSETS, STRIP_SIZES), (TILE_OFFSETS, TILE_SIZES), (THUMBNAIL_OFFSET, THUMBNAIL_SIZE)
 GPS_IFD, INTEROPERABILITY_IFD = 34853, 40965
 ICC_PROFILE, PHOTOSHOP_LAYERS, GDAL_NODATA, DNG_VERSION, CONTENT_CREDENTIALS = 34675, 37724, 42113, 50706, 52545
 
@@ -102,6 +104,7 @@ class Layout:
     offsets_tag: int
     sizes_tag: int
     segments: tuple[Segment, ...]
+    is_trailed: bool = False  # by data that nothing which is known of the file points to
 
 
 def inspect(data: Data) -> Header:
@@ -158,6 +161,7 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
 
     Raises:
         PhotoRejected: the file would outgrow the offsets of its kind of TIFF.
+        PhotoKept: something else lies at the end, which may be found by that, as an archive is.
     """
     layout = read_layout(data)
     samples = to_samples(pixels, layout)
@@ -215,6 +219,9 @@ def write_segment(
     """Write a strip or tile of the photo's samples, or of those from `first_row` on, into a copy of the file.
 
     Returns: the offset and the size of what was written: in its old place, or where it does not fit there at the end.
+
+    Raises:
+        PhotoKept: see `encode`.
     """
     encoded = _encode(layout, segment, samples, first_row)
     offset = segment.offset
@@ -222,6 +229,8 @@ def write_segment(
         out.seek(offset)
         out.write(encoded)
         out.write(bytes(segment.size_bytes - len(encoded)))
+    elif layout.is_trailed:
+        raise PhotoKept(NO_ROOM)
     else:
         offset = out.seek(0, io.SEEK_END)
         offset += out.write(bytes(offset % 2))  # offsets must be even
@@ -351,7 +360,10 @@ def _mode(file: File, photo: Directory, samples: int, bit_depth: int) -> str | N
 
 def read_layout(data: Data) -> Layout:
     file = open_file(data)
-    return _layout(file, read_directory(file, file.first_offset))
+    pages, others = _directories(file)
+    layout = _layout(file, pages[0])
+    known = [*_spans(layout, [*pages, *others]), *_data_spans(file, pages[0])]  # some writers state a strip too many
+    return replace(layout, is_trailed=is_trailed(data, max(end for _, end, _ in known if end <= len(data))))
 
 
 def _layout(file: File, photo: Directory) -> Layout:
@@ -411,20 +423,29 @@ def _segments(layout: Layout, offsets: list[int], sizes: list[int], *, is_tiled:
 
 
 def _check_segments_lie_inside(file: File, photo: Directory) -> None:
-    for offsets_tag, sizes_tag in ((STRIP_OFFSETS, STRIP_SIZES), (TILE_OFFSETS, TILE_SIZES)):
-        offsets, sizes = file.values(photo, offsets_tag), file.values(photo, sizes_tag)
-        if any(offset + size > len(file.data) for offset, size in zip(offsets, sizes, strict=False)):
-            raise PhotoRejected(TRUNCATED)
+    if any(end > len(file.data) for _, end, _ in _data_spans(file, photo)):
+        raise PhotoRejected(TRUNCATED)
 
 
 def _overlap(layout: Layout, directories: list[Directory]) -> bool:
-    """Whether a strip or tile of the photo shares bytes with anything else that is known of the file.
+    """Whether a strip or tile of the photo shares bytes with anything else that is known of the file."""
+    end_of_any = end_of_segments = 0
+    for start, end, is_segment in sorted(_spans(layout, directories)):
+        if start < (end_of_any if is_segment else end_of_segments):
+            return True
+        end_of_any = max(end_of_any, end)
+        end_of_segments = max(end_of_segments, end) if is_segment else end_of_segments
+    return False
+
+
+def _spans(layout: Layout, directories: list[Directory]) -> list[tuple[int, int, bool]]:
+    """From where to where all lies that is known of the file, and whether it is a strip or tile of the photo.
 
     Raises:
         PhotoRejected: its previews have more strips than real ones: many directories may point to one long list.
     """
     others = [directory for directory in directories if directory.start != layout.directory.start]
-    counts = (d.entries[tag].count for d in others for tag in (STRIP_OFFSETS, STRIP_SIZES) if tag in d.entries)
+    counts = (d.entries[tag].count for d in others for tag in itertools.chain(*DATA_TAGS) if tag in d.entries)
     if sum(counts) > MAX_VALUES:
         raise PhotoRejected(CORRUPT)
     spans = [(s.offset, s.offset + s.size_bytes, True) for s in layout.segments]
@@ -433,15 +454,15 @@ def _overlap(layout: Layout, directories: list[Directory]) -> bool:
         spans.append((directory.start, directory.end, False))
         spans += [(entry.offset, entry.end, False) for entry in directory.entries.values()]
     for directory in others:
-        starts, sizes = layout.file.values(directory, STRIP_OFFSETS), layout.file.values(directory, STRIP_SIZES)
-        spans += [(start, start + size, False) for start, size in zip(starts, sizes, strict=False)]
-    end_of_any = end_of_segments = 0
-    for start, end, is_segment in sorted(spans):
-        if start < (end_of_any if is_segment else end_of_segments):
-            return True
-        end_of_any = max(end_of_any, end)
-        end_of_segments = max(end_of_segments, end) if is_segment else end_of_segments
-    return False
+        spans += _data_spans(layout.file, directory)
+    return spans
+
+
+def _data_spans(file: File, directory: Directory) -> Iterator[tuple[int, int, bool]]:
+    """The same of the strips, tiles and thumbnail that a directory lists."""
+    for tags in DATA_TAGS:
+        starts, sizes = (file.values(directory, tag) for tag in tags)
+        yield from ((start, start + size, False) for start, size in zip(starts, sizes, strict=False))
 
 
 def _is_of_reversed_lzw(layout: Layout) -> bool:

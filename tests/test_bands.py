@@ -18,6 +18,7 @@ from model.estimate import NoiseSampler, estimate_noise
 from model.sharing import SharedDenoiser
 from model.strength import Dose
 from pipeline import bands as bands_module
+from pipeline import tiff
 from pipeline.bands import Bands
 from pipeline.denoise import DenoiseConfig, denoise_by_bands, denoise_photo
 from pipeline.ifd import FileBytes
@@ -132,6 +133,21 @@ def test_a_photo_that_is_not_denoised_is_copied(tmp_path: Path) -> None:
     _, on_disk, written = both_ways(data, tmp_path)
 
     assert (on_disk.outcome, written) == (Outcome.UNTOUCHED, data)
+
+
+def test_a_photo_with_no_room_before_what_lies_behind_it_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiff, "DEFLATE_LEVELS", (0,))
+    data = tiff_of(photo(), compression="zlib", rowsperstrip=50) + b"an archive"
+
+    in_memory, on_disk, written = both_ways(data, tmp_path)
+
+    assert written == in_memory.data == data
+    assert on_disk.outcome == in_memory.outcome == Outcome.UNTOUCHED
+    assert on_disk.reason == in_memory.reason
+    assert "behind the photo" in (on_disk.reason or "")
+    assert on_disk.noise_sigma_before == in_memory.noise_sigma_before is not None
 
 
 def test_a_damaged_band_is_a_rejection(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import struct
 import tracemalloc
+import zipfile
 import zlib
 from functools import cache
 
@@ -592,6 +593,20 @@ def with_short_sizes(data: bytes) -> bytes:
         struct.pack_into("<I", new, tag.offset + 8, len(new))
         new += packed
     return bytes(new)
+
+
+def test_what_lies_behind_a_tiff_stays_at_its_end_and_else_the_tiff_stays_as_it_is():
+    flat = tiff(np.zeros((400, 400, 3), np.uint8), compression="zlib")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("original.raw", np.random.default_rng(0).bytes(100_000))
+    source = flat + archive.getvalue()
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+
+    assert zipfile.ZipFile(io.BytesIO(inverted(source))).testzip() is None
+    with pytest.raises(PhotoKept, match="no room before them"):
+        rewritten(source, Pixels(noise))
+    assert_same(read(rewritten(flat + bytes(1000), Pixels(noise))), Pixels(noise))
 
 
 def test_a_tiff_whose_white_is_zero_shows_its_colours_the_right_way():
