@@ -113,7 +113,8 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
         payload[4] = payload[4] & ~ALPHA_HINT | data[source.payload + 4] & ALPHA_HINT
     image = _chunk(source.kind, payload)
     chunks = [image if chunk is source else data[chunk.start : chunk.end] for chunk in layout.chunks]
-    return _riff(chunks) + data[layout.end :]
+    rest = data[layout.chunks[-1].end : layout.end]  # too short to be a chunk
+    return _riff([*chunks, rest]) + data[layout.end :]
 
 
 def _layout(data: bytes) -> Layout:

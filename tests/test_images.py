@@ -705,6 +705,13 @@ def test_all_chunks_of_a_webp_survive_byte_for_byte_and_in_order():
     assert images.inspect(result).orientation == 5
 
 
+def test_bytes_too_few_for_a_chunk_at_the_end_of_a_webp_survive():
+    source = riff(*(riff_chunk(*chunk) for chunk in riff_chunks(webp())), b"1234567")
+    result = inverted(source)
+    assert result.endswith(b"1234567")
+    assert int.from_bytes(result[4:8], "little") == len(result) - 8
+
+
 @pytest.mark.parametrize("channels", [3, 4])
 def test_a_lossless_webp_is_written_exactly_even_under_transparent_pixels(channels):
     samples = photo(channels).copy()
