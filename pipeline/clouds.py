@@ -121,7 +121,7 @@ class Cloud:
             entries = []
         others += [entry["name"] for entry in entries if entry["type"] == "directory"]
         files = (entry for entry in entries if entry["type"] == "file" and entry["name"] != folder)
-        return [(entry["name"], int(entry["size"]), _etag(entry)) for entry in files], others or None
+        return [(entry["name"], int(entry["size"]), etag_of(entry)) for entry in files], others or None
 
 
 class _Body(io.RawIOBase):
@@ -257,7 +257,7 @@ class Google(Cloud):
             pageToken=token,
             json_out=True,
         )
-        found = [(f"{bucket}/{one['name']}", int(one["size"]), _etag(one)) for one in page.get("items", ())]
+        found = [(f"{bucket}/{one['name']}", int(one["size"]), etag_of(one)) for one in page.get("items", ())]
         return found, page.get("nextPageToken")
 
 
@@ -318,7 +318,7 @@ def _text(value: Any) -> str | None:  # Any: what a library found
     return None if value is None else str(value)
 
 
-def _etag(details: dict[str, Any]) -> str:  # Any: what a listing says differs by library
+def etag_of(details: dict[str, Any]) -> str:  # Any: what a library says of an object differs by library
     for name in ("md5Hash", "ETag", "etag", "md5"):
         if details.get(name):
             return str(details[name]).strip('"')

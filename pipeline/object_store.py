@@ -18,7 +18,7 @@ from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageE
 from pipeline.records import SourceObject
 from pipeline.redaction import explain, showable
 from pipeline.retries import GaveUp, Patience, Retries, answer_of
-from pipeline.storage import AHEAD_BYTES, AT_ONCE, PART_BYTES, W, read_ahead, refuse_unsafe
+from pipeline.storage import AHEAD_BYTES, AT_ONCE, CHANGED, PART_BYTES, W, read_ahead, refuse_unsafe
 
 T = TypeVar("T")
 
@@ -97,22 +97,27 @@ class ObjectStore:
         return self._run(self._read, key, start, start + length)
 
     def size(self, key: str) -> int:
+        return self._size_and_etag(key)[0]
+
+    def _size_and_etag(self, key: str) -> tuple[int, str]:
         details = self._run(self._details, key)
         if details["type"] != "file":
             raise ObjectMissing(f"cannot read {key} in {self.url}: it is a folder")
-        return int(details["size"])
+        return int(details["size"]), clouds.etag_of(details)
 
     def write(self, key: str, data: bytes, *, content_type: str | None = None) -> None:
         self._run(self._put, key, data, content_type)
 
     @contextmanager
     def opened(self, key: str) -> Iterator[BinaryIO]:
-        size_bytes = self.size(key)
+        size_bytes, etag = self._size_and_etag(key)
         with tempfile.TemporaryFile(prefix="degrain-") as file:
             while missing := size_bytes - file.tell():
                 if not (part := self.read_range(key, file.tell(), min(missing, PART_BYTES))):
-                    raise ObjectRefused(f"cannot read {key} in {self.url}: it has become shorter meanwhile")
+                    break
                 file.write(part)
+            if missing or self._size_and_etag(key) != (size_bytes, etag):
+                raise ObjectRefused(f"cannot read {key} in {self.url}: {CHANGED}")
             file.seek(0)
             yield file
 

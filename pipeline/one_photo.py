@@ -94,8 +94,9 @@ def _denoise_large(
     photos: PhotoDenoiser, from_store: Store, source_key: str, to_store: Store, target_key: str, *, name: str
 ) -> PhotoResult:
     """Of a file that memory should not hold. It is not there as a whole before it is done, so look again then."""
-    with scratch_folder() as folder, from_store.opened(source_key) as file:
-        result = photos.denoise_file(file, name, folder / "result")
+    with scratch_folder() as folder:
+        with from_store.opened(source_key) as file:
+            result = photos.denoise_file(file, name, folder / "result")
         if to_store.exists(target_key):
             raise ObjectExists(f"{target_key} is already in {to_store.url}")
         if result.file is not None:

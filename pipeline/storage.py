@@ -33,6 +33,7 @@ TRIES = 100  # at a temporary file, while others tidy up
 ABANDONED_S = 3600.0  # after which the writer of an unfinished file is taken for dead
 MAX_PART_BYTES = 255  # of a file name, on every file system in common use
 
+CHANGED = "it was changed while it was read"
 PART_BYTES = 16 * 1024**2  # of a file that is read or written in parts
 AHEAD_BYTES = 64 * 1024**2
 AT_ONCE = 32
@@ -120,7 +121,10 @@ class Store(Protocol):
         """
 
     def opened(self, key: str) -> AbstractContextManager[BinaryIO]:
-        """The whole object as a local file, for one that memory should not hold; raises what `read` raises."""
+        """The whole object as a local file, for one that memory should not hold; raises what `read` raises.
+
+        Also ObjectRefused, when it is closed at the latest: it was changed meanwhile, and what was read may be mixed.
+        """
 
     def write_file(self, key: str, path: Path) -> None:
         """Put the content of a local file as the whole object; in all else as `write`."""
@@ -278,7 +282,11 @@ class LocalStore:
         with self._readable(key) as path:
             file = path.open("rb")
         with file:
+            before = os.fstat(file.fileno())
             yield file
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise ObjectRefused(f"cannot read {key} in {self.url}: {CHANGED}")
 
     def write(self, key: str, data: bytes, *, content_type: str | None = None) -> None:
         del content_type  # a file's name tells

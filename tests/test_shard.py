@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import io
+import os
 import resource
 import tempfile
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -359,6 +361,30 @@ def test_a_large_photo_on_a_bad_sector_is_a_row(tmp_path: Path, monkeypatch: pyt
     rows = rows_of(tmp_path / "target")
     assert rows["2020/scan.tif"]["reason"].endswith(": input/output error")
     assert len(rows) == len(plan.photos)
+
+
+def test_a_large_photo_that_is_written_while_it_is_read_is_rejected_and_done_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_archive(tmp_path / "source")
+    monkeypatch.setattr(shard, "FILE_BYTES", 0)
+    hashed = shard._sha256
+
+    def written_over(file: BinaryIO) -> str:
+        if (found := Path(file.name)).name == "scan.tif" and found.is_relative_to(tmp_path / "source"):
+            found.write_bytes(found.read_bytes())
+            os.utime(found, (1, 1))  # the clock of a file system has steps of its own
+        return hashed(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "_sha256", written_over)
+        denoiser(tmp_path / "source", tmp_path / "target").run(plan_of(LocalStore(tmp_path / "source")), {})
+    row = rows_of(tmp_path / "target")["2020/scan.tif"]
+
+    assert (row["outcome"], row["output_key"]) == ("rejected", None)
+    assert row["reason"].endswith("it was changed while it was read")
+    listed = {found.key: found.etag for found in LocalStore(tmp_path / "source").list()}
+    assert row["source_etag"] != listed["2020/scan.tif"]
 
 
 def test_a_large_photo_that_turns_out_to_be_damaged_has_no_result(

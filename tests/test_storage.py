@@ -24,6 +24,7 @@ from pipeline.fault_points import FaultPoint
 from pipeline.records import SourceObject
 from pipeline.storage import (
     ABANDONED_S,
+    CHANGED,
     PART_BYTES,
     QUEUED,
     TEMPORARY,
@@ -195,6 +196,36 @@ def test_a_file_becomes_an_object_and_an_object_a_file(store: Store, tmp_path: P
 def test_what_is_not_there_is_not_opened(store: Store) -> None:
     with pytest.raises(ObjectMissing), store.opened("none"):
         pass
+
+
+@pytest.mark.parametrize("change", [b"longer than before", b"other"], ids=["longer", "as long"])
+def test_an_object_that_changes_while_it_is_opened_is_refused(
+    store: Store, change: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("a.tif", b"first")
+    read_range = type(store).read_range
+
+    def reading(*arguments: Any) -> bytes:  # Any: a store, and what it is asked for
+        part = read_range(*arguments)
+        store.write("a.tif", change)
+        return part
+
+    def change_file() -> None:
+        if isinstance(store, LocalStore):  # which opens the object itself
+            (store.root / "a.tif").write_bytes(change)
+            os.utime(store.root / "a.tif", (1, 1))  # the clock of a file system has steps of its own
+
+    monkeypatch.setattr(type(store), "read_range", reading)
+    with pytest.raises(ObjectRefused, match=CHANGED), store.opened("a.tif"):
+        change_file()
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_read_as_it_was(local: LocalStore) -> None:
+    local.write("a.tif", b"first")
+
+    with local.opened("a.tif") as file:
+        local.write("a.tif", b"second")
+        assert file.read() == b"first"
 
 
 def test_a_second_write_replaces_the_whole_object(store: Store) -> None:
