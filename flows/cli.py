@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if hasattr(options, "settings"):
                 options = complete(parser, arguments, options)
             return int(options.command(options))
-    except KeyboardInterrupt:
-        _say("interrupted: what is finished stays, and the same command does the rest")
+    except KeyboardInterrupt as interrupt:
+        _say(str(interrupt) or "interrupted: what is finished stays, and the same command does the rest")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever read has seen enough
         return EXIT_FAILED

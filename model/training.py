@@ -185,13 +185,20 @@ PRESETS = {"photo": TrainConfig(), "tune": TUNE_PRESET, "white": WHITE_PRESET, "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """What one step of so many did: `step` counts from 1; the loss is in sRGB units of [0, 1]."""
+    """What one step of so many did.
+
+    Attributes:
+        step: counted from 1.
+        loss: in sRGB units of [0, 1].
+        is_last: whether no step comes after it, as it is the last one, or as the training was asked to end.
+    """
 
     step: int
     steps: int
     loss: float
     gradient_norm: float
     learning_rate: float
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +336,7 @@ def train_steps(
     *,
     device: str = "cpu",
     teacher: nn.Module | None = None,
+    is_to_end: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepMetrics]:
     """Train `state` in place from its step to the last, yielding after each step; stop whenever you like.
 
@@ -342,6 +350,7 @@ def train_steps(
         examples: this process's share of a step's batch.
         device: as torch names it, such as "cpu" or "cuda:1".
         teacher: what is learnt is its answer, in place of the clean patches.
+        is_to_end: asked in each step: where one of the processes says so, that step is the last one of all.
 
     Raises:
         FloatingPointError: the loss or its gradient is not a finite number; the state stays that of the step before.
@@ -354,18 +363,21 @@ def train_steps(
         optimizer.load_state_dict(optimizer.state_dict())  # moves the moments to where the weights are now
     processes = dist.get_world_size() if dist.is_initialized() else 1
     network = DistributedDataParallel(state.network, gradient_as_bucket_view=True) if processes > 1 else state.network
-    while state.step < config.steps:
+    is_ending = False
+    while state.step < config.steps and not is_ending:
         learning_rate = config.learning_rate_at(state.step)
         for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate
         torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout draws from the global generator
         state.network.zero_grad(set_to_none=True)
         batch = examples(state.step)
-        loss = _add_gradients(network, config, batch, device=device, processes=processes, teacher=teacher)
+        share = _add_gradients(network, config, batch, device=device, processes=processes, teacher=teacher)
+        loss, asked = _sum_of_all(share, float(is_to_end()), processes=processes)
+        is_ending = asked > 0
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
-        if not math.isfinite(float(loss) + float(norm)):
+        if not math.isfinite(loss + float(norm)):
             raise FloatingPointError(
-                f"the loss of step {state.step + 1} is {float(loss):g}, and its gradient {float(norm):g}: check the "
+                f"the loss of step {state.step + 1} is {loss:g}, and its gradient {float(norm):g}: check the "
                 "weights that it started from, or begin anew with another seed or a smaller learning rate"
             )
         for optimizer in state.optimizers:
@@ -375,9 +387,10 @@ def train_steps(
         yield StepMetrics(
             step=state.step,
             steps=config.steps,
-            loss=float(loss),
+            loss=loss,
             gradient_norm=float(norm),
             learning_rate=learning_rate,
+            is_last=is_ending or state.step == config.steps,
         )
 
 
@@ -390,7 +403,7 @@ def _add_gradients(
     processes: int,
     teacher: nn.Module | None,
 ) -> Tensor:
-    """Back-propagate the mean loss of the whole batch, of which these are a share; returns that mean."""
+    """Back-propagate the mean loss of the whole batch, of which these are a share; returns their part of that mean."""
     total = torch.zeros((), device=device)
     pieces = examples.split(config.patches_at_once or config.batch_size)
     for number, piece in enumerate(pieces):
@@ -408,9 +421,16 @@ def _add_gradients(
             share = len(piece) / config.batch_size
             torch.autograd.backward(loss * share * processes)  # DistributedDataParallel takes the mean of the processes
         total += loss.detach() * share
-    if processes > 1:
-        dist.all_reduce(total)
     return total
+
+
+def _sum_of_all(loss: Tensor, *others: float, processes: int) -> list[float]:
+    """The sum of each number over the processes that train together."""
+    numbers = torch.stack([loss, *(loss.new_tensor(other) for other in others)])
+    if processes > 1:
+        dist.all_reduce(numbers)
+    found: list[float] = numbers.tolist()
+    return found
 
 
 def tell_level(noisy_BCHW: Tensor, clean_BCHW: Tensor, generator: Generator) -> Tensor:

@@ -14,6 +14,7 @@ import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # Cython
 
 from pipeline.errors import RunFailed
+from pipeline.interruption import INTERRUPTS
 from pipeline.ray_dashboard import asking_no_cloud
 from pipeline.room import usable_cores
 from pipeline.scratch import RAY_CHARACTERS, temporary_folder
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 128 * 1024**2  # the weights and the receipts: pixels never enter it
 CONNECT_TIMEOUT_S = 10.0
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # Ray's own variables
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -27,8 +28,9 @@ from model.weights import Card, Part, Provenance, Weights, dump_weights, parse_w
 from pipeline.charts import draw_loss
 from pipeline.clean_photos import CleanPhoto
 from pipeline.cluster_size import Cluster, Size
-from pipeline.connection import connected
+from pipeline.connection import check_own_cluster, connected
 from pipeline.errors import RunFailed
+from pipeline.interruption import Interruption, asking_first
 from pipeline.lease import Claim, leased, refuse_if_lost
 from pipeline.registry import read_weights
 from pipeline.scratch import scratch_folder
@@ -41,6 +43,7 @@ from pipeline.training_run import (
     read_metrics,
     read_origin,
     read_state,
+    read_step,
     train_worker,
 )
 
@@ -50,6 +53,7 @@ WEIGHTS = "weights.safetensors"
 CURVE = "loss.svg"
 SCORED_SIGMAS = (15, 25, 50)
 SCORED_PHOTOS = 256
+NOTICE = "ending once a checkpoint is written; another signal ends it at once, and loses what came since the last one"
 # Which settings of a job decide what it ends in: the others say where, by how many, and how closely it is watched.
 DECISIVE = {"source", "where", "validation_fraction", "start_from", "teacher", "config"}
 
@@ -57,7 +61,10 @@ DECISIVE = {"source", "where", "validation_fraction", "start_from", "teacher", "
 def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str, float]:
     """Train to the last step, write the weights with their card, and return its scores.
 
+    A signal that interrupts it does so once a checkpoint is written, and a second one at once: see `asking_first`.
+
     Raises:
+        KeyboardInterrupt: it was interrupted.
         TargetInUse: another process is at work on the run.
         ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
         StorageError: the photos cannot be read, or the run's folder cannot be written.
@@ -73,12 +80,16 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
             lease.check()
             report(metrics)
 
-        if job.workers == 1 and job.address is None:
-            gpu = job.use_gpus and count_gpus()
-            train_worker(job, Worker(device="cuda:0" if gpu else "cpu"), check_and_report)
-        else:
-            check_job(job)
-            _train_on_cluster(job, report, lease.claim)
+        with asking_first(NOTICE) as asked:
+            if job.workers == 1 and job.address is None:
+                gpu = job.use_gpus and count_gpus()
+                worker = Worker(device="cuda:0" if gpu else "cpu")
+                train_worker(job, worker, check_and_report, is_to_end=lambda: asked.is_asked)
+            else:
+                check_job(job)
+                _train_on_cluster(job, report, lease.claim, asked)
+        if asked.is_asked:
+            raise KeyboardInterrupt(f"interrupted: the same command goes on at step {read_step(store):,}")
         lease.check()
         return _write_weights(job, photos, store)
 
@@ -172,21 +183,21 @@ def read_run(run: str) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None], claim: Claim) -> None:
+def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None], claim: Claim, asked: Interruption) -> None:
     """Ray Train starts the workers, joins them in a process group, and starts them again when one is lost."""
     with connected(job.address), scratch_folder() as folder:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchTrainer
-        from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        from pipeline.news import News
         from pipeline.process_group import ProcessGroupConfig
 
         size = _size_of_workers(job)
         workers: Any = (1, job.workers)  # Any: Ray's types do not know that a pair means "as many as there are"
         # Here: with another node it would be lost, and the run with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        news: Any = ray.remote(News).options(num_cpus=0, scheduling_strategy=here).remote()  # Any: Ray's proxy
         # Any: nor do they know what it returns
         train: Any = partial(_train_as_ray_worker, job, size.threads, news, claim, Path.cwd())
         trainer: Any = TorchTrainer(
@@ -202,12 +213,32 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None], clai
             torch_config=ProcessGroupConfig(),
         )
         try:
-            with _passed_on(news, report):
-                stopped_by = trainer.fit().return_value
+            with _passed_on(news, report, asked):
+                stopped_by = _fit(trainer).return_value
         except TrainingFailedError as error:
             raise RunFailed(f"training stopped: {_innermost(error)}; it goes on from its last checkpoint") from error
         if stopped_by is not None:
             raise stopped_by
+
+
+def _fit(trainer: Any) -> Any:  # Any: Ray's types do not know what `fit` returns
+    """What a training by Ray comes to. In this thread, Ray would take a signal, and end the workers at once.
+
+    Raises:
+        RunFailed: a cluster that was started here has died: Ray would wait for it.
+    """
+    result: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            result.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001  # it belongs to the thread that waits
+            result.set_exception(error)
+
+    Thread(target=fit, daemon=True).start()
+    while not wait([result], timeout=1).done:
+        check_own_cluster()
+    return result.result()
 
 
 def _size_of_workers(job: TrainJob) -> Size:
@@ -232,7 +263,7 @@ def _size_of_workers(job: TrainJob) -> Size:
 def _train_as_ray_worker(
     job: TrainJob,
     threads: int,
-    news: Any,  # Ray's queue is untyped
+    news: Any,  # Ray's proxy of `News`
     claim: Claim,
     folder: Path,
 ) -> Exception | None:
@@ -254,21 +285,34 @@ def _train_as_ray_worker(
     worker = Worker(
         number=context.get_world_rank(), count=context.get_world_size(), threads=threads, device=device_of_worker()
     )
+    is_to_end = False
+
+    def tell(metrics: StepMetrics) -> None:
+        nonlocal is_to_end
+        is_to_end = ray.get(news.tell.remote(dataclasses.asdict(metrics)))
+
     try:
-        train_worker(job, worker, news.put_nowait, check=check)
+        train_worker(job, worker, tell, check=check, is_to_end=lambda: is_to_end)
     except FloatingPointError as error:
         return error
     return None
 
 
 @contextmanager
-def _passed_on(news: Any, report: Callable[[StepMetrics], None]) -> Iterator[None]:  # Any: Ray's queue is untyped
-    """Report what the first worker tells, as long as the context lasts and the queue's cluster does."""
+def _passed_on(
+    news: Any,  # Ray's proxy of `News`
+    report: Callable[[StepMetrics], None],
+    asked: Interruption,
+) -> Iterator[None]:
+    """Report what the first worker tells, and tell it of an end that is asked for, as long as the context lasts and the
+    cluster of the news does.
+    """
 
     def pass_on() -> None:
         step = 0
         with suppress(RayError):
-            while (metrics := news.get()) is not None:
+            while (values := ray.get(news.next.remote(is_to_end=asked.is_asked))) is not None:
+                metrics = StepMetrics(**values)
                 if metrics.step <= step:
                     log.warning("a worker was lost, or one more has come: all go on at step %d", metrics.step - 1)
                 step = metrics.step
@@ -280,7 +324,7 @@ def _passed_on(news: Any, report: Callable[[StepMetrics], None]) -> Iterator[Non
         yield
     finally:
         with suppress(RayError):
-            news.put(None)
+            ray.get(news.tell.remote(None))
         reader.join(timeout=10)
 
 

@@ -163,7 +163,12 @@ class Worker:
 
 
 def train_worker(
-    job: TrainJob, worker: Worker, report: Callable[[StepMetrics], None], *, check: Callable[[], None] = lambda: None
+    job: TrainJob,
+    worker: Worker,
+    report: Callable[[StepMetrics], None],
+    *,
+    check: Callable[[], None] = lambda: None,
+    is_to_end: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train to the last step, from the last checkpoint if there is one. All workers of a run do this at once.
 
@@ -172,6 +177,7 @@ def train_worker(
         worker: which of them this is.
         report: told of each step, by the first worker.
         check: called before each checkpoint is written; raises where the run is no longer ours.
+        is_to_end: asked in each step; where it is so in one of the workers, there is a checkpoint, and no further step.
 
     Raises:
         ValueError: the collection has no photo that is large enough, or the run's checkpoint is of another recipe.
@@ -191,7 +197,7 @@ def train_worker(
     parts = parts_of(worker.number, worker.count, config.parts)
     network = teacher.network if teacher is not None else None
     with ExampleStream(source, photos, config, parts, makes_ahead=worker.device != "cpu") as examples:
-        steps = train_steps(state, config, examples, device=worker.device, teacher=network)
+        steps = train_steps(state, config, examples, device=worker.device, teacher=network, is_to_end=is_to_end)
         if worker.number:
             for _ in steps:
                 pass
@@ -223,6 +229,11 @@ def read_state(store: Store, config: TrainConfig) -> TrainState:
     state = TrainState(config)
     _resume(store, state, config)
     return state
+
+
+def read_step(store: Store) -> int:
+    """The step of the run's last checkpoint; 0 where there is none."""
+    return read_checkpoint_header(store.read(CHECKPOINT))[0] if store.exists(CHECKPOINT) else 0
 
 
 def read_origin(store: Store) -> dict[str, object]:
@@ -280,15 +291,15 @@ class _Folder:
 
     def add(self, metrics: StepMetrics, state: TrainState) -> None:
         """Note a step, and write what is due at it."""
-        is_last = metrics.step == metrics.steps
+        is_done = metrics.step == metrics.steps
         self._means.append(metrics)
         psnr = None
-        if self._photos and (metrics.step % self._job.validate_every == 0 or is_last):
+        if self._photos and (metrics.step % self._job.validate_every == 0 or is_done):
             psnr = self._validate(metrics.step, state)
-        if metrics.step % self._job.log_every == 0 or is_last or psnr is not None:
+        if metrics.step % self._job.log_every == 0 or is_done or psnr is not None:
             self._log(metrics, psnr)
         is_late = time.monotonic() - self._written >= CHECKPOINT_S
-        if metrics.step % self._job.checkpoint_every == 0 or is_late or is_last:
+        if metrics.step % self._job.checkpoint_every == 0 or is_late or metrics.is_last:
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(self._rows, schema=TRAINING_SCHEMA), buffer)
             self._check()

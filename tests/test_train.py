@@ -28,6 +28,7 @@ from pipeline import train, training_run
 from pipeline.clean_photos import CleanPhoto, find_clean_photos
 from pipeline.errors import RunFailed, StorageError, TargetInUse
 from pipeline.ingest import IngestJob, run_ingest
+from pipeline.interruption import Interruption
 from pipeline.lease import leased, refuse_if_lost
 from pipeline.storage import open_store
 from pipeline.subset import Split, split_of
@@ -40,6 +41,7 @@ from pipeline.training_run import (
     read_metrics,
     read_origin,
     read_state,
+    read_step,
     train_worker,
 )
 
@@ -357,6 +359,41 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_end_writes_a_checkpoint_first_and_later_ends_as_one_that_was_not(
+    folder: Path, number: signal.Signals
+) -> None:
+    def end_at_2(metrics: StepMetrics) -> None:
+        if metrics.step == 2:
+            signal.raise_signal(number)
+
+    config = TrainConfig(steps=5, batch_size=4, patch_px=32)
+    stopped, whole = (_job(folder, config=config, run=str(folder.parent / name)) for name in "ab")
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"^interrupted: the same command goes on at step 3$"):
+            run_train(stopped, end_at_2)
+    finally:
+        signal.signal(number, before)
+    run_train(stopped, lambda metrics: None)
+    run_train(whole, lambda metrics: None)
+
+    assert _bytes(stopped) == _bytes(whole)
+
+
+def test_a_run_that_is_told_to_end_twice_ends_at_once(folder: Path) -> None:
+    job = _job(folder, config=TrainConfig(steps=5, batch_size=4, patch_px=32))
+
+    def end_twice(_: StepMetrics) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_train(job, end_twice)
+
+    assert not (Path(job.run) / CHECKPOINT).exists()
+
+
 def test_what_a_killed_run_wrote_in_half_does_not_stay(folder: Path) -> None:
     unfinished = folder.parent / "run/.degrain-tmp/checkpoint"
     unfinished.parent.mkdir(parents=True)
@@ -488,13 +525,16 @@ def test_a_damaged_file_of_a_run_is_named_and_stays(folder: Path, name: str, dam
 
 def test_a_cluster_that_is_gone_hides_no_error_by_its_own() -> None:
     class Gone:
-        def get(self) -> None:
+        def remote(self, *_: object, **__: object) -> None:
             raise RayActorError
 
-        def put(self, _: object) -> None:
-            raise RayActorError
+    class News:
+        tell = next = Gone()
 
-    with pytest.raises(RunFailed, match="training stopped"), train._passed_on(Gone(), print):
+    with (
+        pytest.raises(RunFailed, match="training stopped"),
+        train._passed_on(News(), print, Interruption()),
+    ):
         raise RunFailed("training stopped")
 
 
@@ -534,6 +574,28 @@ def test_a_loss_that_is_no_number_stops_all_workers_of_a_cluster_at_once(folder:
         run_train(_job(folder, config=config, workers=2), lambda metrics: steps.append(metrics.step))
 
     assert steps == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_workers_that_are_told_to_end_write_a_checkpoint_first_and_later_end_as_others_that_were_not(
+    folder: Path,
+) -> None:
+    """The first signal comes while Ray Train waits, whose own handler of it would end the workers at once."""
+    config = TrainConfig(steps=60, batch_size=8, patch_px=32, small_share=0)  # seconds: Ray lets a signal wait for one
+    stopped, whole = (_job(folder, config=config, workers=2, run=str(folder.parent / name)) for name in "ab")
+
+    def end_at_3(metrics: StepMetrics) -> None:
+        if metrics.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="goes on at step"):
+        run_train(stopped, end_at_3)
+    assert 3 < read_step(open_store(stopped.run)) < 60
+    for job in (stopped, whole):
+        run_train(job, lambda metrics: None)
+
+    assert _bytes(stopped) == _bytes(whole)
 
 
 @pytest.mark.faults
