@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -91,14 +92,15 @@ def _start(options: dict[str, Any]) -> str:  # Any: Ray's options
         options = {**options, "_temp_dir": str(temporary_folder(most_characters=RAY_CHARACTERS - len("/ray")) / "ray")}
     for is_last in (False, True):
         try:
-            ours: Any = ray.init(  # Any: Ray's type lacks what it returns
-                address="local",
-                num_cpus=usable_cores(),  # of half a core that a container has, Ray makes none
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                **options,
-            )
+            with _apart_from_our_group():
+                ours: Any = ray.init(  # Any: Ray's type lacks what it returns
+                    address="local",
+                    num_cpus=usable_cores(),  # of half a core that a container has, Ray makes none
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    **options,
+                )
         except Exception as error:
             if is_last or type(error) is not Exception:
                 raise
@@ -125,6 +127,21 @@ def check_own_cluster() -> None:
             f"Ray has died on this machine ({' and '.join(sorted(dead))}): what is committed stays, and the same "
             "command does the rest"
         )
+
+
+@contextmanager
+def _apart_from_our_group() -> Iterator[None]:
+    """While this lasts, processes that Ray starts are in groups of their own, as its workers are.
+
+    A terminal that closes, `timeout` and some schedulers send their signal to all of our group: we end in order as long
+    as Ray does not end before us. It ends with us, whatever ends us.
+    """
+    start = ray._private.services.ConsolePopen
+    ray._private.services.ConsolePopen = partial(start, process_group=0)  # type: ignore[misc, assignment]  # for Ray alone
+    try:
+        yield
+    finally:
+        ray._private.services.ConsolePopen = start  # type: ignore[misc]
 
 
 @contextmanager

@@ -98,6 +98,15 @@ def test_a_node_that_never_starts_is_one_clear_line(monkeypatch: pytest.MonkeyPa
         pass
 
 
+def test_a_signal_to_the_group_of_this_process_is_none_to_ray() -> None:
+    with connected(None):
+        assert global_worker.node is not None
+        groups = {os.getpgid(each.process.pid) for some in global_worker.node.all_processes.values() for each in some}
+
+    assert groups
+    assert os.getpgrp() not in groups
+
+
 @pytest.mark.parametrize("ends_well", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_its_logs_stay_only_after_an_error(*, ends_well: bool) -> None:
     with suppress(RuntimeError), connected(None):
