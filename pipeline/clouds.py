@@ -4,7 +4,6 @@ Each library would repeat failed requests by itself, uncounted, and multiplied b
 """
 
 import functools
-import io
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import fsspec
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
 from pipeline.errors import StorageError
+from pipeline.range_file import RangeFile
 from pipeline.redaction import explain, showable
 
 PAGE = 1000  # objects of a listing that a server sends at once, at most
@@ -124,36 +124,6 @@ class Cloud:
         return [(entry["name"], int(entry["size"]), etag_of(entry)) for entry in files], others or None
 
 
-class _Body(io.RawIOBase):
-    """Bytes that are sent a piece at a time: of a body in memory, asyncio's transport holds a copy until it is sent."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = memoryview(data)
-        self._position = 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self)}[whence] + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:  # Any: Python has no name for a writable buffer before 3.12
-        piece = self._data[self._position : self._position + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._position += len(piece)
-        return len(piece)
-
-
 class S3(Cloud):
     """S3 and its kin. An object is one request either way: parts would add requests, and leave parts behind."""
 
@@ -181,7 +151,9 @@ class S3(Cloud):
             await self.filesystem._call_s3("put_object", Bucket=bucket, Key=key, Body=file)
 
     async def put(self, path: str, data: bytes, content_type: str | None = None) -> None:
-        body = _Body(data) if len(data) > LARGE_BYTES else data
+        # A body in memory that is sent at once is there twice: asyncio's transport holds a copy until it is sent.
+        is_large = len(data) > LARGE_BYTES
+        body = RangeFile(len(data), lambda start, length: data[start : start + length]) if is_large else data
         kind = {} if content_type is None else {"ContentType": content_type}
         await self.filesystem._pipe_file(path, body, chunksize=self.LARGEST, **kind)
 

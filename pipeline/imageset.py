@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing, ObjectRefused, RunFailed, StorageError
 from pipeline.fault_points import FaultPoint, fault_point
+from pipeline.footer import mark_footer, read_footer
 from pipeline.index import Part, count_outcomes, merge
 from pipeline.lease import Lease, is_lease, leased, refuse_if_leased
 from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, SourceObject, index_rows, index_table
@@ -186,7 +187,7 @@ class ImageSet:
         key = self.plan_key(run)
         data = self.store.read(key)
         with _damage(f"{self.store.url}/{key}"):
-            for batch in pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).iter_batches(GATHERED_ROWS):
+            for batch in _open_parquet(data).iter_batches(GATHERED_ROWS):
                 batch.validate(full=True)
         return data
 
@@ -446,7 +447,7 @@ def parse_commit(data: bytes, name: str) -> pa.Table:
         ImageSetError: it is damaged.
     """
     with _damage(name):
-        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(use_threads=False)
+        table = _open_parquet(data).read(use_threads=False)
         return table if table.schema.equals(INDEX_SCHEMA) else index_rows(table)
 
 
@@ -479,7 +480,14 @@ def _is_named(key: str, folder: str, suffix: str) -> bool:
 def _parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    mark_footer(buffer)
     return buffer.getvalue()
+
+
+def _open_parquet(data: bytes) -> pq.ParquetFile:
+    """A plan or a commit, whose damage comes to light when it is opened or read."""
+    read_footer(len(data), lambda start, length: data[start : start + length])
+    return pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:

@@ -9,15 +9,18 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ObjectMissing, ObjectRefused
+from pipeline.footer import mark_footer, read_footer
 from pipeline.png import SIGNATURE
+from pipeline.range_file import RangeFile
 from pipeline.records import PACKED_SCHEMA, PhotoRecord, index_table
 from pipeline.storage import Store
 
@@ -79,6 +82,7 @@ class PackedWriter:
         """The whole file."""
         self._write_group()
         self._writer.close()
+        mark_footer(self._buffer)
         return self._buffer.getvalue()  # CPython hands out the buffer itself
 
     def _write_group(self) -> None:
@@ -125,7 +129,7 @@ class PackedReader:
                 yield from following.result()
 
     def read_rows(self, place: str) -> pa.Table:
-        """All that a shard holds beside its photos, every page of it as it was written.
+        """All that a shard holds beside its photos, every page and the footer as they were written.
 
         Photos themselves are read whatever the checksums of their pages are, or one that is damaged would take its
         neighbours with it: whoever reads them knows their hashes.
@@ -133,10 +137,9 @@ class PackedReader:
         Raises:
             ObjectRefused: there is no such shard, or it is damaged.
         """
-        source = pa.PythonFile(_RangeFile(self._store, place), mode="r")
         known = set(PACKED_SCHEMA.names)
         try:
-            file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
+            file = _open_file(self._store, place, page_checksum_verification=True)
             found = set(file.schema_arrow.names)
             if known - found and found - known:  # another degrain may know fewer columns, or more, and calls none else
                 raise ValueError(f"it has the columns {sorted(found - known)}, and lacks {sorted(known - found)}")
@@ -173,7 +176,7 @@ class PackedReader:
         shard = self._shards.pop(place, None)
         if shard is None:
             try:
-                shard = _Shard.open(pa.PythonFile(_RangeFile(self._store, place), mode="r"))
+                shard = _Shard.of(_open_file(self._store, place))
             except ObjectRefused as error:
                 return error
             except DAMAGE as error:
@@ -208,8 +211,7 @@ class _Shard:
     bounds: list[tuple[str, str] | None]
 
     @classmethod
-    def open(cls, source: pa.NativeFile) -> "_Shard":
-        file = pq.ParquetFile(source, pre_buffer=True)  # both columns of a row group in one request
+    def of(cls, file: pq.ParquetFile) -> "_Shard":
         column = file.schema_arrow.names.index("key") + 1  # of the Parquet columns: `image` is two of them
         bounds = []
         for group in range(file.num_row_groups):
@@ -223,32 +225,15 @@ class _Shard:
         return next(groups, None)
 
 
-class _RangeFile(io.RawIOBase):
-    """An object of a store as a file that reads nothing but what is asked for."""
+def _open_file(store: Store, place: str, **options: Any) -> pq.ParquetFile:  # Any: those of pyarrow
+    """A shard whose footer is as it was written; those of an older degrain do not tell.
 
-    def __init__(self, store: Store, key: str) -> None:
-        self._store, self._key = store, key
-        self._size = store.size(key)
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = start + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        length = self._size - self._position if size < 0 else min(size, self._size - self._position)
-        if length <= 0:
-            return b""
-        data = self._store.read_range(self._key, self._position, length)
-        self._position += len(data)
-        return data
+    Raises:
+        ObjectRefused: there is none, or it cannot be read.
+        ValueError, pa.ArrowException, OSError: it is damaged.
+    """
+    size_bytes = store.size(place)
+    read = partial(store.read_range, place)
+    metadata = pq.read_metadata(io.BytesIO(read_footer(size_bytes, read)))
+    source = pa.PythonFile(RangeFile(size_bytes, read), mode="r")
+    return pq.ParquetFile(source, metadata=metadata, pre_buffer=True, **options)  # a row group in one request

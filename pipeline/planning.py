@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.database import create_unique_view, in_batches, literal, open_database, scan
+from pipeline.footer import mark_footer
 from pipeline.records import GONE, LISTING_SCHEMA, PLAN_SCHEMA, PlannedPhoto, ShardPlan, SourceObject, Status
 from pipeline.subset import SAMPLE_HASH, sample_condition
 
@@ -424,6 +425,8 @@ def _write_shards(todo: Iterator[pa.Table], size: ShardSize, plan: Path, options
             shard = names.take(pa.array(np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))))
             writer.write_table(cut.append_column("shard", shard).select(PLAN_SCHEMA.names).cast(schema))
             planned, shards = planned + _amount(cut), shards + len(ends)
+    with plan.open("r+b") as file:
+        mark_footer(file)
     return planned, shards
 
 

@@ -399,6 +399,15 @@ def test_a_byte_that_rots_in_a_commit_is_damage_and_no_other_key(images: ImageSe
         parse_commit(rotten, "commits/s1.parquet")
 
 
+def test_a_bit_that_rots_in_the_footer_of_a_commit_is_damage(images: ImageSet) -> None:
+    commit(images, {"s1": [row("a.jpg")]})
+    rotten = images.store.read("commits/s1.parquet").replace(b"source_etag", b"sourcf_etag")
+    assert pq.read_table(io.BytesIO(rotten)).num_rows == 1
+
+    with pytest.raises(ImageSetError, match="is damaged"):
+        parse_commit(rotten, "commits/s1.parquet")
+
+
 def test_an_index_can_be_read_as_if_shards_were_published(images: ImageSet) -> None:
     commit(images, {"s1": [row("a"), row("b")], "s2": [row("b", "run-2")]})
     images.publish("run-1", ["s1"])

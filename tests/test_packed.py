@@ -18,6 +18,7 @@ from rows import row
 
 from pipeline import packed
 from pipeline.errors import ObjectMissing, ObjectRefused, StorageError
+from pipeline.footer import MARK
 from pipeline.packed import PackedReader, PackedWriter
 from pipeline.records import PACKED_SCHEMA, Outcome, SourceObject, index_table
 from pipeline.storage import LocalStore
@@ -184,13 +185,27 @@ def test_a_byte_that_rots_among_the_rows_of_a_shard_is_damage_and_no_other_value
             PackedReader(store).read_rows("shards/rotten.parquet")
 
 
+def test_a_bit_that_rots_in_a_footer_is_damage_and_no_other_value(store: Counting) -> None:
+    data = shard_of({"a.jpg": b"photo"})
+    footer_bytes = 8 + int.from_bytes(data[-8:-4], "little")
+    for place in range(1, footer_bytes + 1):
+        rotten = bytearray(data)
+        rotten[-place] ^= 1 << place % 8
+        store.write(PLACE, bytes(rotten))
+
+        with pytest.raises(ObjectRefused, match=r"s1.parquet is damaged: "):
+            PackedReader(store).read_rows(PLACE)
+        assert isinstance(found(store, wanted("a.jpg"))["a.jpg"], ObjectRefused)
+
+
 def test_a_column_whose_name_rots_is_damage_and_one_of_another_degrain_is_none(store: Counting) -> None:
     data = shard_of({"a.jpg": b"photo"})
     table = pq.read_table(io.BytesIO(data))
     older, newer = (io.BytesIO() for _ in range(2))
     pq.write_table(table.drop_columns("iso"), older)
     pq.write_table(table.append_column("mood", [["merry"]]), newer)
-    for name, shard in (("older", older.getvalue()), ("newer", newer.getvalue()), ("r", data.replace(b"iso", b"ico"))):
+    rotten = data.replace(b"iso", b"ico").replace(MARK, bytes(len(MARK)))  # as of a degrain that knew no hash of it
+    for name, shard in (("older", older.getvalue()), ("newer", newer.getvalue()), ("r", rotten)):
         store.write(f"shards/{name}.parquet", shard)
 
     keys = [PackedReader(store).read_rows(f"shards/{name}.parquet")["key"].to_pylist() for name in ("older", "newer")]
