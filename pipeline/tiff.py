@@ -43,7 +43,12 @@ TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_SIZES, SUB_IFDS, EXTRA_SAMPLES, SAMP
 )
 THUMBNAIL_OFFSET, THUMBNAIL_SIZE = 513, 514  # of a JPEG
 DATA_TAGS = (STRIP_OFFSETS, STRIP_SIZES), (TILE_OFFSETS, TILE_SIZES), (THUMBNAIL_OFFSET, THUMBNAIL_SIZE)
+LAYOUT_TAGS = {
+    *(SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, SAMPLES, ROWS_PER_STRIP, PLANAR),
+    *(PREDICTOR, TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, *DATA_TAGS[0], *DATA_TAGS[1]),
+}
 GPS_IFD, INTEROPERABILITY_IFD = 34853, 40965
+POINTERS = SUB_IFDS, EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD  # to further directories
 ICC_PROFILE, PHOTOSHOP_LAYERS, GDAL_NODATA, DNG_VERSION, CONTENT_CREDENTIALS = 34675, 37724, 42113, 50706, 52545
 
 REDUCED, MASK = 1, 4  # bits of SUBFILE_TYPE
@@ -104,7 +109,7 @@ class Layout:
     offsets_tag: int
     sizes_tag: int
     segments: tuple[Segment, ...]
-    is_trailed: bool = False  # by data that nothing which is known of the file points to
+    is_trailed: bool = False  # by data to which nothing known points, or by what is said to be there and is not
 
 
 def inspect(data: Data) -> Header:
@@ -116,6 +121,8 @@ def inspect(data: Data) -> Header:
     file = open_file(data)
     pages, others = _directories(file)
     photo = pages[0]
+    if any(entry.kind not in UNSIGNED for tag, entry in photo.entries.items() if tag in LAYOUT_TAGS):
+        raise PhotoRejected(CORRUPT)  # or a default would stand for what it says
     width_px, height_px = file.value(photo, WIDTH, 0), file.value(photo, HEIGHT, 0)
     samples = file.value(photo, SAMPLES, 1)
     bit_depth = file.value(photo, BITS, 1)
@@ -264,7 +271,7 @@ def _directories(file: File) -> tuple[list[Directory], list[Directory]]:
     queue = list(pages)
     while queue:
         directory = queue.pop(0)
-        for tag in (SUB_IFDS, EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD):
+        for tag in POINTERS:
             for offset in file.values(directory, tag)[:MAX_DIRECTORIES]:
                 if offset and offset not in seen and len(seen) < MAX_DIRECTORIES:
                     seen.add(offset)
@@ -362,8 +369,11 @@ def read_layout(data: Data) -> Layout:
     file = open_file(data)
     pages, others = _directories(file)
     layout = _layout(file, pages[0])
-    known = [*_spans(layout, [*pages, *others]), *_data_spans(file, pages[0])]  # some writers state a strip too many
-    return replace(layout, is_trailed=is_trailed(data, max(end for _, end, _ in known if end <= len(data))))
+    directories = [*pages, *others]
+    known = (*_spans(layout, directories), *_data_spans(file, pages[0]))  # some writers state a strip too many
+    pointers = (start for each in directories for tag in POINTERS for start in file.values(each, tag))
+    end = max(*(end for _, end, _ in known), *(start + 1 for start in pointers))
+    return replace(layout, is_trailed=end > len(data) or is_trailed(data, end))
 
 
 def _layout(file: File, photo: Directory) -> Layout:

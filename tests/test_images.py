@@ -609,6 +609,29 @@ def test_what_lies_behind_a_tiff_stays_at_its_end_and_else_the_tiff_stays_as_it_
     assert_same(read(rewritten(flat + bytes(1000), Pixels(noise))), Pixels(noise))
 
 
+@pytest.mark.parametrize("tag", [0x8769, 0x8825, 50000], ids=["EXIF", "GPS", "unknown"])
+def test_nothing_is_written_where_a_tag_of_a_tiff_points_behind_its_end(tag):
+    kind, count = (4, 1) if tag != 50000 else (7, 1000)
+    flat = tiff(np.zeros((400, 400, 3), np.uint8), compression="zlib", software="x" * 50)
+    with tifffile.TiffFile(io.BytesIO(flat)) as file:
+        entry = file.pages[0].tags["Software"].offset
+    source = flat[:entry] + struct.pack("<HHII", tag, kind, count, len(flat)) + flat[entry + 12 :]
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+
+    assert_same(read(inverted(source)), Pixels(np.full_like(noise, 255)))
+    with pytest.raises(PhotoKept):
+        rewritten(source, Pixels(noise))
+
+
+def test_a_tiff_is_rejected_for_a_tag_of_its_picture_that_is_no_unsigned_number():
+    source = tiff(compression="lzw")
+    with tifffile.TiffFile(io.BytesIO(source)) as file:
+        entry = file.pages[0].tags["Compression"].offset
+    source = source[: entry + 2] + struct.pack("<H", 8) + source[entry + 4 :]
+    with pytest.raises(PhotoRejected, match="its directory makes no sense"):
+        inspect(source)
+
+
 def test_a_tiff_whose_white_is_zero_shows_its_colours_the_right_way():
     source = tiff(np.invert(photo(1)), photometric="miniswhite")
     np.testing.assert_array_equal(read(source).colour, photo(1))
