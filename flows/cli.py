@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from flows.console import ProgressBar, add_cluster_options, bar_interval_s
+from flows.console import Bar, ProgressBar, add_cluster_options
 from flows.settings_file import complete
 from flows.standard_streams import output_written, prepare_process
 from flows.upkeep_commands import add_upkeep
@@ -125,7 +125,7 @@ def demo(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """`degrain train`: a network on a collection of clean photos."""
-    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from model.training import PRESETS
     from pipeline.train import run_train
@@ -150,16 +150,12 @@ def train(options: argparse.Namespace) -> int:
         address=options.cluster,
         config=config,
     )
-    bar = tqdm(unit="step", file=sys.stderr, mininterval=bar_interval_s(), delay=0.1)
+    bar = Bar("step")
 
-    def report(metrics: "StepMetrics") -> None:
-        if bar.n == 0:  # a run that goes on starts in the middle
-            bar.n = bar.initial = bar.last_print_n = metrics.step - 1
-            bar.total = metrics.steps
-        bar.set_postfix_str(f"loss {metrics.loss:.4f}", refresh=False)
-        bar.update(metrics.step - bar.n)  # less than nothing where a run fell back to its last checkpoint
+    def report(metrics: "StepMetrics") -> None:  # a run that goes on starts in the middle
+        bar.show(metrics.step, metrics.steps, f"loss {metrics.loss:.4f}", initial=metrics.step - 1)
 
-    with bar:
+    with bar, logging_redirect_tqdm():  # or the log would go on in the line of the bar
         scores = run_train(job, report)
     print(json.dumps({"run": options.run, **scores}))
     return EXIT_OK
@@ -236,7 +232,11 @@ def _start_log(options: argparse.Namespace) -> None:
         handler.setFormatter(JsonLines())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.ERROR, handlers=[handler])
+    level = logging.INFO if options.verbose else logging.ERROR
+    if hasattr(options, "warns") and not options.verbose:
+        level = logging.WARNING
+        handler.addFilter(lambda record: record.levelno > level or record.name.startswith(("pipeline.", "model.")))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def _summary_text(summary: "Summary", target: str) -> str:
@@ -287,6 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     _weights_option(command)
 
     command = _command(commands, "train", train, "train a network on clean photos")
+    command.set_defaults(warns=True)  # such as of photos that are left out: it changes what comes of the training
     command.add_argument("source", nargs="?", metavar="SET", help="folder, URL or image set of clean photos")
     command.add_argument("--run", metavar="NAME", help="folder or URL of the run; it goes on if it is there")
     _settings_option(command, "train")
@@ -315,7 +316,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
     command.add_argument("--licence", default="not stated", metavar="TEXT", help="what the card says of the terms")
 
-    add_evaluate(_command(commands, "evaluate", evaluate, "measure weights on clean photos with known noise"))
+    command = _command(commands, "evaluate", evaluate, "measure weights on clean photos with known noise")
+    command.set_defaults(warns=True)
+    add_evaluate(command)
     add_weights(commands, _command)
 
     command = _command(commands, "up", up, "serve the flows, with a Prefect server and Ray, on this machine")

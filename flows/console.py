@@ -32,12 +32,18 @@ class Bar:
             self._bar.close()
             self._bar = None
 
-    def show(self, done: int, total: int, text: str = "") -> None:
+    def show(self, done: int, total: int, text: str = "", *, initial: int = 0) -> None:
+        """Show what is done, maybe less than before; what was so before the first time, `initial`, took no time."""
         from tqdm import tqdm
 
         if self._bar is None:
             self._bar = tqdm(
-                total=total, unit=self._unit, file=sys.stderr, dynamic_ncols=True, mininterval=bar_interval_s()
+                total=total,
+                initial=initial,
+                unit=self._unit,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                mininterval=bar_interval_s(),
             )
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(done - self._bar.n)

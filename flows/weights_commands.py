@@ -44,6 +44,7 @@ def add_weights(commands: Any, add: AddCommand) -> None:  # Any: argparse keeps 
     add_registry_option(action)
 
     action = add(actions, "promote", promote_weights, "point a name of a registry to weights that are no worse")
+    action.set_defaults(warns=True)
     action.add_argument("weights", metavar="WEIGHTS", help="name, path or URL of weights, or a hash of the registry")
     action.add_argument("name", metavar="NAME", help="what they are to be called")
     action.add_argument("--registry", required=True, metavar="URL", help="folder or URL of the registry")

@@ -82,17 +82,18 @@ def no_clean_photos(source: Source, *, min_side_px: int) -> ValueError:
 
 
 def clean_among(files: Iterable[tuple[str, bytes | ObjectRefused]], *, min_side_px: int) -> Iterator[CleanPhoto]:
-    """The photos among files, by key, that have 8 bits, colour and the size; the log names what cannot be used."""
+    """The photos among files, by key, that have 8 bits, colour and the size; the log names those that do not."""
     for key, data in files:
         try:
             if isinstance(data, ObjectRefused):
                 raise data
             pixels = _decode_colour(data, key)
+            if (side_px := min(pixels.shape[:2])) < min_side_px:
+                raise PhotoRejected(f"a side has {side_px} pixels, and {min_side_px} are needed")  # noqa: TRY301
         except (PhotoRejected, ObjectRefused) as error:
             log.warning("left out %s: %s", key, error)
             continue
-        if min(pixels.shape[:2]) >= min_side_px:
-            yield CleanPhoto(key, hashlib.sha256(data).hexdigest(), pixels)
+        yield CleanPhoto(key, hashlib.sha256(data).hexdigest(), pixels)
 
 
 def digest_of(photos: Iterable[tuple[str, str]]) -> str:

@@ -62,6 +62,7 @@ class ExampleStream:
         self._steps: dict[int, Future[Examples]] = {}
         self._kept: dict[range, list[Patches]] = {}
         self._kept_bytes = 0
+        self._useless: set[int] = set()  # photos: once they are known they are not read again, nor told of
 
     def __enter__(self) -> "ExampleStream":
         return self
@@ -107,14 +108,18 @@ class ExampleStream:
         if numbers in self._kept:
             yield from self._kept[numbers]
             return
-        files = self._source.read(self._photos.slice(numbers.start, len(numbers)))
+        wanted = [number for number in numbers if number not in self._useless]
+        group = self._photos.take(wanted)
+        useless = dict(zip(group["key"].to_pylist(), wanted, strict=True))
         photos, kept_bytes = [], self._kept_bytes
-        for photo in clean_among(files, min_side_px=self._config.patch_px):
+        for photo in clean_among(self._source.read(group), min_side_px=self._config.patch_px):
+            del useless[photo.key]
             pixels = np.ascontiguousarray(photo.pixels)  # of one with transparency, this lets go of that
             kept_bytes += pixels.nbytes
             if kept_bytes <= KEPT_BYTES:
                 photos.append(pixels)
             yield pixels
+        self._useless.update(useless.values())
         if kept_bytes <= KEPT_BYTES:
             self._kept[numbers], self._kept_bytes = photos, kept_bytes
 

@@ -1,6 +1,7 @@
 """What a step learns from is the same whoever makes it, when, and whether its photos were decoded before."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -79,6 +80,22 @@ def test_others_are_read_again_and_give_the_same(
     read_once = [key for key in set(reads) if reads.count(key) == 1]
     assert len(read_once) <= kept
     assert len(reads) > 2 * PHOTOS
+
+
+def test_photos_of_no_use_are_read_and_told_of_once(
+    tmp_path: Path, reads: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for key, photo in {"good": scene(side_px=SIDE_PX), "small": scene(side_px=31), "gray": scene()[..., 0]}.items():
+        (tmp_path / f"{key}.png").write_bytes(saved(photo, "PNG"))
+    (tmp_path / "broken.png").write_bytes(b"no photo")
+
+    _steps(photos_of(open_store(str(tmp_path))), BLOCKS)
+
+    assert sorted(reads) == ["broken.png", "good.png", "gray.png", "small.png"]
+    assert sorted(line.split(": ")[0] for line in caplog.messages) == [
+        f"left out {key}.png" for key in ("broken", "gray", "small")
+    ]
+    assert "left out small.png: a side has 31 pixels, and 32 are needed" in caplog.messages
 
 
 def test_a_run_that_goes_on_has_the_examples_of_one_that_never_stopped(source: Source) -> None:

@@ -14,6 +14,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 import torch
+from commands import degrain
 from loop import Loop
 from photos import saved, scene
 from PIL import Image
@@ -562,6 +563,21 @@ def test_photos_that_cannot_be_used_are_made_up_for_by_others(folder: Path) -> N
     run_train(_job(folder), lambda metrics: None)
 
     assert (folder.parent / "run/weights.safetensors").exists()
+
+
+def test_the_command_warns_of_what_changes_its_result(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != "40.png":
+            path.write_bytes(b"no photo")
+    options = ("--patch-px", 32, "--batch-size", 1)
+    degrain("train", folder, "--run", folder.parent / "run", "--steps", 1, *options)
+    (folder / "new.png").write_bytes((folder / "40.png").read_bytes())
+
+    done = degrain("train", folder, "--run", folder.parent / "run", "--steps", 2, *options)
+
+    for told in ("left out 41.png", "going on at step 1", "the photos are others than before"):
+        assert f"WARNING {told}" in done.stderr
+    assert done.returncode == 0
 
 
 @pytest.mark.slow
