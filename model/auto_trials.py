@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from model.denoiser import Denoiser
 from model.estimate import estimate_noise
-from model.evaluate import MOST_DB
-from model.metrics import PEAK, psnr_of
+from model.metrics import PEAK, score_db
 from model.strength import is_doubtful, why_left_alone
 from model.texture import Removed
 
@@ -129,7 +128,7 @@ def _try_strengths(denoiser: Denoiser, clean: Photo, noisy: Photo) -> _Tried:
         removed.add(noisy, denoised)
         is_left_alone = removed.is_texture
     change = denoised.astype(np.float32) - noisy
-    fixed_db = [_psnr_db(np.rint(noisy + strength * change), clean) for strength in FIXED_STRENGTHS]
+    fixed_db = [score_db(np.rint(noisy + strength * change), clean) for strength in FIXED_STRENGTHS]
     return _Tried(fixed_db, fixed_db[0 if is_left_alone else -1], is_left_alone)
 
 
@@ -147,7 +146,7 @@ def _mean_strengths(sigma: float, found: Sequence[_Tried]) -> AutoScore:
 
 
 def _clean_score(found: Sequence[_Tried]) -> CleanScore:
-    rest_db = [min(tried.auto_db, MOST_DB) for tried in found if not tried.is_left_alone]
+    rest_db = [tried.auto_db for tried in found if not tried.is_left_alone]
     return CleanScore(
         photos=len(found),
         left_alone=1 - len(rest_db) / len(found),
@@ -161,8 +160,3 @@ def _noisy(clean: Photo, sigma: float, seed: int, number: int) -> Photo:
         return clean
     noise = np.random.default_rng([seed, number, round(sigma)]).normal(0, sigma, clean.shape)
     return np.rint(clean + noise).clip(0, PEAK).astype(np.uint8)
-
-
-def _psnr_db(photo: NDArray[np.float32], clean: Photo) -> float:
-    difference = photo - clean
-    return psnr_of(float(np.square(difference, dtype=np.float64).sum()), difference.size, peak=PEAK)

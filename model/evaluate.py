@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.estimate import estimate_noise
-from model.metrics import PEAK, psnr_db, ssim
+from model.metrics import PEAK, score_db, ssim
 
 Photo = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -22,7 +22,6 @@ Denoise = Callable[[Floats | Photo, "Told"], Floats | Photo]
 
 JPEG_QUALITY = 90
 PHOTO_ISOS = (800, 1600, 3200, 6400, 12800)
-MOST_DB = 99.0  # no PSNR counts as more: that of a photo that is as it should be is infinite, which JSON cannot hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +108,8 @@ def _score(clean: Photo, noisy: Floats | Photo, result: Floats | Photo, estimate
     error: Floats = made - truth
     detail = truth - _blurred(truth)
     return Score(
-        noisy_psnr_db=min(psnr_db(seen, truth), MOST_DB),
-        psnr_db=min(psnr_db(made, truth), MOST_DB),
+        noisy_psnr_db=score_db(seen, truth),
+        psnr_db=score_db(made, truth),
         ssim=ssim(made.astype(np.uint8), clean),
         noise_left=_projection(error, noise),
         detail_lost=-_projection(error, detail),

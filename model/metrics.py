@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PEAK = 255.0
+MOST_DB = 99.0  # of a score: the PSNR of a photo that is as it should be is infinite, which JSON and means cannot hold
 BAND_SAMPLES = 2**16  # of differences at a time: they stay in the cache, and so few are added up in float32
 
 
@@ -17,6 +18,15 @@ def psnr_db(photo: NDArray[np.generic], reference: NDArray[np.generic], *, peak:
         ValueError: the shapes differ.
     """
     return psnr_of(squared_error(photo, reference), photo.size, peak=peak)
+
+
+def score_db(photo: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
+    """The PSNR in dB of 8-bit levels as all scores have it: at most `MOST_DB`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return min(psnr_db(photo, reference), MOST_DB)
 
 
 def psnr_of(squares: float, samples: int, *, peak: float = PEAK) -> float:
@@ -65,7 +75,7 @@ def gaussian_psnr_db(
     sigma: float,
     seed: int = 0,
 ) -> list[float]:
-    """PSNR of each photo in the protocol of papers: float noise, unclipped; the output rounded to 8 bit; over RGB.
+    """The score of each photo in the protocol of papers: float noise, unclipped; the output rounded to 8 bit; over RGB.
 
     Args:
         denoise: maps an (H, W, 3) float32 photo in 8-bit levels, not clipped, to its estimate of the clean one.
@@ -77,5 +87,5 @@ def gaussian_psnr_db(
     scores = []
     for clean in photos:
         noisy = clean.astype(np.float32) + draw.normal(0, sigma, clean.shape).astype(np.float32)
-        scores.append(psnr_db(denoise(noisy).round().clip(0, PEAK), clean))
+        scores.append(score_db(denoise(noisy).round().clip(0, PEAK), clean))
     return scores

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.auto_trials import AutoScores
-from model.evaluate import MOST_DB, Score, mean_score
+from model.evaluate import Score, mean_score
+from model.metrics import MOST_DB
 from pipeline.auto_table import auto_rows
 
 

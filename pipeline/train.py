@@ -21,7 +21,6 @@ from ray.exceptions import RayError
 from torch import nn
 
 from model.denoiser import Denoiser, count_gpus
-from model.evaluate import MOST_DB
 from model.metrics import gaussian_psnr_db
 from model.training import StepMetrics, TrainConfig
 from model.weights import Card, Part, Provenance, Weights, dump_weights, parse_weights
@@ -161,7 +160,7 @@ def score(weights: Weights, photos: Iterable[CleanPhoto]) -> dict[str, float]:
     def mean_db(sigma: int) -> float:
         clean = (photo.pixels for photo in islice(photos, SCORED_PHOTOS))
         scores_db = gaussian_psnr_db(denoiser.denoise_float, clean, sigma=sigma)
-        return float(np.mean(np.minimum(scores_db, MOST_DB)))
+        return float(np.mean(scores_db))
 
     return {f"psnr_db_sigma_{sigma}": round(mean_db(sigma), 3) for sigma in SCORED_SIGMAS}
 

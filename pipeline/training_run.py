@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.denoiser import Denoiser, use_threads
-from model.evaluate import MOST_DB
-from model.metrics import PEAK, psnr_db
+from model.metrics import PEAK, score_db
 from model.patches import parts_of
 from model.training import NO_ORIGIN, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
 from model.weights import NETWORKS, Card, Part, dump_weights, parse_weights
@@ -332,7 +331,7 @@ class _Folder:
         for clean in self._photos:
             noisy = clean.astype(np.float32) + draw.normal(0, VALIDATION_SIGMA, clean.shape).astype(np.float32)
             made = denoiser.denoise_float(noisy)
-            scores.append(min(psnr_db(made.round().clip(0, PEAK), clean), MOST_DB))
+            scores.append(score_db(made.round().clip(0, PEAK), clean))
             strips.append(np.concatenate([noisy, made, clean.astype(np.float32)], axis=1))
         picture = np.concatenate([_padded(strip) for strip in strips[:PICTURED]]).round().clip(0, PEAK).astype(np.uint8)
         self._store.write(f"{PICTURES}/{step:08}.png", to_png(picture))

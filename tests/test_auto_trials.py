@@ -10,7 +10,7 @@ from flows.cli import main
 from model import auto_trials
 from model.auto_trials import FIXED_STRENGTHS, STRENGTH_SIGMAS, AutoScores, score_auto, score_estimates
 from model.denoiser import Denoiser
-from model.evaluate import MOST_DB
+from model.metrics import MOST_DB
 from pipeline.auto_table import auto_rows, format_auto
 
 PHOTOS = [scene(sigma=0, side_px=96, seed=seed)[:, ::step] for seed, step in ((0, 1), (1, -1))]

@@ -10,7 +10,6 @@ from photos import saved
 from flows.cli import main
 from model.evaluate import (
     CAMERAS,
-    MOST_DB,
     PHOTO_ISOS,
     Score,
     Trial,
@@ -20,6 +19,7 @@ from model.evaluate import (
     run_trial,
     standard_trials,
 )
+from model.metrics import MOST_DB
 from model.photo import PhotoNetwork
 from model.weights import Card, dump_weights
 from pipeline.errors import StorageError

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from model.metrics import gaussian_psnr_db, psnr_db
+from model.metrics import MOST_DB, gaussian_psnr_db, psnr_db, score_db
 
 
 def test_an_error_of_one_level_everywhere_is_48_db():
@@ -52,3 +52,12 @@ def test_the_same_seed_gives_the_same_scores_and_another_does_not():
     first, again, other = (gaussian_psnr_db(np.copy, photos, sigma=10, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+def test_a_score_is_finite_however_close_the_photo_is():
+    photo = np.full((512, 512, 3), 128, np.uint8)
+    nearly = photo.copy()
+    nearly[3, 3, 0] += 1
+    assert psnr_db(nearly, photo) > MOST_DB
+    assert score_db(photo, photo) == score_db(nearly, photo) == MOST_DB
+    assert gaussian_psnr_db(lambda _: photo.astype(np.float32), [photo], sigma=25) == [MOST_DB]

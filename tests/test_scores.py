@@ -5,7 +5,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from model.evaluate import MOST_DB, Score
+from model.evaluate import Score
+from model.metrics import MOST_DB
 from pipeline.scores import Evaluation, PhotoScore, Row, format_markdown, format_row, summarise
 
 

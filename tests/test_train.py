@@ -21,7 +21,7 @@ from PIL import Image
 from ray.exceptions import RayActorError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from model.evaluate import MOST_DB
+from model.metrics import MOST_DB
 from model.photo import PhotoNetwork
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState, read_checkpoint_header
 from model.weights import Card, Part, dump_weights, load_weights, parse_weights
