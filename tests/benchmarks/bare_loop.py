@@ -15,13 +15,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
-from contest import report, run_together
+from contest import in_turn, report, run_together
 from noisy_photos import SIZES_PX, scaled, write_noisy
 from numpy.typing import NDArray
 
@@ -43,26 +44,26 @@ def main() -> None:
     options = parser.parse_args()
     count = options.count or {"png": 246, "jpeg": 12}[options.kind]
     seconds: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         source = folder / "noisy"
         origins = write_noisy(options.photos, source, options.kind, count, sigma=options.sigma)
-        for turn in range(options.rounds):
-            target = folder / f"{turn}"
-            took = {
-                "loop, one process": run_loops(source, target / "one", processes=1),
-                "loop, one a core": run_loops(source, target / "many", processes=CORES),
-                "degrain": run_degrain(source, target / "degrain"),
-                "degrain, steady": steady_s(target / "degrain", count),
-            }
-            for contender, each in took.items():
-                seconds.setdefault(contender, []).append(each)
+        contenders: dict[str, Callable[[Path], float]] = {
+            "loop, one process": lambda target: run_loops(source, target, processes=1),
+            "loop, one a core": lambda target: run_loops(source, target, processes=CORES),
+            "degrain": lambda target: run_degrain(source, target),
+        }
+        for turn, name in in_turn(contenders, rounds=options.rounds):
+            target = folder / f"{turn}-{name}"
+            seconds.setdefault(name, []).append(contenders[name](target))
+            if name == "degrain":
+                seconds.setdefault("degrain, steady", []).append(steady_s(target, count))
         megapixels = count * np.prod(SIZES_PX[options.kind]) / 1e6
         report(seconds, count, megapixels, ours=["degrain", "degrain, steady"])
         some = list(origins.items())[:: max(1, count // 20)]
         size = SIZES_PX[options.kind]
         before = np.mean([psnr_db(read(source / key), scaled(clean, size)) for key, clean in some])
-        after = np.mean([psnr_db(read(folder / "0/degrain/images" / key), scaled(clean, size)) for key, clean in some])
+        after = np.mean([psnr_db(read(folder / "0-degrain/images" / key), scaled(clean, size)) for key, clean in some])
         print(f"PSNR {before:.2f} dB before, {after:.2f} dB after")
 
 

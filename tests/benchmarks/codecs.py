@@ -15,7 +15,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from bare_loop import steady_s
-from contest import report, run_together
+from contest import in_turn, report, run_together
 from noisy_photos import SIZES_PX, write_noisy
 from worker import encode_again, without_network
 
@@ -36,14 +36,16 @@ def main() -> None:
     options = parser.parse_args()
     count = options.count or {"png": 1640, "jpeg": 123}[options.kind]
     seconds: dict[str, list[float]] = {"codecs alone": [], "degrain": [], "degrain, steady": []}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         source = folder / "noisy"
         write_noisy(options.photos, source, options.kind, count)
-        for turn in range(options.rounds):
-            seconds["codecs alone"].append(run_codecs(source))
-            seconds["degrain"].append(run_degrain(source, folder / f"{turn}"))
-            seconds["degrain, steady"].append(steady_s(folder / f"{turn}", count))
+        for turn, name in in_turn(("codecs alone", "degrain"), rounds=options.rounds):
+            if name == "codecs alone":
+                seconds[name].append(run_codecs(source))
+            else:
+                seconds[name].append(run_degrain(source, folder / f"{turn}"))
+                seconds["degrain, steady"].append(steady_s(folder / f"{turn}", count))
     width_px, height_px = SIZES_PX[options.kind]
     report(seconds, count, count * width_px * height_px / 1e6, ours=["degrain", "degrain, steady"])
 

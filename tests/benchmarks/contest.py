@@ -6,11 +6,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 Contender = Callable[[Path, Path], float]  # from a folder of photos to one of results; returns the seconds that count
+
+
+def in_turn(contenders: Iterable[T], *, rounds: int) -> Iterator[tuple[int, T]]:
+    """The number of the round, and whose turn it is: every other round goes backwards.
+
+    So a machine that grows slower favours nobody, if the rounds are even in number.
+    """
+    forwards = list(contenders)
+    for turn in range(rounds):
+        for contender in forwards[:: -1 if turn % 2 else 1]:
+            yield turn, contender
 
 
 def run_one(contenders: Mapping[str, Contender], arguments: Sequence[str]) -> bool:
@@ -33,17 +45,16 @@ def compete(script: str, names: Sequence[str], source: Path, *, rounds: int, exp
         expected: how many photos each must write.
     """
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            with tempfile.TemporaryDirectory(prefix="degrain-") as folder:
-                target = Path(folder) / "target"
-                command = [sys.executable, script, "--contender", name, str(source), str(target)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise RuntimeError(f"{name} failed: {done.stderr[-3000:]}")
-                seconds[name].append(json.loads(done.stdout.splitlines()[-1]))
-                written = [path for path in target.rglob("*") if path.suffix in (".png", ".jpeg")]
-                assert len(written) == expected, f"{name} wrote {len(written)} photos of {expected}"
+    for _, name in in_turn(names, rounds=rounds):
+        with tempfile.TemporaryDirectory(prefix="degrain-") as folder:
+            target = Path(folder) / "target"
+            command = [sys.executable, script, "--contender", name, str(source), str(target)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{name} failed: {done.stderr[-3000:]}")
+            seconds[name].append(json.loads(done.stdout.splitlines()[-1]))
+            written = [path for path in target.rglob("*") if path.suffix in (".png", ".jpeg")]
+            assert len(written) == expected, f"{name} wrote {len(written)} photos of {expected}"
     return seconds
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from contest import in_turn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -46,12 +47,11 @@ def main() -> None:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in denoisers}
     for denoise in denoisers.values():
         denoise(noisy[0])
-    for _ in range(options.rounds):
-        for name, denoise in denoisers.items():
-            start_s, start_cpu_s = time.perf_counter(), time.process_time()
-            for photo in noisy:
-                denoise(photo)
-            times[name].append((time.perf_counter() - start_s, time.process_time() - start_cpu_s))
+    for _, name in in_turn(denoisers, rounds=options.rounds):
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
+        for photo in noisy:
+            denoisers[name](photo)
+        times[name].append((time.perf_counter() - start_s, time.process_time() - start_cpu_s))
 
     megapixels = len(noisy) * SIDE_PX**2 / 1e6
     least = {name: np.min(rounds, axis=0) / megapixels for name, rounds in times.items()}

@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from contest import in_turn
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -60,15 +61,16 @@ def main() -> None:
     print(f"{len(files)} PNGs of {SIDE_PX}², {total / 1e6:,.0f} MB, {total / len(files) / 1e6:.2f} MB each")
     metrics_port = free_port()
     with (
-        tempfile.TemporaryDirectory(dir=options.work) as name,
-        seaweed(Path(name), {"metricsPort": metrics_port, "master.volumeSizeLimitMB": 1024}) as running,
+        tempfile.TemporaryDirectory(dir=options.work) as scratch,
+        seaweed(Path(scratch), {"metricsPort": metrics_port, "master.volumeSizeLimitMB": 1024}) as running,
     ):
         os.environ.update(running.environment)
         server = Server(metrics_port)
         put_all(files)
-        for turn in range(options.rounds):
-            report("copy", len(files), total, measure(server, copy_command(options.folder, turn)))
-            report("ingest", len(files), total, measure(server, ingest_command(turn, options.workers)))
+        for turn, name in in_turn(("copy", "ingest"), rounds=options.rounds):
+            is_copy = name == "copy"
+            command = copy_command(options.folder, turn) if is_copy else ingest_command(turn, options.workers)
+            report(name, len(files), total, measure(server, command))
         changed, changed_bytes = change_some(files)
         last = measure(server, ingest_command(options.rounds - 1, options.workers))
         report(f"ingest, {changed} changed", changed, changed_bytes, last)

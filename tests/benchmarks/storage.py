@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import s3fs
+from contest import in_turn
 
 from pipeline.records import SourceObject
 from pipeline.storage import AT_ONCE, Store, open_store
@@ -62,13 +63,12 @@ def measure(title: str, size_bytes: int, count: int, rounds: int) -> None:
     }
     best: dict[str, float] = {}
     cpu_s: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds):
-        for way in [*ways][turn % len(ways) :] + [*ways][: turn % len(ways)]:  # no way always comes last
-            start, cpu_start = time.perf_counter(), time.process_time()
-            read_bytes = sum(map(len, ways[way]()))
-            best[way] = min(best.get(way, float("inf")), time.perf_counter() - start)
-            cpu_s[way].append(time.process_time() - cpu_start)
-            assert read_bytes == size_bytes * count
+    for _, way in in_turn(ways, rounds=rounds):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        read_bytes = sum(map(len, ways[way]()))
+        best[way] = min(best.get(way, float("inf")), time.perf_counter() - start)
+        cpu_s[way].append(time.process_time() - cpu_start)
+        assert read_bytes == size_bytes * count
     print(title)
     slowest = best["s3fs, one by one"]
     for way in ways:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from contest import in_turn
 
 from model.denoiser import use_threads
 from model.patches import CROPS_PER_PHOTO
@@ -54,13 +55,12 @@ def main() -> None:
         "2 workers": lambda photos, config: degrain(photos, config, workers=2),
     }
     speeds: dict[tuple[str, str], list[float]] = {(span, name): [] for span in spans for name in contenders}
-    for number in range(options.rounds):
-        for name, run in contenders.items():
-            ended = run(options.photos, dataclasses.replace(config, seed=number))
-            for span, (first, last) in spans.items():
-                speeds[span, name].append((last - first) * config.batch_size / (ended[last] - ended[first]))
-            told = ", ".join(f"{speeds[span, name][-1]:7.1f} patches/s ({span})" for span in spans)
-            print(f"round {number + 1}: {name:10} {told}", flush=True)
+    for turn, name in in_turn(contenders, rounds=options.rounds):
+        ended = contenders[name](options.photos, dataclasses.replace(config, seed=turn))
+        for span, (first, last) in spans.items():
+            speeds[span, name].append((last - first) * config.batch_size / (ended[last] - ended[first]))
+        told = ", ".join(f"{speeds[span, name][-1]:7.1f} patches/s ({span})" for span in spans)
+        print(f"round {turn + 1}: {name:10} {told}", flush=True)
     for (span, name), found in speeds.items():
         bare = np.mean(speeds[span, "bare loop"])
         print(f"{span:10} {name:10} {np.mean(found):7.1f} patches/s, {np.mean(found) / bare:.2f} of the bare loop")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+from contest import in_turn
 from noisy_photos import SIZES_PX, write_noisy
 
 from model import Denoiser
@@ -60,11 +61,10 @@ def main() -> None:
             "worker, identity": lambda target: run_worker(source, target, identity),
         }
         cpu_s: dict[str, list[float]] = {contender: [] for contender in contenders}
-        for turn in range(options.rounds + 1):
-            for contender, run in contenders.items():
-                start = time.process_time()
-                run(folder / f"{turn}-{contender}")
-                cpu_s[contender].append(time.process_time() - start)
+        for turn, contender in in_turn(contenders, rounds=options.rounds + 1):
+            start = time.process_time()
+            contenders[contender](folder / f"{turn}-{contender}")
+            cpu_s[contender].append(time.process_time() - start)
     best = {contender: min(each[1:]) for contender, each in cpu_s.items()}  # the first turn warms up
     for ours, other in (("worker", "loop"), ("worker, identity", "codecs")):
         each_ms = [1e3 * best[contender] / count for contender in (other, ours)]
