@@ -112,6 +112,7 @@ class Lease:
 
         Raises:
             TargetInUse: someone holds it.
+            StorageError: it cannot be written there, or nothing can be deleted.
         """
         for _ in range(ATTEMPTS):
             highest = refuse_if_leased(store)
@@ -119,6 +120,8 @@ class Lease:
             lease = cls(store, Claim(command=command, process=Process.this(), taken_at=now, expires_at=now), highest)
             with suppress(RunFailed):  # someone was faster: who that is comes to light in the next attempt
                 lease._renew()
+                if not highest:
+                    lease._try_deleting()
                 fault_point(FaultPoint.LEASE_TAKEN)
                 lease._thread.start()
                 return lease
@@ -152,6 +155,15 @@ class Lease:
                 self._renew(is_released=True)
             except (StorageError, RunFailed) as error:
                 log.warning("the lease of %s was not released: %s", self._store.url, error)
+
+    def _try_deleting(self) -> None:
+        """Where it is forbidden, better now than at the first renewal: a minute of work would be lost."""
+        try:
+            self._renew()
+        except StorageError:
+            with suppress(StorageError):
+                self._renew(is_released=True)
+            raise
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEWAL_S) and self._lost is None:
@@ -189,8 +201,11 @@ class Lease:
         if highest != number:
             self._store.delete(_key(number))
             return False
-        for old in before:
-            self._store.delete(_key(old))
+        try:
+            for old in before:
+                self._store.delete(_key(old))
+        except StorageError as error:
+            raise StorageError(f"{error} (whoever writes to a target must be allowed to delete there)") from error
         return True
 
     def _is_mine(self, number: int) -> bool:

@@ -517,7 +517,7 @@ class Destination:
         store = open_store(root)
         try:
             store.create(key, b"")
-            with contextlib.suppress(ObjectRefused):  # whoever may write, and not delete
+            with contextlib.suppress(StorageError):  # whoever may write, and not delete
                 store.delete(key)
         except ObjectExists:
             if not store.exists(key):

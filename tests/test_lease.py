@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from faults.proxy import FaultProxy
 
 from pipeline import lease
 from pipeline.errors import ImageSetError, ObjectExists, RunFailed, StorageError, TargetInUse
@@ -147,7 +148,7 @@ def test_a_holder_whose_lease_was_taken_over_stops_before_it_does_any_harm(
     def run() -> None:
         with images.leased("degrain denoise"):
             monkeypatch.setattr(lease, "GIVE_UP_S", -1.0)  # as if it had been halted for long
-            claim(store, 2)
+            claim(store, 3)
             images.publish("run", [])
 
     with pytest.raises(RunFailed, match="another run took over"):
@@ -208,6 +209,17 @@ def test_a_holder_that_cannot_renew_for_long_stops(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(lease, "GIVE_UP_S", -1.0)
         with pytest.raises(RunFailed, match="could not be renewed: timed out"):
             held.check()
+
+
+def test_a_target_in_which_nothing_can_be_deleted_is_refused_before_any_work(
+    proxy: FaultProxy, proxied_url: str
+) -> None:
+    store = open_store(proxied_url)
+    proxy.refuse = lambda method, _: (403, "AccessDenied") if method == "DELETE" else None
+
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"cannot delete lease/.* must be allowed to delete there"):
+            Lease.take(store, "degrain denoise")
 
 
 def test_a_damaged_claim_is_named(folder: LocalStore) -> None:

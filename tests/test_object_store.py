@@ -19,7 +19,7 @@ from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageE
 from pipeline.object_store import ObjectStore
 from pipeline.records import SourceObject
 from pipeline.retries import Patience
-from pipeline.storage import Store, open_store
+from pipeline.storage import Destination, Store, open_store
 
 HASTE = Patience(attempts=3, first_wait_s=0, longest_wait_s=0)
 
@@ -243,6 +243,14 @@ def test_an_object_that_nobody_may_read_is_refused_where_others_can_be_read(
             verb("b.jpg")
     found = [data for _, data in store.read_many(store.list())]
     assert [type(data) for data in found] == [bytes, ObjectRefused, bytes]
+
+
+def test_a_page_is_written_where_nothing_can_be_deleted(proxy: FaultProxy, proxied_url: str) -> None:
+    proxy.refuse = lambda method, _: (403, "AccessDenied") if method == "DELETE" else None
+
+    Destination.at(f"{proxied_url}/report.html").write(b"a page", found="nothing")
+
+    assert open_store(proxied_url).read("report.html") == b"a page"
 
 
 def test_a_store_in_which_nothing_can_be_read_is_no_refused_object(proxy: FaultProxy, proxied_url: str) -> None:
