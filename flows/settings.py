@@ -6,6 +6,7 @@ They are the fields of the jobs in `pipeline`, laid out for people; `job` is wha
 import re
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -246,13 +247,18 @@ class NightlySettings(Settings):
     def _has_a_place_for_its_report(self) -> Self:
         if self.report is None and re.fullmatch(r"\w+://[^/]+/*", self.denoise.target):
             raise ValueError(f"there is no place beside {self.denoise.target}, a whole bucket: name one for the report")
-        if self.report_place.startswith(f"{self.denoise.source.rstrip('/')}/"):
+        if _spelled_out(self.report_place).startswith(f"{_spelled_out(self.denoise.source)}/"):
             raise ValueError(f"the report would be written into the source, {self.report_place}: name another place")
         return self
 
     @property
     def report_place(self) -> str:
         return self.report or f"{self.denoise.target.rstrip('/')}-report.html"
+
+
+def _spelled_out(place: str) -> str:
+    """A path as any other one that leads there: a report in the source would be a new photo of the next night."""
+    return place.rstrip("/") if "://" in place else str(Path(place).resolve())
 
 
 class RetrainSettings(Settings):

@@ -127,6 +127,11 @@ def test_every_setting_reaches_its_job() -> None:
             {"denoise": {"source": "archive/", "target": "archive/clean"}},
             "written into the source, archive/clean-report.html",
         ),
+        (
+            NightlySettings,
+            {"denoise": {"source": ".", "target": "clean"}},
+            "written into the source, clean-report.html",
+        ),
         (NightlySettings, {"denoise": PLACES, "gates": {"photo": 1}}, "Extra inputs are not permitted"),
         (RaySettings, {"timeout_hours": 0}, "greater than 0"),
         (RaySettings, {"address": "os://head"}, "should match pattern"),  # Ray would import what is named there
