@@ -29,7 +29,7 @@ J = TypeVar("J")
 
 EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 OF_COLLECTIONS = (  # options of `degrain denoise` that mean nothing for one photo
-    *("layout", "keys", "where", "limit", "sample", "retry_failed", "max_rejected_fraction", "photo_timeout_s"),
+    *("layout", "key_table", "where", "limit", "sample", "retry_failed", "max_rejected_fraction", "photo_timeout_s"),
     *("workers", "cluster", "sample_photos", "price_per_hour", "gpu_megapixels_per_s"),
 )
 
@@ -96,7 +96,7 @@ def ingest(options: argparse.Namespace) -> int:
         sample=options.sample,
         retry_failed=options.retry_failed,
         max_rejected_fraction=options.max_rejected_fraction,
-        keys=options.keys,
+        key_table=options.key_table,
         where=options.where,
         ingest=IngestConfig(resize_px=options.resize, min_side_px=options.min_side),
         cluster=_cluster_config(options),
@@ -141,7 +141,7 @@ def train(options: argparse.Namespace) -> int:
         run=options.run,
         where=options.where,
         validation_fraction=options.validation_fraction,
-        validation=options.validate,
+        validation=options.validation,
         start_from=options.start_from,
         teacher=options.teacher,
         data=options.data,
@@ -186,7 +186,7 @@ def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any
         sample=options.sample,
         retry_failed=options.retry_failed,
         max_rejected_fraction=options.max_rejected_fraction,
-        keys=options.keys,
+        key_table=options.key_table,
         where=options.where,
         denoise=config,
         cluster=_cluster_config(options),
@@ -310,7 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--validation-fraction", type=float, default=0.0, metavar="F", help="hold these photos back, to score on [0]"
     )
-    command.add_argument("--validate", metavar="SET", help="score the weights on these photos at the end instead")
+    command.add_argument("--validation", metavar="SET", help="score the weights on these photos at the end instead")
     command.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
     command.add_argument("--teacher", metavar="WEIGHTS", help="learn the answers of these in place of the photos")
     command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
@@ -396,7 +396,9 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
 
 def _run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--keys", metavar="TABLE", help="list SOURCE by a Parquet or CSV table, or by the manifest of an S3 Inventory"
+        "--key-table",
+        metavar="TABLE",
+        help="list SOURCE by a Parquet or CSV table, or by the manifest of an S3 Inventory",
     )
     command.add_argument(
         "--where", default="", metavar="SQL", help="take these photos of an image set, as in 'iso <= 400' [all]"

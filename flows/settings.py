@@ -109,10 +109,9 @@ class RunSettings(Settings):
     @property
     def run(self) -> dict[str, object]:
         """The part of a job that is the same for each verb."""
-        names = ("source", "target", "limit", "sample", "retry_failed", "max_rejected_fraction", "where")
+        names = ("source", "target", "limit", "sample", "retry_failed", "max_rejected_fraction", "key_table", "where")
         return {
             **{name: getattr(self, name) for name in names},
-            "keys": self.key_table,  # the attribute `keys` is what dict() looks for: Prefect takes such for a mapping
             "cluster": {**self.ray.cluster, "photo_timeout_s": self.photo_timeout_s},
         }
 
@@ -129,7 +128,7 @@ class DenoiseSettings(RunSettings):
         description="Follow the noise and leave clean photos as they are, or apply that share of the network's "
         "correction to every photo.",
     )
-    keeps_grain: bool = Field(False, description="Denoise the colour, and keep the luminance.")
+    keep_grain: bool = Field(False, description="Denoise the colour, and keep the luminance.")
     max_megapixels: float = Field(
         400.0, gt=0, description="Reject larger photos, before they are decoded; a TIFF may be larger than memory."
     )
@@ -140,7 +139,7 @@ class DenoiseSettings(RunSettings):
         from pipeline.images import Limits
 
         limits = asdict(Limits.of_megapixels(self.max_megapixels))
-        denoise = {"strength": self.strength, "keeps_grain": self.keeps_grain, "limits": limits}
+        denoise = {"strength": self.strength, "keeps_grain": self.keep_grain, "limits": limits}
         weights = place_of(self.weights, self.registry)
         return {"weights": weights, "layout": self.layout, "denoise": denoise, **self.run}
 

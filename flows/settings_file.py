@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Where a setting has another name on the command line, or none: a flow's own matters.
-OPTIONS = {"keeps_grain": "keep_grain", "key_table": "keys", "validation": "validate"}
 OF_FLOWS_ONLY = {"notify_rejected_fraction", "checkpoint_every", "log_every"}
 
 
@@ -50,7 +48,7 @@ def read_settings(verb: str, path: str, given: Mapping[str, object]) -> dict[str
     unused = sorted(OF_FLOWS_ONLY & set(values))
     if unused:
         raise ValueError(f"{path}: {unused[0]!r} is for flows, and no option of degrain {verb}")
-    return {OPTIONS.get(name, name): value for name, value in {**values, **ray}.items()}
+    return {**values, **ray}
 
 
 def complete(

@@ -73,7 +73,7 @@ class IngestJob:
     Attributes:
         source, target: paths or fsspec URLs of a collection of photos, and of the image set to make or go on with.
         limit, sample, retry_failed, max_rejected_fraction: as in `Work`.
-        keys: path or URL of a table that lists the source, such as an S3 Inventory.
+        key_table: path or URL of a table that lists the source, such as an S3 Inventory.
         where: which photos of a source that is an image set: SQL over the columns of its index.
     """
 
@@ -83,7 +83,7 @@ class IngestJob:
     sample: float | None = None
     retry_failed: bool = False
     max_rejected_fraction: float = 1.0
-    keys: str | None = None
+    key_table: str | None = None
     where: str = ""
     ingest: IngestConfig = field(default_factory=IngestConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -164,7 +164,7 @@ class IngestWorkerFactory:
 
 def ingest_work(job: IngestJob) -> Work:
     """The life of the run that a job asks for; raises what `run_ingest` does of a wrong one."""
-    source, target = open_both(job.source, job.target, keys=job.keys, where=job.where)
+    source, target = open_both(job.source, job.target, key_table=job.key_table, where=job.where)
     workers = job.cluster.workers or usable_cores()
     return Work(
         command="degrain ingest",
@@ -181,8 +181,8 @@ def ingest_work(job: IngestJob) -> Work:
         ),
         limit=job.limit,
         sample=job.sample,
-        is_subset=job.keys is not None or bool(job.where),
-        lists_gone=job.keys is not None,
+        is_subset=job.key_table is not None or bool(job.where),
+        lists_gone=job.key_table is not None,
         retry_failed=job.retry_failed,
         max_rejected_fraction=job.max_rejected_fraction,
         cluster=dataclasses.replace(job.cluster, use_gpus=False),

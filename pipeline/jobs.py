@@ -29,7 +29,7 @@ class DenoiseJob:
         weights: name of shipped weights, or a path or URL of a weights file or of a name in a registry.
         layout: how the target keeps its photos.
         limit, sample, retry_failed, max_rejected_fraction: as in `Work`.
-        keys: path or URL of a table that lists the source, such as an S3 Inventory.
+        key_table: path or URL of a table that lists the source, such as an S3 Inventory.
         where: which photos of a source that is an image set: SQL over the columns of its index.
     """
 
@@ -41,7 +41,7 @@ class DenoiseJob:
     sample: float | None = None
     retry_failed: bool = False
     max_rejected_fraction: float = 1.0
-    keys: str | None = None
+    key_table: str | None = None
     where: str = ""
     denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -73,7 +73,7 @@ def denoise_work(job: DenoiseJob) -> Work:
     Raises:
         ValueError: see `run_denoise`.
     """
-    source, target = open_both(job.source, job.target, keys=job.keys, where=job.where)
+    source, target = open_both(job.source, job.target, key_table=job.key_table, where=job.where)
     weights_bytes, weights = read_weights(job.weights)
     weights.networks()  # tensors that do not fit their card are found here, and not by every worker
     factory = DenoiseWorkerFactory(
@@ -94,8 +94,8 @@ def denoise_work(job: DenoiseJob) -> Work:
         make_worker=factory,
         limit=job.limit,
         sample=job.sample,
-        is_subset=job.keys is not None or bool(job.where),
-        lists_gone=job.keys is not None,
+        is_subset=job.key_table is not None or bool(job.where),
+        lists_gone=job.key_table is not None,
         retry_failed=job.retry_failed,
         max_rejected_fraction=job.max_rejected_fraction,
         cluster=job.cluster,

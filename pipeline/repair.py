@@ -67,7 +67,7 @@ OF_RUNS = (Fault.DAMAGED_PLAN, Fault.DAMAGED_RECORD)
 
 # Of the settings of a run: where its photos are listed, and what becomes of them; not which of them (the last of some
 # runs with one recipe may have filtered by something else), how many, or by which machines.
-WHAT_DECIDES = {"weights", "layout", "keys", "denoise", "ingest"}
+WHAT_DECIDES = {"weights", "layout", "key_table", "denoise", "ingest"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,8 +367,8 @@ def _records(image_set: ImageSet) -> dict[_Recipe, dict[str, Any]]:  # Any: JSON
             record = image_set.read_record(run)
             if isinstance(settings := record.get("settings"), dict):
                 last = records.setdefault(_Recipe(str(record["weights"]), str(record["parameters"])), settings)
-                if last.get("keys") != settings.get("keys"):
-                    last["keys"] = None
+                if last.get("key_table") != settings.get("key_table"):
+                    last["key_table"] = None
     return records
 
 

@@ -30,14 +30,14 @@ class Source:
     Attributes:
         image_set: the one whose photos they are, if they are of one: then its index lists them.
         subset: which of those.
-        keys: path or URL of a table that lists them, where they are of none.
+        key_table: path or URL of a table that lists them, where they are of none.
     """
 
     store: Store
     image_set: ImageSet | None = None
     is_packed: bool = False
     subset: Subset = field(default_factory=Subset)
-    keys: str | None = None
+    key_table: str | None = None
 
     @property
     def url(self) -> str:
@@ -55,8 +55,8 @@ class Source:
             with self.image_set.local_index() as parts:
                 return write_listing_from_index(parts, self.subset, path, is_packed=self.is_packed)
         inside = prefix_in(target, self.store)
-        if self.keys is not None:
-            return write_listing_from_table(self.keys, self.url, path, leave_out=inside)
+        if self.key_table is not None:
+            return write_listing_from_table(self.key_table, self.url, path, leave_out=inside)
         return write_listing(
             (found for found in self.store.list() if inside is None or not found.key.startswith(inside)), path
         )
@@ -89,11 +89,13 @@ class Source:
         return (found for found in self.store.list() if split is None or split_of(found.key, fraction) == split)
 
 
-def open_both(source_url: str, target_url: str, *, keys: str | None = None, where: str = "") -> tuple[Source, Store]:
+def open_both(
+    source_url: str, target_url: str, *, key_table: str | None = None, where: str = ""
+) -> tuple[Source, Store]:
     """The photos of a source, and the store of a target.
 
     Args:
-        keys: path or URL of a table that lists a source that is no image set.
+        key_table: path or URL of a table that lists a source that is no image set.
         where: a filter over the index of one that is.
 
     Raises:
@@ -112,9 +114,9 @@ def open_both(source_url: str, target_url: str, *, keys: str | None = None, wher
     photos = photos_of(source, subset)
     if photos.image_set is not None and prefix_in(target, source) is not None:
         raise ValueError(f"the target {target.url} lies in the image set {source.url}: name a target outside of it")
-    if photos.image_set is not None and keys is not None:
+    if photos.image_set is not None and key_table is not None:
         raise ValueError(f"{source.url} is an image set: its own index lists its photos, and no table of keys does")
-    return dataclasses.replace(photos, keys=keys), target
+    return dataclasses.replace(photos, key_table=key_table), target
 
 
 def photos_of(store: Store, subset: Subset | None = None) -> Source:

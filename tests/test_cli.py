@@ -221,7 +221,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Captur
     common = ["train", tmp_path / "photos", "--run", tmp_path / "run", "--patch-px", 32, "--batch-size", 2]
 
     assert run(capsys, *common, "--steps", 2)[0] == 0
-    code, out, _ = run(capsys, *common, "--steps", 4, "--validate", tmp_path / "photos")
+    code, out, _ = run(capsys, *common, "--steps", 4, "--validation", tmp_path / "photos")
 
     assert code == 0
     assert json.loads(out)["psnr_db_sigma_25"] > 15

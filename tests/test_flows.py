@@ -101,7 +101,7 @@ def test_every_setting_reaches_its_job() -> None:
 
     job = build(DenoiseJob, DenoiseSettings.model_validate({**PLACES, **denoise, **run}).job)
 
-    assert (job.weights, job.layout, job.keys) == ("s3://models/weights/best", "packed", "k.csv")
+    assert (job.weights, job.layout, job.key_table) == ("s3://models/weights/best", "packed", "k.csv")
     assert (job.denoise.strength, job.denoise.limits) == (0.5, Limits.of_megapixels(1000))
     assert (job.where, job.limit, job.sample, job.retry_failed) == ("iso < 9", 3, 0.5, True)
     assert (job.max_rejected_fraction, job.cluster.workers, job.cluster.photo_timeout_s) == (0.1, 4, 60)

@@ -131,7 +131,7 @@ def test_what_an_abandoned_run_overwrote_is_made_right_again_after_a_subset_was_
     killed(verb, job, loop, after=0, before_commit=True, **verb.others)
     write_listing((each for each in LocalStore(Path(job.source)).list() if each.key == "3.png"), tmp_path / "keys")
 
-    subset, whole = verb(job, keys=str(tmp_path / "keys")), verb(job)
+    subset, whole = verb(job, key_table=str(tmp_path / "keys")), verb(job)
 
     assert (counts(subset, verb), counts(whole, verb)) == ((1, 1, 0), (4, 3, 1))
     assert photos_of(job.target) == before

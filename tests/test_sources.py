@@ -211,7 +211,7 @@ def test_a_target_in_an_image_set_is_refused(job: DenoiseJob) -> None:
 def test_a_run_takes_what_the_table_lists_and_says_what_is_gone(job: DenoiseJob, tmp_path: Path) -> None:
     keys = table(tmp_path / "keys.csv", ["a.png", "2019/c.png", "gone.png"])
 
-    first, second = run(job, keys=keys), run(job, keys=keys)
+    first, second = run(job, key_table=keys), run(job, key_table=keys)
 
     assert first.outcomes == {"denoised": 2, "untouched": 0, "rejected": 1}
     assert set(photos_of(job.target)) == {"a.png", "2019/c.png"}
@@ -222,7 +222,7 @@ def test_a_run_takes_what_the_table_lists_and_says_what_is_gone(job: DenoiseJob,
 def test_a_target_in_its_source_is_left_out_of_a_table_too(job: DenoiseJob, tmp_path: Path) -> None:
     keys = table(tmp_path / "keys.csv", ["a.png", "clean/images/a.png"])
 
-    work = denoise_work(dataclasses.replace(job, target=f"{job.source}/clean", keys=keys))
+    work = denoise_work(dataclasses.replace(job, target=f"{job.source}/clean", key_table=keys))
     assert plan_work(work).photos == {Status.NEW: 1}
 
 
@@ -256,8 +256,8 @@ def test_all_photos_of_a_subset_can_be_read(packed: DenoiseJob) -> None:
     [
         ({"where": "iso <= 400"}, "is no image set, and there is no index to filter by: ingest it first"),
         ({"where": "isoo <= 400"}, 'cannot filter by .*"isoo" not found'),
-        ({"keys": "{tmp}/nowhere.csv"}, r"there is no table at .*/nowhere\.csv"),
-        ({"keys": "{tmp}/source/a.png"}, r"source/a\.png"),
+        ({"key_table": "{tmp}/nowhere.csv"}, r"there is no table at .*/nowhere\.csv"),
+        ({"key_table": "{tmp}/source/a.png"}, r"source/a\.png"),
     ],
     ids=str,
 )
@@ -273,4 +273,4 @@ def test_a_wrong_choice_is_refused_before_anything_starts(
 
 def test_a_table_of_keys_of_an_image_set_is_refused(packed: DenoiseJob, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is an image set: its own index lists its photos"):
-        run(packed, keys=table(tmp_path / "keys.csv", ["a.png"]))
+        run(packed, key_table=table(tmp_path / "keys.csv", ["a.png"]))

@@ -451,7 +451,7 @@ def test_a_photo_is_made_again_whatever_a_later_table_lists(
     for key in tables:
         table = tmp_path / f"{key}.parquet"
         write_listing((each for each in open_store(job.source).list() if each.key == key), table)
-        run_denoise(dataclasses.replace(job, keys=str(table) if key else None), silent)
+        run_denoise(dataclasses.replace(job, key_table=str(table) if key else None), silent)
         table.unlink()
     delete_one(open_store(job.target))
 

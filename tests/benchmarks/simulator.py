@@ -965,7 +965,7 @@ def main() -> None:
     predicting.add_argument("--cores", type=int, default=8, help="of a machine with one GPU")
     predicting.add_argument("--gbit-per-s", type=float, default=10.0, help="of its network")
     predicting.add_argument("--request-s", type=float, default=0.1, help="of a store, until it answers")
-    predicting.add_argument("--listing-s", type=float, default=0.1, help="of 1,000 objects; 0 with --keys")
+    predicting.add_argument("--listing-s", type=float, default=0.1, help="of 1,000 objects; 0 with --key-table")
     predicting.add_argument("--core-s-per-mb", type=float, default=0.005, help="of a core to read or write by TLS")
     predicting.add_argument("--start-s", type=float, default=20.0, help="of a worker with CUDA")
     predicting.add_argument("--machine-s", type=float, default=240.0, help="until a machine has come")
