@@ -32,6 +32,9 @@ MOST_UNEVEN = 3.0  # how many times as many there may be of one as of the other
 # How far an impulse stands out from all values around it, as a part of the range; and by half of theirs at least.
 LEAST_GAP = 24 / 255
 FEWEST_KNOWN = 8  # of the 24 around, or nothing can stand out from them
+MOST_AROUND = 12  # of them are at one end where a photo is white, or black
+# Of the impulses that are expected there, in photos of any contrast 0.4 to 4 times as many; in pages of text up to 0.1.
+LEAST_FOUND = 0.25
 
 # Where more of the 24 around are as white, or as black, the photo is so. A fifth of the pixels hit: 2.4 are by chance.
 MOST_ALIKE, MOST_ALIKE_SIGMAS = 10, 3
@@ -64,6 +67,7 @@ def find_impulses(blocks_NYXC: NDArray[Any], *, peak: int) -> Impulses | None:
     A place counts where all that is around it and at no end of the range is far from this end: what is at the end
     there has been put there. Strong noise comes near the ends before it is clipped; clipped skies and shadows, line art
     and halftone have hardly anything else around them; stars and highlights are salt alone; lines are not scattered.
+    And where all is white or black, impulses of the other kind are as frequent: on the paper of a page there are none.
     """
     least_gap = math.ceil(LEAST_GAP * peak)
     if not (_may_have_salt(blocks_NYXC, peak, least_gap) and _may_have_salt(peak - blocks_NYXC, peak, least_gap)):
@@ -82,6 +86,8 @@ def find_impulses(blocks_NYXC: NDArray[Any], *, peak: int) -> Impulses | None:
     could_be_pepper = is_judged & (lowest >= np.maximum(spread, least_gap))
     salt, pepper = _share(is_salt, could_be_salt), _share(is_pepper, could_be_pepper)
     if min(salt, pepper) < LEAST_SHARE or max(salt, pepper) > MOST_UNEVEN * min(salt, pepper):
+        return None
+    if _is_missing(pepper, is_pepper, is_salt, is_judged) or _is_missing(salt, is_salt, is_pepper, is_judged):
         return None
     fails_together = is_salt.all(axis=2) | is_pepper.all(axis=2)
     stands_out = _inner(is_end) & (could_be_salt | could_be_pepper)
@@ -178,6 +184,15 @@ def _share(is_at_end: NDArray[np.bool_], is_judged: NDArray[np.bool_]) -> float:
     alike = float((_around(is_at_end.view(np.uint8), np.add)[found] - 1).mean()) / 24
     # In lines, letters and posters, of those around more are at the same end than of all: 1.7 times as many, and more.
     return share if alike < 1.25 * share + 0.01 else 0.0
+
+
+def _is_missing(
+    share: float, is_at_end: NDArray[np.bool_], is_at_other: NDArray[np.bool_], is_judged: NDArray[np.bool_]
+) -> bool:
+    """Whether impulses of a share at this end are not found where nearly all is at the other one."""
+    is_blank = ~is_judged & (_around(is_at_other.view(np.uint8), np.add) - _inner(is_at_other) >= MOST_AROUND)
+    expected = share * int(np.count_nonzero(is_blank))
+    return expected >= FEWEST and int(np.count_nonzero(_inner(is_at_end) & is_blank)) < LEAST_FOUND * expected
 
 
 def _hit(seen_BCHW: Tensor, impulses: Impulses, peak: int) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from model.denoiser import Denoiser
 from model.estimate import NoiseSampler, estimate_noise
@@ -53,6 +53,15 @@ def letters() -> np.ndarray:
     return np.asarray(page)
 
 
+def page() -> np.ndarray:
+    """Black and smooth letters on white paper, line by line."""
+    paper = Image.new("L", (2 * SIDE_PX, 2 * SIDE_PX), "white")
+    for number, top in enumerate(range(0, 2 * SIDE_PX, 28)):
+        line = "the quick brown fox jumps over a lazy dog, 24.7 times and more"[3 * number % 20 :]
+        ImageDraw.Draw(paper).text((8, top), line, fill="black", font=ImageFont.load_default(22))
+    return np.asarray(paper)
+
+
 def stars() -> np.ndarray:
     sky = np.full((SIDE_PX, SIDE_PX, 3), 12, np.uint8)
     sky[np.random.default_rng(3).random((SIDE_PX, SIDE_PX)) < 0.01] = 255
@@ -77,6 +86,8 @@ NOT_HIT = {
     **{f"noise of {sigma} levels": with_noise(scene(), sigma) for sigma in (15, 25, 50, 90)},
     "stars": stars(),
     "text": letters(),
+    "a page": page(),
+    "white on black": 255 - page(),
     "buttons": windows_of_old(),
     "a checkerboard": np.indices((SIDE_PX, SIDE_PX)).sum(axis=0).astype(np.uint8) % 2 * 255,
     "a halftone": np.asarray(Image.fromarray(scene()).convert("1").convert("L")),
