@@ -72,14 +72,14 @@ def show_pictures(stage: str, pictures: Sequence[Row]) -> None:
 
 
 def show_canary(stage: str, canary: Row, failures: Sequence[str]) -> None:
-    """How a trial went, and which gates it did not pass."""
+    """How a canary went, and which gates it did not pass."""
     verdict = "passed" if not failures else "**stopped here**: " + "; ".join(failures)
     lines = [f"| {key.replace('_', ' ')} | {_text(value)} |" for key, value in canary.items() if key != "reasons"]
     reasons = [f"| rejected: {_escaped(reason)} | {count} |" for reason, count in canary["reasons"].items()]
     create_markdown_artifact(
-        "\n".join([f"The trial {verdict}.", "", "| | |", "|---|---|", *lines, *reasons]),
+        "\n".join([f"The canary {verdict}.", "", "| | |", "|---|---|", *lines, *reasons]),
         key=f"{stage}-gates",
-        description="A trial on photos of the plan, drawn at random; nothing was written.",
+        description="Photos of the plan, drawn at random and denoised; nothing was written.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The flow `nightly`: plan, a trial, perhaps a person's approval, denoise, verify, report."""
+"""The flow `nightly`: plan, a canary, perhaps a person's approval, denoise, verify, report."""
 
 import os
 from uuid import uuid4
@@ -19,7 +19,7 @@ LINK_ENDPOINT = "DEGRAIN_LINK_ENDPOINT"
 
 
 class GatesClosed(RunStopped):
-    """A trial did not show what it must: nothing was written."""
+    """A canary did not show what it must: nothing was written."""
 
 
 class Unsound(RunStopped):
@@ -28,10 +28,10 @@ class Unsound(RunStopped):
 
 @flow(name="nightly", flow_run_name=nightly_name, persist_result=False, **HOOKS)
 def nightly(settings: NightlySettings) -> Values | State[Values]:
-    """Denoise what is new or changed, after a trial on photos of it that are drawn at random; then verify and report.
+    """Denoise what is new or changed, if a canary goes well: photos of it, drawn at random; then verify and report.
 
     Args:
-        settings: What to denoise, what the trial must show, and whether a person has a look before.
+        settings: What to denoise, what the canary must show, and whether a person has a look before.
     """
     job, ray = settings.denoise.job, settings.denoise.ray
     plan = run_stage("plan", "plan", {"denoise": job}, ray)
@@ -59,7 +59,7 @@ def _try(settings: NightlySettings) -> None:
     failures = closed_gates(canary, settings.gates)
     show_canary("canary", canary, failures)
     if failures:
-        raise GatesClosed(f"the trial of {canary['photos']} photos stops the run: {'; '.join(failures)}")
+        raise GatesClosed(f"the canary of {canary['photos']} photos stops the run: {'; '.join(failures)}")
     if settings.approval:
         get_run_logger().info("waiting for a person: look at the artifacts, and resume the run")
         timeout_s = round(settings.approval_hours * 3600)
@@ -85,7 +85,7 @@ def _look_after(settings: NightlySettings) -> None:
 
 
 def closed_gates(canary: Values, gates: Gates) -> list[str]:
-    """What a trial did not show that it must, each as a clause."""
+    """What a canary did not show that it must, each as a clause."""
     rejected = canary["rejected"] / canary["photos"] if canary["photos"] else 0.0
     noise_left, change_db, speed = (
         canary[name] for name in ("noise_left", "worst_change_psnr_db", "megapixels_per_second")

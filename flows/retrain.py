@@ -20,7 +20,7 @@ def retrain(settings: RetrainSettings) -> Values | State[Values]:
     Args:
         settings: What to ingest, how to train, and what the new weights must show.
     """
-    asked = {"place": settings.promoted, "otherwise": settings.incumbent or "photo", "trial": settings.trial}
+    asked = {"place": settings.promoted, "otherwise": settings.incumbent or "photo", "photos": settings.held_out}
     run_stage("check", "incumbent", asked, settings.ray)  # hours before they are needed
     ingested = run_stage("ingest", "ingest", settings.ingest.job, settings.ingest.ray)
     show_summary("ingest", ingested, settings.ingest.target)
@@ -31,7 +31,7 @@ def retrain(settings: RetrainSettings) -> Values | State[Values]:
     if incumbent["sha256"] == trained["sha256"]:
         return Completed(message="these weights are in use already", name=Ending.NOTHING_NEW)
     both: Values = {"weights": trained["weights"], "against": [incumbent["weights"]]}  # at once: the photos may change
-    both |= {"photos": settings.trial, "limit": settings.trial_photos}
+    both |= {"photos": settings.held_out, "limit": settings.held_out_photos}
     rows: list[Values] = run_stage("evaluate", "evaluate", both, settings.ray)["rows"]
     candidate_rows = [row for row in rows if row["weights"] == trained["sha256"]]
     incumbent_rows = [row for row in rows if row["weights"] != trained["sha256"]]

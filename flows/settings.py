@@ -215,11 +215,11 @@ class Gates(Settings):
 
 
 class NightlySettings(Settings):
-    """Denoise what came since the last night, if a trial of it goes well."""
+    """Denoise what came since the last night, if a canary of it goes well."""
 
     denoise: DenoiseSettings = Field(description="Which photos, where to, and how.")
-    gates: Gates = Field(Gates(), description="What a trial must show.")
-    approval: bool = Field(False, description="Wait until a person has seen the trial, and resumes the run.")
+    gates: Gates = Field(Gates(), description="What the canary must show: photos of it, drawn at random.")
+    approval: bool = Field(False, description="Wait until a person has seen the canary, and resumes the run.")
     approval_hours: float = Field(12.0, gt=0, description="How long to wait for that; then the run fails.")
     report: str | None = Field(
         None,
@@ -265,8 +265,8 @@ class RetrainSettings(Settings):
 
     ingest: IngestSettings = Field(description="Which photos are packed to train on.")
     train: TrainSettings = Field(description="What is trained on them.")
-    trial: Place = Field(description="Clean photos that neither weights were trained on: both are tried on them.")
-    trial_photos: Positive | None = Field(None, description="The first so many of them. Empty: all.")
+    held_out: Place = Field(description="Clean photos that neither weights were trained on: both are tried on them.")
+    held_out_photos: Positive | None = Field(None, description="The first so many of them. Empty: all.")
     promoted: str = Field(
         description="Weights in use: path or URL of a file ….safetensors that the better ones are put into, or of a "
         "name in a registry, …/weights/NAME.",

@@ -47,6 +47,6 @@ def compare(
 
 
 def _gains_db(rows: Sequence[Mapping[str, object]]) -> dict[str, float]:
-    """Of the first denoiser, by trial: the weights that were on trial."""
+    """Of the first denoiser, by trial: the weights that were asked for."""
     gains = {str(row["trial"]): row["gain_db"] for row in rows if row["denoiser"] == rows[0]["denoiser"]}
     return {trial: float(gain) for trial, gain in gains.items() if isinstance(gain, int | float)}

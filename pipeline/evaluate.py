@@ -32,7 +32,7 @@ class EvaluateJob:
     """What `degrain evaluate` is asked to do.
 
     Attributes:
-        weights: name, path or URL of the weights on trial.
+        weights: name, path or URL of the weights that are evaluated.
         photos: path or URL of clean photos; larger ones than 16 pixels a side.
         against: other weights, by name, path or URL, that are measured beside them.
         trials: those alone whose names hold one of these words, such as "file" or "cameras"; all if there are none.
@@ -69,7 +69,7 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True)
-class PhotosOnTrial:
+class TrialPhotos:
     """Clean photos, which are read each time that one goes over them: memory holds few.
 
     Attributes:
@@ -130,7 +130,7 @@ def run_evaluate(
     check_libraries(job.peers)
     trials = choose_trials(job.trials)
     ours = read_distinct(job.weights, *job.against)
-    photos = PhotosOnTrial.find(job.photos, job.limit)
+    photos = TrialPhotos.find(job.photos, job.limit)
     if job.folder is not None:
         Destination.at(f"{job.folder.rstrip('/')}/{SCORES}")
     denoisers = {name: denoise_by(weights) for name, weights in ours.items()}
@@ -216,7 +216,7 @@ def read_distinct(*sources: str) -> dict[str, Weights]:
     for source in sources:
         _, weights = read_weights(source)
         if any(weights.sha256 == other.sha256 for other in found.values()):
-            raise ValueError(f"{source} holds the same weights as another one that is on trial: name each once")
+            raise ValueError(f"{source} holds the same weights as another one that is evaluated: name each once")
         name = _short_name(source)
         found[name if name not in found and name not in PEERS else f"{name} {weights.sha256[:8]}"] = weights
     return found
@@ -234,7 +234,7 @@ def denoise_by(weights: Weights) -> Denoise:
     return denoise
 
 
-def _try(trial: Trial, name: str, denoise: Denoise, photos: PhotosOnTrial) -> Iterator[PhotoScore]:
+def _try(trial: Trial, name: str, denoise: Denoise, photos: TrialPhotos) -> Iterator[PhotoScore]:
     for key, score in zip(photos.sha256s, run_trial(trial, denoise, photos), strict=True):
         yield PhotoScore(trial=trial.name, denoiser=name, key=key, score=score)
 

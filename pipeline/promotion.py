@@ -36,12 +36,12 @@ class PromoteJob:
 class IncumbentJob:
     """Which weights are in use: those at `place`, or while there are none, `otherwise`.
 
-    With `trial`, it is checked that others can be tried against them on those photos.
+    With `photos`, it is checked that others can be tried against them on those.
     """
 
     place: str
     otherwise: str = "photo"
-    trial: str | None = None
+    photos: str | None = None
 
     def __post_init__(self) -> None:
         check_place(self.place)
@@ -66,8 +66,8 @@ def find_incumbent(job: IncumbentJob) -> dict[str, object]:
         ValueError: there are neither, or what lies there are no weights; or there are no photos to try them on.
         StorageError: the place cannot be read, or the photos cannot be listed.
     """
-    if job.trial is not None:
-        next(iter(find_clean_photos(job.trial)))
+    if job.photos is not None:
+        next(iter(find_clean_photos(job.photos)))
     name = job.place if _is_taken(job.place) else job.otherwise
     _, weights = read_weights(name)
     return {"weights": name, "sha256": weights.sha256, "card": asdict(weights.card)}

@@ -60,13 +60,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Denoisers on trial.
+    """Denoisers, and how well they did in the trials.
 
     Attributes:
         photos: path or URL of the clean photos.
         photos_sha256: what identifies them; see `digest_of`.
         version: of degrain: the trials and the estimates are its own.
-        weights: sha256 of our denoisers by the names of the rows, the one on trial first.
+        weights: sha256 of our denoisers by the names of the rows, the one that was asked for first.
         rows, scores: the means, and what they are the means of.
         auto: of the first weights, where that was asked for.
     """

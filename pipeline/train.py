@@ -152,7 +152,7 @@ def score(weights: Weights, photos: Iterable[CleanPhoto]) -> dict[str, float]:
     """Mean PSNR in dB over the first photos, for white Gaussian noise in the protocol of papers.
 
     Args:
-        weights: on trial.
+        weights: those that are scored.
         photos: gone over for each level of the noise; those of `CleanPhotos` are read anew, as memory holds few.
     """
     denoiser = Denoiser(weights)

@@ -23,7 +23,7 @@ from model.metrics import MOST_DB
 from model.photo import PhotoNetwork
 from model.weights import Card, dump_weights
 from pipeline.errors import StorageError
-from pipeline.evaluate import EvaluateJob, PhotosOnTrial, choose_trials, read_distinct, run_evaluate
+from pipeline.evaluate import EvaluateJob, TrialPhotos, choose_trials, read_distinct, run_evaluate
 from pipeline.peers import PEERS
 from pipeline.registry import Pointer, open_registry
 from pipeline.scores import Row
@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_written_is_known_before_any_trial(folder):
 
 def test_photos_on_trial_are_read_anew_each_time_and_must_stay_what_they_are(folder):
     """Memory would not hold all those of a large collection."""
-    photos = PhotosOnTrial.find(str(folder / "photos"), limit=None)
+    photos = TrialPhotos.find(str(folder / "photos"), limit=None)
     first, last = sorted((folder / "photos").iterdir())
     assert next(iter(photos)) is not next(iter(photos))
     assert [pixels.mean() for pixels in photos.only([last.name])] == [list(photos)[-1].mean()]

@@ -43,7 +43,7 @@ from pipeline.strict import build
 from pipeline.training_run import TrainJob
 
 PLACES = {"source": "s3://photos/in", "target": "s3://photos/out"}
-TRIAL = {
+CANARY = {
     "photos": 10,
     "rejected": 0,
     "denoised": 10,
@@ -169,15 +169,15 @@ def test_a_form_explains_every_field(kind: type[BaseModel]) -> None:
 def test_a_gate_closes_for_one_reason(values: dict[str, Any], clause: str) -> None:
     gates = Gates(min_megapixels_per_second=1)
 
-    assert closed_gates(TRIAL, gates) == []
-    [failure] = closed_gates({**TRIAL, **values}, gates)
+    assert closed_gates(CANARY, gates) == []
+    [failure] = closed_gates({**CANARY, **values}, gates)
     assert clause in failure
 
 
 def test_photos_that_are_not_denoised_close_no_gate() -> None:
     nothing = {"noise_left": None, "worst_change_psnr_db": None, "megapixels_per_second": 0.0, "denoised": 0}
 
-    assert closed_gates({**TRIAL, **nothing}, Gates(min_megapixels_per_second=1)) == []
+    assert closed_gates({**CANARY, **nothing}, Gates(min_megapixels_per_second=1)) == []
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_night_does_what_is_new_and_what_another_left_unpublished(
     def run_stage(stage: str, *_: object) -> dict[str, Any]:
         begun.append(stage)
         plan = {"photos": {"to_do": {"photos": new}}, "unfinished_runs": unfinished}
-        return plan if stage == "plan" else {**TRIAL, "findings": 0}
+        return plan if stage == "plan" else {**CANARY, "findings": 0}
 
     monkeypatch.setattr("flows.nightly.run_stage", run_stage)
     for name in ("show_plan", "show_canary", "show_summary", "show_verdict", "show_report", "tell_of_rejects"):
@@ -222,9 +222,9 @@ def test_new_weights_and_those_in_use_are_tried_at_once_on_the_same_photos(monke
         monkeypatch.setattr(f"flows.retrain.{name}", lambda *_, **__: None)
     places = {"ingest": IngestSettings(**PLACES), "train": TrainSettings(source="set", run="run")}
 
-    retrain.fn(RetrainSettings(**places, trial="clean", promoted="r/weights/night", min_gain_db=0.0))
+    retrain.fn(RetrainSettings(**places, held_out="clean", promoted="r/weights/night", min_gain_db=0.0))
 
-    tried = [job for stage, job in begun if "evaluate" in stage or "photos" in job]
+    tried = [job for stage, job in begun if stage == "evaluate"]
     assert tried == [{"weights": "new", "against": ["old"], "photos": "clean", "limit": None}]
     assert begun[-1][1]["gains_db"] == {"file": 0.0}
     assert begun[-1][1]["instead_of"] == "o"

@@ -381,8 +381,8 @@ def test_retraining_promotes_weights_that_are_better(up: Stack, tmp_path: Path) 
     settings = {
         "ingest": ingest,
         "train": train,
-        "trial": str(tmp_path / "clean"),
-        "trial_photos": 1,
+        "held_out": str(tmp_path / "clean"),
+        "held_out_photos": 1,
         "promoted": str(tmp_path / "weights/current.safetensors"),
         "incumbent": "photo",
     }

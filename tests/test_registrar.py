@@ -217,9 +217,9 @@ def test_a_place_that_no_weights_can_have_is_refused_before_it_is_needed(place: 
             kind()
 
 
-def test_photos_for_a_trial_that_are_not_there_are_told_of_with_who_is_in_use(folder: Path) -> None:
+def test_photos_to_try_weights_on_that_are_not_there_are_told_of_with_who_is_in_use(folder: Path) -> None:
     with pytest.raises((ValueError, StorageError), match="nowhere"):
-        find_incumbent(IncumbentJob(place=f"{folder}/in-use.safetensors", trial=f"{folder}/nowhere"))
+        find_incumbent(IncumbentJob(place=f"{folder}/in-use.safetensors", photos=f"{folder}/nowhere"))
 
 
 def test_the_weights_that_ship_are_only_read(folder: Path) -> None:

@@ -257,25 +257,25 @@ def test_a_limit_is_kept_when_an_interrupted_run_goes_on(verb: Verb, job: Any, l
     assert counts(rest, verb) == (4, 1, 3)
 
 
-def test_a_trial_does_its_share_and_the_whole_run_the_rest(verb: Verb, job: Any, tmp_path: Path) -> None:
-    trial = verb(job, sample=0.001)
+def test_a_sample_does_its_share_and_the_whole_run_the_rest(verb: Verb, job: Any, tmp_path: Path) -> None:
+    sample = verb(job, sample=0.001)
     before = {key: row["run"] for key, row in index_of(job.target).items()}
 
     whole = verb(job)
 
-    assert (counts(trial, verb), counts(whole, verb)) == ((1, 1, 0), (4, 3, 1))
+    assert (counts(sample, verb), counts(whole, verb)) == ((1, 1, 0), (4, 3, 1))
     assert before.items() <= {key: row["run"] for key, row in index_of(job.target).items()}.items()
     verb(job, target=str(tmp_path / "undisturbed"))
     assert photos_of(job.target) == photos_of(tmp_path / "undisturbed")
 
 
-def test_a_trial_that_was_killed_goes_on(verb: Verb, job: Any, loop: Loop) -> None:
+def test_a_sample_that_was_killed_goes_on(verb: Verb, job: Any, loop: Loop) -> None:
     killed(verb, job, loop, after=0, sample=0.001)
 
     assert counts(verb(job, sample=0.001), verb) == (1, 1, 0)
 
 
-def test_a_trial_is_refused_where_a_whole_run_was_interrupted(verb: Verb, job: Any, loop: Loop) -> None:
+def test_a_sample_is_refused_where_a_whole_run_was_interrupted(verb: Verb, job: Any, loop: Loop) -> None:
     killed(verb, job, loop, after=1)
 
     with pytest.raises(ValueError, match="was interrupted, and has 3 photos to do: go on with it without a sample"):
