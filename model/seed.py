@@ -11,6 +11,39 @@ BOTTLENECK_WIDTH = 512
 DROPOUT = 0.1
 
 
+class ExampleDropout(nn.Module):
+    """Dropout that depends on the example, and not on those that are in the batch beside it.
+
+    Args:
+        number: which layer of its network this is; each has masks of its own.
+    """
+
+    seed_B: Tensor  # of the examples that come next
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        if not self.training:
+            return features_BCHW
+        device = features_BCHW.device
+        masks = [
+            torch.empty(features_BCHW.shape[1:], device=device).bernoulli_(
+                1 - DROPOUT, generator=torch.Generator(device).manual_seed(seed + self.number)
+            )
+            for seed in self.seed_B.tolist()
+        ]
+        return features_BCHW * torch.stack(masks).to(features_BCHW.dtype) / (1 - DROPOUT)
+
+
+def seed_dropout(network: nn.Module, seed_B: Tensor) -> None:
+    """Tell a network's dropout, if it has any, which examples come next: an int64 for each."""
+    for module in network.modules():
+        if isinstance(module, ExampleDropout):
+            module.seed_B = seed_B
+
+
 class SeedNetwork(nn.Module):
     """Maps a noisy sRGB photo in [0, 1] to a clean one in [0, 1].
 
@@ -25,7 +58,8 @@ class SeedNetwork(nn.Module):
         super().__init__()
         inputs = (3, *WIDTHS)
         self.encoder = nn.ModuleList(_double_conv(before, after) for before, after in zip(inputs, WIDTHS, strict=False))
-        self.pool = nn.Sequential(nn.MaxPool2d(2), nn.Dropout(DROPOUT))
+        self.pool = nn.MaxPool2d(2)
+        self.dropout = nn.ModuleList(ExampleDropout(number) for number in range(len(WIDTHS)))
         self.bottleneck = _double_conv(WIDTHS[-1], BOTTLENECK_WIDTH)
 
         outputs = tuple(reversed(WIDTHS))
@@ -45,10 +79,10 @@ class SeedNetwork(nn.Module):
     def forward(self, noisy_BCHW: Tensor, level_B2: Tensor | None = None) -> Tensor:  # noqa: ARG002 - it is blind
         features = noisy_BCHW
         skips = []
-        for stage in self.encoder:
+        for stage, dropout in zip(self.encoder, self.dropout, strict=True):
             features = stage(features)
             skips.append(features)
-            features = self.pool(features)
+            features = dropout(self.pool(features))
         features = self.bottleneck(features)
         for up, stage, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             features = stage(torch.cat([up(features), skip], dim=1))

@@ -24,6 +24,7 @@ from model.estimate import measure_noise
 from model.jpeg import BLOCK_PX
 from model.muon import Muon
 from model.noise import PEAK, NoiseConfig, sample_noisy
+from model.seed import seed_dropout
 from model.teacher import VIEWS, teach
 from model.weights import NETWORKS, Part, find_not_finite, header_size_bytes
 
@@ -209,12 +210,14 @@ class Examples:
         noisy_BCHW, clean_BCHW: float32 patches of shape (B, 3, P, P).
         level_B2: what the network is told of the noise (see `tell_level`).
         view_B: the view in which a teacher sees each patch, where there is one (see `model.teacher`).
+        seed_B: of the dropout of each, where there is any.
     """
 
     noisy_BCHW: Tensor
     level_B2: Tensor
     clean_BCHW: Tensor
     view_B: Tensor
+    seed_B: Tensor
 
     @classmethod
     def make(cls, patches_BHWC: NDArray[np.uint8], config: TrainConfig, *, step: int, part: int) -> "Examples":
@@ -223,15 +226,16 @@ class Examples:
         draw = Generator().manual_seed(((config.seed * 1_000_003 + step) * MOST_PARTS + part) % 2**64)
         noisy_BCHW = sample_noisy(clean_BCHW, config.noise, draw)
         level_B2 = tell_level(noisy_BCHW, clean_BCHW, draw)
-        return cls(noisy_BCHW, level_B2, clean_BCHW, torch.randint(VIEWS, (len(clean_BCHW),), generator=draw))
+        view_B, seed_B = (torch.randint(most, (len(clean_BCHW),), generator=draw) for most in (VIEWS, 2**62))
+        return cls(noisy_BCHW, level_B2, clean_BCHW, view_B, seed_B)
 
     @classmethod
     def together(cls, some: "Sequence[Examples]") -> "Examples":
         return cls(*(torch.cat(tensors) for tensors in zip(*(each.tensors for each in some), strict=True)))
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.noisy_BCHW, self.level_B2, self.clean_BCHW, self.view_B
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.noisy_BCHW, self.level_B2, self.clean_BCHW, self.view_B, self.seed_B
 
     def __len__(self) -> int:
         return len(self.clean_BCHW)
@@ -341,8 +345,7 @@ def train_steps(
     """Train `state` in place from its step to the last, yielding after each step; stop whenever you like.
 
     Where torch's process group is initialised, every process of it takes part with its own share of the batch, and all
-    end with the same weights, as one process with the whole batch would, but for rounding, and for dropout, which the
-    seed network alone has.
+    end with the same weights, as one process with the whole batch would, but for rounding.
 
     Args:
         state: where to start; holds the result.
@@ -368,7 +371,6 @@ def train_steps(
         learning_rate = config.learning_rate_at(state.step)
         for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate
-        torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout draws from the global generator
         state.network.zero_grad(set_to_none=True)
         batch = examples(state.step)
         share = _add_gradients(network, config, batch, device=device, processes=processes, teacher=teacher)
@@ -416,6 +418,7 @@ def _add_gradients(
             with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.bfloat16):
                 if teacher is not None:
                     target_BCHW = teach(teacher, noisy_BCHW, level_B2, piece.view_B).float()
+                seed_dropout(network, piece.seed_B)
                 denoised_BCHW = network(noisy_BCHW, level_B2)
             loss = LOSSES[config.loss](denoised_BCHW.float(), target_BCHW)
             share = len(piece) / config.batch_size

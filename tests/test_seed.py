@@ -4,7 +4,7 @@ import pytest
 import torch
 from receptive_field import changes_a_cell
 
-from model.seed import SeedNetwork
+from model.seed import SeedNetwork, seed_dropout
 
 
 def test_it_has_13361747_parameters():
@@ -27,6 +27,22 @@ def test_its_output_has_the_shape_of_its_input_and_lies_between_0_and_1():
     assert clean_BCHW.shape == (2, 3, 64, 96)
     assert clean_BCHW.min() >= 0
     assert clean_BCHW.max() <= 1
+
+
+def test_its_dropout_depends_on_the_example_whatever_is_beside_it():
+    network = SeedNetwork().train()
+    photos_BCHW, seed_B = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 6, 7])
+
+    def run(numbers):
+        seed_dropout(network, seed_B[numbers])
+        with torch.inference_mode():
+            return network(photos_BCHW[numbers])
+
+    assert torch.allclose(run([0, 1, 2])[2], run([2])[0], atol=1e-5)
+    same = run([1])
+    seed_B[1] = 8
+    assert not torch.allclose(same, run([1]), atol=1e-3)
+    assert torch.allclose(network.eval()(photos_BCHW[:1]), network(photos_BCHW[:1]))
 
 
 @pytest.mark.parametrize("side", [-1, 1])

@@ -12,6 +12,8 @@ import torch
 from model.noise import NoiseConfig
 from model.training import (
     Examples,
+    Loss,
+    OptimizerName,
     TrainConfig,
     TrainState,
     read_checkpoint_header,
@@ -185,6 +187,14 @@ def test_gradients_that_are_accumulated_are_those_of_the_whole_batch():
     whole, pieces = (_train(_config(batch_size=4, bfloat16=False, patches_at_once=size), steps=1) for size in (None, 1))
     for one, other in zip(whole.network.parameters(), pieces.network.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
+
+
+def test_the_dropout_of_the_seed_network_is_the_same_in_pieces():
+    config = _config(network="seed", batch_size=8, bfloat16=False, optimizer=OptimizerName.ADAMW, loss=Loss.MSE)
+    both = [dataclasses.replace(config, patches_at_once=size) for size in (None, 4)]
+    whole, pieces = (next(train_steps(TrainState(each), each, partial(_examples, each))) for each in both)
+    assert pieces.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert pieces.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-4)
 
 
 def test_the_first_patches_have_half_the_side():
