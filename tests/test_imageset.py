@@ -4,6 +4,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,23 @@ def test_a_plan_that_is_damaged_anywhere_is_named(images: ImageSet, tmp_path: Pa
 
     with pytest.raises(ImageSetError, match=r"/plans/run-1\.parquet is damaged: it is no whole Parquet file$"):
         images.read_plan("run-1")
+
+
+def test_a_bit_that_rots_in_a_plan_takes_no_row_from_it(images: ImageSet, tmp_path: Path) -> None:
+    plan = pa.table({"key": ["a.jpg", "b.jpg"], "size_bytes": [1, 2]})
+    pq.write_table(plan, tmp_path / "plan", write_page_checksum=True)
+    data = (tmp_path / "plan").read_bytes()
+    found = []
+    for place in range(pq.read_metadata(tmp_path / "plan").row_group(0).total_byte_size + 4):
+        rotten = bytearray(data)
+        rotten[place] ^= 1 << place % 8
+        images.store.write("plans/run-1.parquet", bytes(rotten))
+        with suppress(ImageSetError):
+            batches = pq.ParquetFile(io.BytesIO(images.read_plan("run-1"))).iter_batches()
+            found.append(pa.Table.from_batches(batches, plan.schema))
+
+    assert found
+    assert all(each.equals(plan) for each in found)
 
 
 def test_a_run_is_unfinished_from_its_plan_to_its_end(images: ImageSet, tmp_path: Path) -> None:
