@@ -131,6 +131,7 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
                 processed, rejected = _repair_photos(job, found, aside, report_run)
     if has_new_rows:  # nobody has looked at their photos
         with examined(image_set, cluster, report) as found, _unchanged(found):
+            aside.move(_keys(found, OF_RUNS))  # plans of ended runs are looked at where the index is sound
             processed, rejected = _repair_photos(job, found, aside, report_run)
     after = aside.explained(run_verify(job.verify, report))
     return Repaired(before=before, after=after, processed=processed, rejected=rejected, moved=aside.moved)

@@ -880,6 +880,16 @@ def test_a_byte_that_rots_in_a_plan_is_damage_and_no_other_key(folder: Path) -> 
     assert found(folder) == [(Fault.DAMAGED_PLAN, plan)]
 
 
+def test_one_repair_makes_an_index_and_a_plan_right_that_are_both_damaged(folder: Path) -> None:
+    store = open_store(str(folder))
+    for place in ("index", "plans"):
+        change(store, keys(store, place)[0], lambda _: b"garbage")
+
+    assert repair(folder).after.kinds == {}
+
+    assert verify(folder).kinds == {}
+
+
 def test_a_repair_says_that_its_source_is_empty(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     delete_one(open_store(str(folder)))
     (tmp_path / "source").rename(tmp_path / "elsewhere")
