@@ -1,5 +1,6 @@
 """Muon makes every direction of an update equally strong, and its size that of AdamW's."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ def test_weights_without_a_gradient_stay_and_others_decay():
 
 @pytest.mark.parametrize("processes", [2, len(SHAPES) + 1])
 def test_processes_that_train_together_share_out_the_work_and_have_the_same_weights(processes, tmp_path):
-    mp.spawn(update_beside_others, (processes, tmp_path), nprocs=processes)
+    # A server that has imported torch once, of which they are forks: so many imports take longer than all else.
+    multiprocessing.set_forkserver_preload(["model.muon", "torch._dynamo"])
+    mp.start_processes(update_beside_others, (processes, tmp_path), nprocs=processes, start_method="forkserver")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
     shares = [len(range(rank, len(SHAPES), processes)) for rank in range(processes)]
     assert [len(each["computed"]) for each in found] == [STEPS * share for share in shares]
