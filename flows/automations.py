@@ -5,6 +5,7 @@ failed runs and of too many rejects, by the webhook in DEGRAIN_WEBHOOK_URL.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -132,8 +133,8 @@ def save_webhook(url: str) -> UUID:
 
 def main() -> int:
     """Returns the exit code."""
-    if not (webhook_url := os.environ.get(WEBHOOK, "")):
-        print(f"degrain: set {WEBHOOK} to the address that notifications are sent to", file=sys.stderr)
+    if not re.match(r"https?://[^/]", webhook_url := os.environ.get(WEBHOOK, "")):  # Prefect would take any text
+        print(f"degrain: set {WEBHOOK} to the address that notifications are sent to, https://…", file=sys.stderr)
         return 2
     wanted = notifications(save_webhook(webhook_url))
     apply(wanted)

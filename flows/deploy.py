@@ -3,6 +3,8 @@
 It also has the server look after runs that lose their process.
 """
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,7 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m flows.deploy FILE (such as deploy/prefect.yaml)", file=sys.stderr)
         return 2
-    values = yaml.safe_load(Path(arguments[0]).read_text())
+    text = Path(arguments[0]).read_text()
+    # Prefect puts nothing in their places, and that overrules what the worker has in its environment.
+    if missing := sorted({name for name in re.findall(r"{{ *\$(\w+) *}}", text) if name not in os.environ}):
+        print(f"degrain: {arguments[0]} names {', '.join(missing)}: set that, if only to nothing", file=sys.stderr)
+        return 2
+    values = yaml.safe_load(text)
     with scratch_folder() as folder:
         file = folder / "prefect.yaml"
         file.write_text(yaml.safe_dump({**values, "deployments": [kept(each) for each in values["deployments"]]}))

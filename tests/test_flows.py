@@ -14,7 +14,7 @@ from httpx import ConnectError, HTTPStatusError, ReadError, Request, Response
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ValidationError
 
-from flows import artifacts
+from flows import artifacts, automations, deploy
 from flows.cli import main
 from flows.events import rejected_fraction
 from flows.local_prefect import prefect_environment
@@ -42,6 +42,7 @@ from pipeline.jobs import DenoiseJob
 from pipeline.strict import build
 from pipeline.training_run import TrainJob
 
+ROOT = Path(__file__).parents[1]
 PLACES = {"source": "s3://photos/in", "target": "s3://photos/out"}
 CANARY = {
     "photos": 10,
@@ -303,6 +304,27 @@ def test_a_prefect_server_that_is_away_for_a_while_is_asked_again() -> None:
 def test_patience_ends_and_is_not_for_what_stays_wrong(error: Exception, patience_s: float) -> None:
     with pytest.raises(type(error)):
         patiently(answering(error), patience_s=patience_s, interval_s=0)()
+
+
+def test_a_file_of_deployments_that_names_what_is_not_set_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+
+    assert deploy.main([str(ROOT / "deploy/prefect.yaml")]) == 2
+
+    assert "prefect.yaml names RAY_API_SERVER_ADDRESS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["", "hooks.example/degrain", "https://"])
+def test_a_webhook_that_nothing_can_be_sent_to_is_refused(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEGRAIN_WEBHOOK_URL", url)
+
+    assert automations.main() == 2
+
+    assert "set DEGRAIN_WEBHOOK_URL to the address" in capsys.readouterr().err
 
 
 def test_a_shell_reads_any_folder_in_what_it_is_told_of_degrain_up(tmp_path: Path) -> None:
