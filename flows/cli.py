@@ -446,6 +446,8 @@ def _interrupt_on_signals() -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    for each in (signal.SIGTERM, signal.SIGHUP):  # more of them, as of a terminal and its shell, disturb no way out
+        signal.signal(each, lambda *_: None)
     raise KeyboardInterrupt
 
 

@@ -14,7 +14,7 @@ import pytest
 from photos import saved, scene
 from torch import nn
 
-from flows.cli import main
+from flows.cli import _interrupt_on_signals, main
 from model.weights import Card, dump_weights
 from pipeline.images import decode, inspect
 
@@ -30,6 +30,16 @@ def photo(tmp_path: Path) -> Path:
 def _keep_signal_handlers() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_the_first_signal_interrupts_and_no_other_disturbs_the_way_out() -> None:
+    _interrupt_on_signals()
+
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGHUP)
+
+    signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
