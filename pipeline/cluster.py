@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0  # between two looks at what a worker does
 RESIZE_S = 5.0  # between two looks at what the cluster has
 START_S = 15.0  # for which those that are up leave some of the work to those that are not yet
+STALL_S = 1800.0  # for which a node with a GPU may be on its way
 ORPHANED_S = 30.0  # a worker at which nobody has looked for so long ends itself: its driver is gone
 ORPHAN_STEPS = 10
 NAMED = 5  # photos, at most, in a message
@@ -56,7 +57,8 @@ class ClusterConfig:
             and more when nodes join.
         shards_per_worker: shards that an actor works on at once, so that its network need not wait for storage.
         photo_timeout_s: a photo that takes longer is rejected.
-        stall_s: no photo getting any further for so long is an error; None takes twice the time for a photo.
+        stall_s: no photo getting any further for so long is an error; None takes twice the time for a photo, or STALL_S
+            if that is longer.
         use_gpus: whether the work is for GPUs, where there are any.
     """
 
@@ -74,6 +76,11 @@ class ClusterConfig:
             raise ValueError(f"shards_per_worker is {self.shards_per_worker}: expected at least 1")
         if not self.photo_timeout_s > 0:
             raise ValueError(f"photo_timeout_s is {self.photo_timeout_s}: expected more than 0")
+
+    @property
+    def longest_stall_s(self) -> float:
+        """Seconds without any progress that are no error yet."""
+        return self.stall_s or max(2 * self.photo_timeout_s, STALL_S)
 
 
 def map_shards(
@@ -153,7 +160,7 @@ class _Pool:
 
     def __init__(self, make_worker: Callable[[int], ShardWorker], config: ClusterConfig) -> None:
         self._config = config
-        self._stall_s = config.stall_s or 2 * config.photo_timeout_s
+        self._stall_s = config.longest_stall_s
         self._factory = ray.put(make_worker)
         cluster = Cluster.now(use_gpus=config.use_gpus)
         size = cluster.size_for(config.workers)

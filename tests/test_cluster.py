@@ -12,7 +12,7 @@ from ray.exceptions import OutOfMemoryError
 
 from pipeline import cluster
 from pipeline.cases import POISON_REASON, TOO_SLOW_REASON
-from pipeline.cluster import ClusterConfig, map_shards
+from pipeline.cluster import STALL_S, ClusterConfig, map_shards
 from pipeline.connection import connected
 from pipeline.errors import RunFailed, StorageError
 from pipeline.records import ShardPlan
@@ -140,6 +140,11 @@ def test_a_photo_that_takes_too_long_is_rejected_and_the_rest_of_its_shard_is_do
 
     assert rejected_of(receipts) == {"s0": 1, "s1": 0}
     assert (folder / "done-s0").read_text() == f"endless: {TOO_SLOW_REASON.format(2.0)}"
+
+
+def test_photos_with_little_time_leave_workers_time_to_start() -> None:
+    assert ClusterConfig(photo_timeout_s=2.0).longest_stall_s == STALL_S
+    assert ClusterConfig().longest_stall_s == 7200
 
 
 def test_how_many_photos_of_shards_in_work_are_finished_is_told_meanwhile(
