@@ -1,9 +1,7 @@
 """What the flows decide and show, without a server: settings, gates, events, and the text of artifacts."""
 
 import dataclasses
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 from httpx import ConnectError, HTTPStatusError, ReadError, Request, Response
 from prefect.runtime import flow_run
+from prefect.settings import Settings
 from pydantic import BaseModel, ValidationError
 
 from flows import artifacts, automations, deploy
@@ -355,14 +354,12 @@ def test_a_folder_that_cannot_be_one_is_a_wrong_call(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("name", ["PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"])
-def test_the_database_of_another_server_is_not_that_of_degrain_up(name: str, tmp_path: Path) -> None:
-    script = (
-        "from prefect.settings import get_current_settings;"
-        "print(get_current_settings().server.database.connection_url.get_secret_value())"
-    )
-    environment = {**os.environ, name: "postgresql+asyncpg://team/prefect", **prefect_environment(tmp_path, 4200)}
+def test_the_database_of_another_server_is_not_that_of_degrain_up(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in {name: "postgresql+asyncpg://team/prefect", **prefect_environment(tmp_path, 4200)}.items():
+        monkeypatch.setenv(variable, value)
 
-    command = [sys.executable, "-c", script]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    found = Settings().server.database.connection_url.get_secret_value()
 
-    assert found.strip() == f"sqlite+aiosqlite:///{tmp_path}/prefect.db"
+    assert found == f"sqlite+aiosqlite:///{tmp_path}/prefect.db"
