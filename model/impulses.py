@@ -32,7 +32,9 @@ MOST_UNEVEN = 3.0  # how many times as many there may be of one as of the other
 # How far an impulse stands out from all values around it, as a part of the range; and by half of theirs at least.
 LEAST_GAP = 24 / 255
 FEWEST_KNOWN = 8  # of the 24 around, or nothing can stand out from them
-MOST_AROUND = 12  # of them are at one end where a photo is white, or black
+# Edges of smooth letters come to 0.6 and more, of both together. Fewer are believed: a frame has none of them.
+LEAST_DOUBTED = 0.4
+MOST_AROUND = 12  # of the 24 are at one end where a photo is white, or black
 # Of the impulses that are expected there, in photos of any contrast 0.4 to 4 times as many; in pages of text up to 0.1.
 LEAST_FOUND = 0.25
 
@@ -67,7 +69,7 @@ def find_impulses(blocks_NYXC: NDArray[Any], *, peak: int) -> Impulses | None:
     A place counts where all that is around it and at no end of the range is far from this end: what is at the end
     there has been put there. Strong noise comes near the ends before it is clipped; clipped skies and shadows, line art
     and halftone have hardly anything else around them; stars and highlights are salt alone; lines are not scattered.
-    And where all is white or black, impulses of the other kind are as frequent: on the paper of a page there are none.
+    And where all is white or black, impulses of the other kind are as frequent: on the paper of a page are none.
     """
     least_gap = math.ceil(LEAST_GAP * peak)
     if not (_may_have_salt(blocks_NYXC, peak, least_gap) and _may_have_salt(peak - blocks_NYXC, peak, least_gap)):
@@ -87,7 +89,9 @@ def find_impulses(blocks_NYXC: NDArray[Any], *, peak: int) -> Impulses | None:
     salt, pepper = _share(is_salt, could_be_salt), _share(is_pepper, could_be_pepper)
     if min(salt, pepper) < LEAST_SHARE or max(salt, pepper) > MOST_UNEVEN * min(salt, pepper):
         return None
-    if _is_missing(pepper, is_pepper, is_salt, is_judged) or _is_missing(salt, is_salt, is_pepper, is_judged):
+    if salt + pepper > LEAST_DOUBTED and (
+        _is_missing(pepper, is_pepper, is_salt, is_judged) or _is_missing(salt, is_salt, is_pepper, is_judged)
+    ):
         return None
     fails_together = is_salt.all(axis=2) | is_pepper.all(axis=2)
     stands_out = _inner(is_end) & (could_be_salt | could_be_pepper)

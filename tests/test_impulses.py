@@ -120,6 +120,12 @@ def test_their_share_and_kind_are_found(density: float, is_gray: bool) -> None:
     assert found.salt + found.pepper == pytest.approx(density, rel=0.15)
 
 
+@pytest.mark.parametrize("frame", [0, 255])
+def test_they_are_found_within_a_frame_that_has_none(frame: int) -> None:
+    photo = np.tile(hit(scene(), 0.2), (2, 2, 1))
+    assert impulses(np.pad(photo, ((40, 40), (40, 40), (0, 0)), constant_values=frame)) is not None
+
+
 def test_they_are_found_beside_other_noise_and_in_16_bits() -> None:
     assert impulses(hit(with_noise(scene(), 15), 0.1)) is not None
     assert impulses(hit(scene().astype(np.uint16) * 257, 0.1)) is not None
