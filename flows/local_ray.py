@@ -118,6 +118,7 @@ def _environment(token: str, given: Mapping[str, str]) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",  # or it reports that it is disabled
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",  # a training that is stopped writes a checkpoint; Ray itself waits for 3 s
     }
 
 

@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
 import ray
 from ray.dashboard.modules import dashboard_sdk
 
-from flows import ray_jobs
+from flows import local_ray, ray_jobs
 from flows.local_ray import RayAddress
 from flows.ray_jobs import ClusterLost, RayJobs, address_of
 
@@ -143,3 +145,10 @@ def test_nobody_waits_for_ever_for_a_job_to_end(jobs: RayJobs, api: Api) -> None
     api.answers[JOB] = [(OK, {**DETAILS, "status": "RUNNING"})]
 
     assert jobs.wait("job", timeout_s=0.1) is None
+
+
+def test_a_job_that_is_stopped_may_end_in_order_before_it_is_given_up() -> None:
+    name = "RAY_JOB_STOP_WAIT_TIME_S"
+    dockerfile = (Path(__file__).parents[1] / "deploy/Dockerfile").read_text()
+    for waits_s in (local_ray._environment("", {})[name], *re.findall(rf"{name}=(\d+)", dockerfile)):
+        assert 10 <= int(waits_s) <= ray_jobs.STOP_TIMEOUT_S / 2
