@@ -94,6 +94,24 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """What earlier runs have done in the target, and what they have left.
+
+    Attributes:
+        done: index files: the newest row of each key that the target holds.
+        pending: plan files whose photos another run is still to do: they are left out, whatever became of them since.
+        tainted: plan files whose photos may have been written by a run that was given up before it committed them: what
+            the index says of those is not to be trusted, unless it is of a later attempt.
+        runs: names of those that go on.
+    """
+
+    done: Sequence[Path] = ()
+    pending: Sequence[Path] = ()
+    tainted: Sequence[Path] = ()
+    runs: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Amount:
     """How much some photos are.
 
@@ -157,16 +175,7 @@ def write_listing(objects: Iterable[SourceObject], path: Path) -> int:
     return count + len(batch)
 
 
-def write_plan(
-    listing: Path,
-    done: Sequence[Path],
-    plan: Path,
-    options: PlanOptions,
-    *,
-    pending: Sequence[Path] = (),
-    tainted: Sequence[Path] = (),
-    runs: Collection[str] = (),
-) -> PlanCounts:
+def write_plan(listing: Path, earlier: Earlier, plan: Path, options: PlanOptions) -> PlanCounts:
     """Compare a listing with what is done, and write the photos to process, cut into shards, to `plan`.
 
     A photo is processed if and only if its etag or size, the weights' hash or the parameters' hash differ from those of
@@ -175,17 +184,13 @@ def write_plan(
 
     Args:
         listing: a file that `write_listing` wrote. Of a key that is in it twice, one row counts.
-        done: index files: the newest row of each key that the target holds.
+        earlier: what the target holds.
         plan: where to write; sorted by key, columns as `PLAN_SCHEMA`.
         options: what makes a finished photo stale, and how large shards are.
-        pending: plan files whose photos another run is still to do: they are left out, whatever became of them since.
-        tainted: plan files whose photos may have been written by a run that was given up before it committed them: what
-            the index says of those is not to be trusted, unless it is of a later attempt.
-        runs: names of those that go on.
     """
     with open_database(plan.parent) as database:
         create_unique_view(database, "listing", scan([listing]), "etag DESC, size_bytes DESC, place DESC")
-        _compare(database, options, done, pending=pending, tainted=tainted, runs=runs)
+        _compare(database, options, earlier)
         amounts = _amounts(database)
         of_runs = database.sql("SELECT status, count(*) FROM compared WHERE is_of_runs GROUP BY status").fetchall()
         wanted = processed_statuses(options.retry_failed)
@@ -206,7 +211,7 @@ def write_plan(
         todo = todo.order("key")
         size = options.shard_size.limited_to(photos, wanted_bytes * photos // max(1, wanted_photos))
         planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), size, plan, options)
-        is_complete = photos == wanted_photos and not (options.is_subset and _has_unlisted(database, done, tainted))
+        is_complete = photos == wanted_photos and not (options.is_subset and _has_unlisted(database, earlier))
     return PlanCounts(
         amounts=amounts,
         planned=planned,
@@ -252,7 +257,7 @@ def is_overtaken(plan: Path, done: Sequence[Path]) -> bool:
 
     Args:
         plan: what is left of one to be done.
-        done: as for `write_plan`.
+        done: as for `Earlier`.
     """
     if not done:
         return False
@@ -316,15 +321,7 @@ def amount_of(plan: Path) -> Amount:
     return Amount(photos=sum(photos for photos, _ in sizes), size_bytes=size_bytes, unopened_bytes=size_bytes)
 
 
-def _compare(
-    database: duckdb.DuckDBPyConnection,
-    options: PlanOptions,
-    done: Sequence[Path],
-    *,
-    pending: Sequence[Path],
-    tainted: Sequence[Path],
-    runs: Collection[str],
-) -> None:
+def _compare(database: duckdb.DuckDBPyConnection, options: PlanOptions, earlier: Earlier) -> None:
     """Make the table `compared`: a row for each of the view `listing`.
 
     Of what is up to date, which is most of an archive, only its size is kept.
@@ -333,8 +330,8 @@ def _compare(
         "SELECT key, source_etag, source_size_bytes, attempts, run, outcome = 'rejected' AS is_rejected, "
         f"starts_with(reason, {literal(GONE)}) AND NOT $lists_gone AS is_back, "
         "weights <> $weights OR parameters <> $parameters AS is_stale, width_px::BIGINT * height_px AS pixels "
-        f"FROM {scan(done)}"
-        if done
+        f"FROM {scan(earlier.done)}"
+        if earlier.done
         else "SELECT '' AS key, '' AS source_etag, 0 AS source_size_bytes, 0 AS attempts, '' AS run, "
         "false AS is_rejected, $lists_gone AS is_back, $weights = $parameters AS is_stale, 0 AS pixels WHERE false"
     )
@@ -342,8 +339,8 @@ def _compare(
         f"""
         CREATE TEMP TABLE compared AS
         WITH done AS ({done_rows}),
-        pending AS ({_plan_rows(pending)}),
-        tainted AS ({_plan_rows(tainted)}),
+        pending AS ({_plan_rows(earlier.pending)}),
+        tainted AS ({_plan_rows(earlier.tainted)}),
         judged AS (
             SELECT listing.*, coalesce(greatest(done.attempts, tainted.attempt), 0) + 1 AS attempt, done.pixels,
                 list_contains($runs, done.run) AS is_of_runs,
@@ -366,18 +363,19 @@ def _compare(
         {
             "weights": options.header.weights,
             "parameters": options.header.parameters,
-            "runs": list(runs),
+            "runs": list(earlier.runs),
             "lists_gone": options.lists_gone,
         },
     )
 
 
-def _has_unlisted(database: duckdb.DuckDBPyConnection, done: Sequence[Path], tainted: Sequence[Path]) -> bool:
+def _has_unlisted(database: duckdb.DuckDBPyConnection, earlier: Earlier) -> bool:
     """Whether the listing lacks a photo that was done, and what its row says is not to be trusted."""
-    if not (done and tainted):
+    if not (earlier.done and earlier.tainted):
         return False
     unlisted = (
-        f"FROM ({_plan_rows(tainted)}) AS tainted JOIN {scan(done)} AS done USING (key) ANTI JOIN listing USING (key)"
+        f"FROM ({_plan_rows(earlier.tainted)}) AS tainted JOIN {scan(earlier.done)} AS done USING (key) "
+        "ANTI JOIN listing USING (key)"
     )
     return bool(database.sql(f"SELECT 1 {unlisted} WHERE tainted.attempt >= done.attempts LIMIT 1").fetchall())
 

@@ -24,6 +24,7 @@ from pipeline.imageset import ImageSet, Manifest
 from pipeline.lease import is_given_up
 from pipeline.meters import Meters
 from pipeline.planning import (
+    Earlier,
     PlanCounts,
     PlanHeader,
     PlanOptions,
@@ -358,15 +359,13 @@ def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
             lists_gone=work.lists_gone,
             shard_size=work.shard_size,
         )
-        return write_plan(
-            folder / LISTING,
-            index,
-            folder / PLAN,
-            options,
+        earlier = Earlier(
+            done=index,
             pending=[run.plan for run in interrupted.resumed],
             tainted=[*(run.plan for run in interrupted.superseded), *([work.distrusted] if work.distrusted else [])],
             runs=[run.name for run in interrupted.resumed],
         )
+        return write_plan(folder / LISTING, earlier, folder / PLAN, options)
 
 
 def _freeze(target: ImageSet, plan: Path) -> _Run:

@@ -36,7 +36,7 @@ from pipeline.images import Limits
 from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestConfig, IngestJob, forecast_ingest, run_ingest
 from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
-from pipeline.planning import Amount, PlanCounts, PlanHeader, PlanOptions, write_listing, write_plan
+from pipeline.planning import Amount, Earlier, PlanCounts, PlanHeader, PlanOptions, write_listing, write_plan
 from pipeline.records import Layout, Outcome, SourceObject, Status
 from pipeline.run import Work
 from pipeline.sample import Tried, draw_photos, find_machine, sample_of, try_photos
@@ -287,7 +287,7 @@ def test_a_program_reads_the_same() -> None:
 def plan_of(folder: Path, objects: list[SourceObject]) -> Path:
     write_listing(objects, folder / "listing.parquet")
     header = PlanHeader(source="s", weights="w", parameters="p")
-    write_plan(folder / "listing.parquet", [], folder / "plan.parquet", PlanOptions(header=header))
+    write_plan(folder / "listing.parquet", Earlier(), folder / "plan.parquet", PlanOptions(header=header))
     return folder / "plan.parquet"
 
 

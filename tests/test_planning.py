@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline import planning
 from pipeline.planning import (
     Amount,
+    Earlier,
     PlanCounts,
     PlanHeader,
     PlanOptions,
@@ -104,8 +105,8 @@ class Planner:
             if part:
                 pq.write_table(index_table(part), self._new("index"))
                 index.append(self.newest)
-        unfinished = {"pending": list(pending), "tainted": list(tainted)}
-        counts = write_plan(self.folder / "listing.parquet", index, self._new("plan"), options, **unfinished)
+        earlier = Earlier(done=index, pending=list(pending), tainted=list(tainted))
+        counts = write_plan(self.folder / "listing.parquet", earlier, self._new("plan"), options)
         return counts, list(read_shards(self.newest, "run"))
 
     @property

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from pipeline.database import in_batches, open_database
 from pipeline.imageset import ImageSet
 from pipeline.index import PART_ROWS, count_outcomes
-from pipeline.planning import PlanHeader, PlanOptions, read_shard_sizes, read_shards, write_plan
+from pipeline.planning import Earlier, PlanHeader, PlanOptions, read_shard_sizes, read_shards, write_plan
 from pipeline.records import LISTING_SCHEMA, Layout, index_rows
 from pipeline.storage import LocalStore
 
@@ -91,7 +91,9 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
                 with images.local_index() as index:
                     seconds["index"] = round(time.perf_counter() - start, 2)
                     with timed("compare and cut"):
-                        counts = write_plan(folder / "listing.parquet", index, plan, PlanOptions(header=HEADER))
+                        counts = write_plan(
+                            folder / "listing.parquet", Earlier(done=index), plan, PlanOptions(header=HEADER)
+                        )
                 with timed("freeze"):
                     images.write_plan(f"run-{mode}", plan)
                 with timed("read back"):
