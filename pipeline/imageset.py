@@ -187,8 +187,12 @@ class ImageSet:
         key = self.plan_key(run)
         data = self.store.read(key)
         with _damage(f"{self.store.url}/{key}"):
-            for batch in _open_parquet(data).iter_batches(GATHERED_ROWS):
+            file, rows = _open_parquet(data), 0
+            for batch in file.iter_batches(GATHERED_ROWS):
                 batch.validate(full=True)
+                rows += len(batch)
+            if rows != file.metadata.num_rows:  # one column has come to its end before the others
+                raise ValueError("it has fewer rows than it says")
         return data
 
     @contextmanager
