@@ -1,10 +1,12 @@
 """What several test modules share: a fixed choice of examples, and servers of object storage on loopback."""
 
 import contextlib
+import itertools
 import shutil
 import socket
 import subprocess
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -23,22 +25,22 @@ settings.register_profile("fixed", derandomize=True, deadline=None)  # the same 
 settings.load_profile("fixed")
 
 
-_KILLS, _NETWORK_FAULTS = pytest.StashKey[int](), pytest.StashKey[int]()
+KILLS, NETWORK_FAULTS = "kills", "faults of the network"  # properties of a test: they reach the process that sums up
 
 
 @pytest.fixture
 def survived(request: pytest.FixtureRequest) -> Callable[[int], None]:
     """Counts processes that were killed or hosts cut off, and what should come of it came of it nevertheless."""
-    stash = request.config.stash
-
-    def count(kills: int) -> None:
-        stash[_KILLS] = stash.get(_KILLS, 0) + kills
-
-    return count
+    return lambda kills: request.node.user_properties.append((KILLS, kills))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    kills, network = config.stash.get(_KILLS, 0), config.stash.get(_NETWORK_FAULTS, 0)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts: Counter[str] = Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if getattr(report, "when", None) == "teardown":  # has the properties of the whole test
+            for name, count in report.user_properties:
+                counts[name] += count
+    kills, network = counts[KILLS], counts[NETWORK_FAULTS]
     if kills or network:
         terminalreporter.write_line(
             f"faults survived: {kills:,} processes killed or hosts cut off, {network:,} of the network"
@@ -100,8 +102,7 @@ def proxy(seaweed_server: Seaweed, request: pytest.FixtureRequest) -> Iterator[F
         environment({**seaweed_server.environment, "AWS_ENDPOINT_URL": between.url}),
     ):
         yield between
-    stash = request.config.stash
-    stash[_NETWORK_FAULTS] = stash.get(_NETWORK_FAULTS, 0) + between.counts.total()
+    request.node.user_properties.append((NETWORK_FAULTS, between.counts.total()))
 
 
 @pytest.fixture
