@@ -1,6 +1,7 @@
 """Forecasts from samples with known speeds, and samples of real photos."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -415,7 +416,10 @@ def test_a_sample_ends_as_its_run_does_for_photos_that_were_packed_smaller(
     assert canary.outcomes == run_denoise(job, lambda _: None).outcomes
 
 
-def test_a_photo_that_ends_its_process_or_takes_too_long_is_rejected(tmp_path: Path, source: LocalStore) -> None:
+def test_a_photo_that_ends_its_process_or_takes_too_long_is_rejected(
+    tmp_path: Path, source: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "MAX_S", math.inf)
     plan = plan_of(tmp_path, list(source.list()))
     deadly, slow, *others = (photo.key for photo in draw_photos([plan], 5))
 
