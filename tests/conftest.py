@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import shutil
+import signal
 import socket
 import subprocess
 import uuid
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same examples each time, on any machine
 settings.load_profile("fixed")
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
 
 KILLS, NETWORK_FAULTS = "kills", "faults of the network"  # properties of a test: they reach the process that sums up
 
