@@ -61,7 +61,8 @@ def begin(server: Server, *tags: str) -> str:
 
 
 def execute(server: Server, *command: object) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, *map(str, command)], env=os.environ | server.environment)
+    environment = os.environ | {"RAY_API_SERVER_ADDRESS": ""} | server.environment
+    return subprocess.Popen([sys.executable, *map(str, command)], env=environment)
 
 
 def acted_on(server: Server) -> set[str]:
