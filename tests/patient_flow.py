@@ -41,7 +41,7 @@ class Jobs:
             yield event_line(Event.PROGRESS, done=1, planned=2, seconds=1.0)
         yield event_line(Event.SUMMARY, denoised=2)
 
-    def wait(self, _job_id: str) -> SimpleNamespace:
+    def wait(self, _job_id: str, *, timeout_s: float) -> SimpleNamespace:
         return SimpleNamespace(status="SUCCEEDED")
 
     def worked_s(self, _job_id: str) -> float:

@@ -319,7 +319,7 @@ def test_a_night_that_nobody_approves_of_in_time_fails_and_has_written_nothing(u
     run = up.wait(up.begin("nightly", {"settings": settings}))
 
     assert run["state_type"] == "FAILED"
-    assert "paused" in run["state"]["message"]
+    assert "never resumed" in run["state"]["message"]
     assert not (tmp_path / "target").exists()
 
 
