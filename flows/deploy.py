@@ -40,15 +40,20 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m flows.deploy FILE (such as deploy/prefect.yaml)", file=sys.stderr)
         return 2
-    text = Path(arguments[0]).read_text()
+    try:
+        text = Path(arguments[0]).read_text()
+        values = yaml.safe_load(text)
+        wanted = {(each["entrypoint"], each["name"]): each for each in values["deployments"]}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError) as error:
+        print(f"degrain: {arguments[0]} is no file of deployments: {error!r}", file=sys.stderr)
+        return 2
     # Prefect puts nothing in their places, and that overrules what the worker has in its environment.
     if missing := sorted({name for name in re.findall(r"{{ *\$(\w+) *}}", text) if name not in os.environ}):
         print(f"degrain: {arguments[0]} names {', '.join(missing)}: set that, if only to nothing", file=sys.stderr)
         return 2
-    values = yaml.safe_load(text)
     with scratch_folder() as folder:
         file = folder / "prefect.yaml"
-        file.write_text(yaml.safe_dump({**values, "deployments": [kept(each) for each in values["deployments"]]}))
+        file.write_text(yaml.safe_dump({**values, "deployments": [kept(each) for each in wanted.values()]}))
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", f"--prefect-file={file}"]
         code = subprocess.run(command, check=False).returncode  # noqa: S603  # our own command
     if not code:

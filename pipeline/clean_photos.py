@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -35,6 +35,8 @@ class CleanPhoto:
 class CleanPhotos:
     """The clean ones among listed photos, which are read each time that one goes over them.
 
+    Those that are of no use are told of once, and not read again after one has gone over all.
+
     Attributes:
         photos: rows of the source's `table`, in the order in which they are read.
         min_side_px: of smaller ones there are none.
@@ -43,6 +45,7 @@ class CleanPhotos:
     source: Source
     photos: pa.Table
     min_side_px: int = 1
+    _useless: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[CleanPhoto]:
         """The photos, as they are read.
@@ -53,11 +56,14 @@ class CleanPhotos:
         """
         if not len(self.photos):
             raise ValueError(f"there are no photos in {self.source.url}: it is empty, or does not exist")
-        found = clean_among(self.source.read(self.photos), min_side_px=self.min_side_px)
-        if (first := next(found, None)) is None:
+        listed = self.photos.filter(pc.invert(pc.is_in(self.photos["key"], pa.array(self._useless, pa.string()))))
+        useful = set()
+        for photo in clean_among(self.source.read(listed), min_side_px=self.min_side_px):
+            useful.add(photo.key)
+            yield photo
+        if not useful:
             raise no_clean_photos(self.source, min_side_px=self.min_side_px)
-        yield first
-        yield from found
+        self._useless.update(set(listed["key"].to_pylist()) - useful)
 
     def only(self, keys: Iterable[str]) -> Self:
         """Those with these keys."""

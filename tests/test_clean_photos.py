@@ -27,6 +27,18 @@ def test_colour_photos_of_a_size_come_in_the_order_of_their_keys(folder: Path) -
     assert np.array_equal(photos[1].pixels, scene(side_px=32, seed=1))
 
 
+def test_photos_of_no_use_are_told_of_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos = find_clean_photos(str(folder), min_side_px=32)
+    first = [photo.key for photo in photos]
+    told = len(caplog.messages)
+
+    assert [photo.key for photo in photos] == first
+    assert sorted(message.split(":")[0] for message in caplog.messages) == [
+        f"left out {key}" for key in ("2.png", "gray.png", "notes.txt")
+    ]
+    assert len(caplog.messages) == told
+
+
 def test_a_collection_without_any_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="no 8-bit colour photos of at least 64 pixels a side"):
         list(find_clean_photos(str(folder), min_side_px=64))

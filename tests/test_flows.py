@@ -315,6 +315,18 @@ def test_a_file_of_deployments_that_names_what_is_not_set_is_refused(
     assert "prefect.yaml names RAY_API_SERVER_ADDRESS" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", [None, "", "deployments: [", "deployments: 3", "deployments: [{name: nightly}]"])
+def test_a_file_that_is_no_file_of_deployments_is_refused(
+    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "prefect.yaml").write_text(text)
+
+    assert deploy.main([str(tmp_path / "prefect.yaml")]) == 2
+
+    assert "prefect.yaml is no file of deployments: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("url", ["", "hooks.example/degrain", "https://"])
 def test_a_webhook_that_nothing_can_be_sent_to_is_refused(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
