@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 J = TypeVar("J")
 
 EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
+RECIPE = ("network", "steps", "batch_size", "patch_px", "learning_rate", "cooldown_share", "seed")  # `train`'s options
 OF_COLLECTIONS = (  # options of `degrain denoise` that mean nothing for one photo
     *("layout", "key_table", "where", "limit", "sample", "retry_failed", "max_rejected_fraction", "photo_timeout_s"),
     *("workers", "cluster", "sample_photos", "price_per_hour", "gpu_megapixels_per_s"),
@@ -131,7 +132,7 @@ def train(options: argparse.Namespace) -> int:
     from pipeline.train import run_train
     from pipeline.training_run import TrainJob
 
-    given = {name: getattr(options, name) for name in ("network", "steps", "batch_size", "patch_px", "seed")}
+    given = {name: getattr(options, name) for name in RECIPE}
     changes = {name: value for name, value in given.items() if value is not None}
     if options.steps is not None:
         changes["epochs"] = None
@@ -287,34 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     _weights_option(command)
 
     command = _command(commands, "train", train, "train a network on clean photos")
-    command.set_defaults(warns=True)  # such as of photos that are left out: it changes what comes of the training
-    command.add_argument("source", nargs="?", metavar="SET", help="folder, URL or image set of clean photos")
-    command.add_argument("--run", metavar="NAME", help="folder or URL of the run; it goes on if it is there")
-    _settings_option(command, "train")
-    command.add_argument(
-        "--preset",
-        choices=["photo", "tune", "white", "seed"],
-        default="photo",
-        help="the recipe: tune goes on from good weights, white adds to them a network for white noise [photo]",
-    )
-    command.add_argument("--network", choices=["photo", "fine", "seed"], help="which architecture")
-    command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")
-    command.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
-    command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
-    command.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")
-    command.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that share each batch, by Ray Train [1]"
-    )
-    command.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster to join [start one here]")
-    command.add_argument("--where", default="", metavar="SQL", help="train on these photos of an image set [all]")
-    command.add_argument(
-        "--validation-fraction", type=float, default=0.0, metavar="F", help="hold these photos back, to score on [0]"
-    )
-    command.add_argument("--validation", metavar="SET", help="score the weights on these photos at the end instead")
-    command.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
-    command.add_argument("--teacher", metavar="WEIGHTS", help="learn the answers of these in place of the photos")
-    command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
-    command.add_argument("--licence", default="not stated", metavar="TEXT", help="what the card says of the terms")
+    _train_options(command)
 
     command = _command(commands, "evaluate", evaluate, "measure weights on clean photos with known noise")
     command.set_defaults(warns=True)
@@ -392,6 +366,39 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
         "--layout", choices=["files", "packed"], default="files", help="the same names, or Parquet shards [files]"
     )
     _run_options(command)
+
+
+def _train_options(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(warns=True)  # such as of photos that are left out: it changes what comes of the training
+    command.add_argument("source", nargs="?", metavar="SET", help="folder, URL or image set of clean photos")
+    command.add_argument("--run", metavar="NAME", help="folder or URL of the run; it goes on if it is there")
+    _settings_option(command, "train")
+    command.add_argument(
+        "--preset",
+        choices=["photo", "tune", "white", "seed"],
+        default="photo",
+        help="the recipe: tune goes on from good weights, white adds to them a network for white noise [photo]",
+    )
+    command.add_argument("--network", choices=["photo", "fine", "seed"], help="which architecture")
+    command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")
+    command.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
+    command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
+    command.add_argument("--learning-rate", type=float, metavar="F", help="its peak")
+    command.add_argument("--cooldown-share", type=float, metavar="F", help="share of the steps in which it cools down")
+    command.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")
+    command.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that share each batch, by Ray Train [1]"
+    )
+    command.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster to join [start one here]")
+    command.add_argument("--where", default="", metavar="SQL", help="train on these photos of an image set [all]")
+    command.add_argument(
+        "--validation-fraction", type=float, default=0.0, metavar="F", help="hold these photos back, to score on [0]"
+    )
+    command.add_argument("--validation", metavar="SET", help="score the weights on these photos at the end instead")
+    command.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
+    command.add_argument("--teacher", metavar="WEIGHTS", help="learn the answers of these in place of the photos")
+    command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
+    command.add_argument("--licence", default="not stated", metavar="TEXT", help="what the card says of the terms")
 
 
 def _run_options(command: argparse.ArgumentParser) -> None:

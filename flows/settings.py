@@ -170,6 +170,8 @@ class TrainSettings(Settings):
     steps: Positive | None = Field(None, description="Optimiser steps of the whole run.")
     batch_size: Positive | None = Field(None, description="Patches of a step.")
     patch_px: Positive | None = Field(None, description="Side of a patch in pixels.")
+    learning_rate: float | None = Field(None, gt=0, description="Its peak.")
+    cooldown_share: Fraction | None = Field(None, description="Share of the steps in which it cools down.")
     seed: int | None = Field(None, description="Of the weights, the patches and the noise.")
     where: str = Field("", description="Of an image set, those photos (SQL over its index).")
     validation_fraction: Fraction = Field(
@@ -184,7 +186,7 @@ class TrainSettings(Settings):
     log_every: Positive = Field(100, description="Steps whose mean is one point of the training curve.")
     ray: RaySettings = Field(RaySettings(), description="Where the work is done.")
 
-    CONFIG: ClassVar = ("network", "steps", "batch_size", "patch_px", "seed")
+    CONFIG: ClassVar = ("network", "steps", "batch_size", "patch_px", "learning_rate", "cooldown_share", "seed")
 
     @property
     def job(self) -> dict[str, object]:

@@ -81,9 +81,9 @@ def test_a_run_of_training_is_named_after_the_day_that_its_flow_was_scheduled_fo
 
 
 def test_settings_of_training_change_the_recipe_that_they_name() -> None:
-    job = train_job(TrainSettings(source="a", run="b", preset="seed", steps=7, batch_size=2).job)
+    job = train_job(TrainSettings(source="a", run="b", preset="seed", steps=7, batch_size=2, learning_rate=1e-4).job)
 
-    assert job.config == dataclasses.replace(PRESETS["seed"], steps=7, epochs=None, batch_size=2)
+    assert job.config == dataclasses.replace(PRESETS["seed"], steps=7, epochs=None, batch_size=2, learning_rate=1e-4)
 
 
 def test_every_setting_reaches_its_job() -> None:
