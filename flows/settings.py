@@ -6,13 +6,13 @@ They are the fields of the jobs in `pipeline`, laid out for people; `job` is wha
 import re
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from flows.weights_commands import place_of
+from pipeline.storage import spelled_out
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -102,7 +102,7 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _is_no_overwriting(self) -> Self:
-        if self.source.rstrip("/") == self.target.rstrip("/"):
+        if spelled_out(self.source) == spelled_out(self.target):
             raise ValueError(f"source and target are both {self.source}: degrain never writes to its source")
         return self
 
@@ -248,18 +248,13 @@ class NightlySettings(Settings):
     def _has_a_place_for_its_report(self) -> Self:
         if self.report is None and re.fullmatch(r"\w+://[^/]+/*", self.denoise.target):
             raise ValueError(f"there is no place beside {self.denoise.target}, a whole bucket: name one for the report")
-        if _spelled_out(self.report_place).startswith(f"{_spelled_out(self.denoise.source)}/"):
+        if spelled_out(self.report_place).startswith(f"{spelled_out(self.denoise.source)}/"):  # it would be a new photo
             raise ValueError(f"the report would be written into the source, {self.report_place}: name another place")
         return self
 
     @property
     def report_place(self) -> str:
         return self.report or f"{self.denoise.target.rstrip('/')}-report.html"
-
-
-def _spelled_out(place: str) -> str:
-    """A path as any other one that leads there: a report in the source would be a new photo of the next night."""
-    return place.rstrip("/") if "://" in place else str(Path(place).resolve())
 
 
 class RetrainSettings(Settings):

@@ -14,6 +14,7 @@ from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from pipeline.errors import StorageError
 from pipeline.range_file import RangeFile
 from pipeline.redaction import explain, showable
+from pipeline.storage import ALIASES
 
 PAGE = 1000  # objects of a listing that a server sends at once, at most
 CONNECT_TIMEOUT_S = 5
@@ -34,11 +35,7 @@ def connect(url: str) -> tuple["Cloud", str]:
         StorageError: the library finds no credentials that it can use.
     """
     scheme = url.partition("://")[0]
-    kind = {
-        **dict.fromkeys(("s3", "s3a"), S3),
-        **dict.fromkeys(("gs", "gcs"), Google),
-        **dict.fromkeys(("az", "abfs", "abfss"), Azure),
-    }.get(scheme, Cloud)
+    kind = {"s3": S3, "gs": Google, "abfs": Azure}.get(ALIASES.get(scheme, scheme), Cloud)
     try:
         return kind.connect(url)
     except ImportError as error:
@@ -64,12 +61,6 @@ class Cloud:
     def connect(cls, url: str) -> tuple["Cloud", str]:
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return cls(filesystem), path
-
-    @property
-    def scheme(self) -> str:
-        """Of its URLs: the first of those that mean the same."""
-        protocol = self.filesystem.protocol
-        return str(protocol if isinstance(protocol, str) else protocol[0])
 
     async def get(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """The object, or its bytes from `start` to `end`, of which there is at least one."""

@@ -49,10 +49,6 @@ class ObjectStore:
         return cls(url.rstrip("/"), *connect(url))
 
     @property
-    def place(self) -> str:
-        return f"{self._cloud.scheme}://{self.url.partition('://')[2]}"
-
-    @property
     def retries(self) -> int:
         return self._retries.count
 

@@ -107,7 +107,7 @@ def open_both(
         raise ValueError(
             "memory:// is seen by one process alone, and the workers are others: name a folder or a bucket"
         )
-    if source.place == target.place:
+    if prefix_in(source, target) == "":
         raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
     if prefix_in(source, target) is not None:
         raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")

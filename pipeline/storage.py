@@ -58,10 +58,6 @@ class Store(Protocol):
     url: str
 
     @property
-    def place(self) -> str:
-        """Its URL, the same under all names that its scheme goes by."""
-
-    @property
     def retries(self) -> int:
         """Requests that failed and were made again so far, to whoever counts."""
 
@@ -185,12 +181,23 @@ def open_store(url: str) -> Store:
     return ObjectStore.open(url)
 
 
+# Schemes that mean the same, by the one that is taken for all of them.
+ALIASES = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs", "ssh": "sftp", "local": "file"}
+
+
+def spelled_out(url: str) -> str:
+    """A path or URL as all others are spelled out that lead to the same place."""
+    scheme, path = url.split("://", 1) if "://" in url else ("file", url)
+    scheme = ALIASES.get(scheme, scheme)
+    return os.path.realpath(path) if scheme == "file" else f"{scheme}://{path.rstrip('/')}"
+
+
 def prefix_in(store: Store, other: Store) -> str | None:
     """What the keys of a store begin with in another one that holds it, as `clean/`; None where none of it lies there.
 
     It is empty where both are one place.
     """
-    place, holder = (f"{each.place.rstrip('/')}/" for each in (store, other))
+    place, holder = (f"{spelled_out(each.url).rstrip('/')}/" for each in (store, other))
     return place.removeprefix(holder) if place.startswith(holder) else None
 
 
@@ -230,7 +237,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))  # the same folder has the same URL, however it is named
-        self.url = self.place = str(self.root)
+        self.url = str(self.root)
         self._last_read: Path | None = None
 
     def list(self, prefix: str = "") -> Iterator[SourceObject]:

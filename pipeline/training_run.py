@@ -34,7 +34,7 @@ from pipeline.records import TRAINING_SCHEMA
 from pipeline.registry import read_weights
 from pipeline.scratch import scratch_folder
 from pipeline.sources import Source, photos_of
-from pipeline.storage import Store, open_store, prefix_in
+from pipeline.storage import Store, open_store, prefix_in, spelled_out
 from pipeline.subset import Split, Subset
 
 log = logging.getLogger(__name__)
@@ -412,7 +412,7 @@ def _begin(state: TrainState, job: TrainJob, config: TrainConfig, teacher: _Teac
                 *(config.part, job.start_from, found, config.network),
             )
     return {
-        "source": open_store(job.source).place,
+        "source": spelled_out(job.source),
         "where": job.where,
         "validation_fraction": job.validation_fraction,
         "start_from": sha256,

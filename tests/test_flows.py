@@ -115,6 +115,7 @@ def test_every_setting_reaches_its_job() -> None:
         (DenoiseSettings, {**PLACES, "ray": {"worker": 1}}, "Extra inputs are not permitted"),
         (DenoiseSettings, {**PLACES, "max_megapixels": 0}, "greater than 0"),
         (DenoiseSettings, {"source": "a", "target": "a/"}, "never writes to its source"),
+        (DenoiseSettings, {"source": "az://a/b", "target": "abfs://a/b/"}, "never writes to its source"),
         (DenoiseSettings, {"source": "a"}, "Field required"),
         (IngestSettings, {**PLACES, "resize": 0}, "greater than or equal to 1"),
         (
@@ -131,6 +132,11 @@ def test_every_setting_reaches_its_job() -> None:
             NightlySettings,
             {"denoise": {"source": ".", "target": "clean"}},
             "written into the source, clean-report.html",
+        ),
+        (
+            NightlySettings,
+            {"denoise": {"source": "s3://archive", "target": "s3a://archive/clean"}},
+            "written into the source, s3a://archive/clean-report.html",
         ),
         (NightlySettings, {"denoise": PLACES, "gates": {"photo": 1}}, "Extra inputs are not permitted"),
         (RaySettings, {"timeout_hours": 0}, "greater than 0"),
