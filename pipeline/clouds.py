@@ -3,6 +3,7 @@
 Each library would repeat failed requests by itself, uncounted, and multiplied by our own attempts: that is turned off.
 """
 
+import errno
 import functools
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -177,6 +178,8 @@ class S3(Cloud):
         if token is not None:
             asked["ContinuationToken"] = token
         page = await self.filesystem._call_s3("list_objects_v2", **asked)
+        if not page.keys() - {"ResponseMetadata"}:  # botocore takes it for a page without objects, and for the last one
+            raise ConnectionError(errno.ECONNRESET, "the server's answer is empty")
         found = [
             (f"{bucket}/{one['Key']}", int(one["Size"]), one["ETag"].strip('"')) for one in page.get("Contents", ())
         ]

@@ -61,13 +61,16 @@ class ObjectStore:
         folder = f"{self._root}/{prefix}" if prefix else self._root
         token = None
         while True:
-            page, token = self._run(self._page, folder, token)
+            before = token
+            page, token = self._run(self._page, folder, before)
             for path, size_bytes, etag in page:
                 key = path.removeprefix(self._root + "/")
                 if key and (size_bytes or not key.endswith("/")):  # or it is a folder that a web console made
                     yield SourceObject(key, size_bytes, etag)
             if token is None:
                 return
+            if token == before:
+                raise StorageError(f"cannot list {self.url}: the server gives the same page again and again")
 
     def read(self, key: str) -> bytes:
         return self._run(self._read, key)

@@ -6,6 +6,8 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import pytest
@@ -86,6 +88,56 @@ def test_a_listing_is_read_a_page_at_a_time(
     store.delete("4")
 
     assert [first.key, *(found.key for found in listing)] == ["0", "1", "2", "3"]
+
+
+def test_a_page_that_comes_empty_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def page(name: str, more: str) -> bytes:
+        found = f"<Contents><Key>photos/{name}</Key><Size>1</Size><ETag>e</ETag></Contents>{more}"
+        return f"<ListBucketResult><Name>{BUCKET}</Name>{found}</ListBucketResult>".encode()
+
+    more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
+    with answering([page("a", more), b"", page("b", "")], monkeypatch):
+        assert keys(open_store(f"s3://{BUCKET}/photos")) == ["a", "b"]
+
+
+@contextmanager
+def answering(bodies: list[bytes], environment: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 server that gives these answers, one after the other, whatever it is asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = bodies.pop(0)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+            environment.setenv(f"AWS_{name}", "nobody")
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_gives_one_page_for_ever_is_told_of() -> None:
+    class Repeating(Cloud):
+        async def page(self, folder: str, token: object) -> Page:
+            del token
+            return [(f"{folder}/a", 1, "e")], "again"
+
+    store = ObjectStore("memory://photos", Repeating(fsspec.filesystem("memory")), "photos")
+
+    with pytest.raises(StorageError, match="the same page again and again"):
+        list(store.list())
 
 
 def test_a_listing_of_any_other_file_system_goes_folder_by_folder(memory_url: str) -> None:
