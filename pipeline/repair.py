@@ -148,7 +148,7 @@ def _unchanged(found: Examined) -> Iterator[None]:
 
 
 class _Aside:
-    """Moves objects of a set out of the way, counts them, and remembers why others could not be moved."""
+    """Moves objects of a set out of the way, counts them, and remembers why others could not be made right."""
 
     def __init__(self, image_set: ImageSet) -> None:
         self.moved = 0
@@ -157,19 +157,23 @@ class _Aside:
 
     def move(self, keys: Iterable[str]) -> None:
         for key in keys:
-            try:
+            with self.remembering(key), suppress(ObjectMissing):
                 self._set.set_aside(key)
                 self.moved += 1
-            except ObjectMissing:
-                continue
-            except ObjectRefused as error:
-                if len(self._refused) < SHOWN:
-                    self._refused[key] = str(error)
+
+    @contextmanager
+    def remembering(self, key: str) -> Iterator[None]:
+        """Where the set refuses to move or to write an object inside, that stays as it is, and stops nothing else."""
+        try:
+            yield
+        except ObjectRefused as error:
+            if len(self._refused) < SHOWN:
+                self._refused[key] = str(error)
 
     def explained(self, verdict: Verdict) -> Verdict:
-        """The verdict, where what could not be moved is told with the reason."""
+        """The verdict, where what could not be made right is told with the reason."""
         first = [
-            dataclasses.replace(each, detail=f"{each.detail}, and it cannot be moved: {self._refused[each.key]}")
+            dataclasses.replace(each, detail=f"{each.detail}, and it cannot be made right: {self._refused[each.key]}")
             if each.key in self._refused
             else each
             for each in verdict.first
@@ -197,7 +201,8 @@ def _repair_commits(found: Examined, aside: _Aside) -> None:
         f"(SELECT key {_of(found, OF_COMMITS)}) ORDER BY shard, key"
     )
     for shard, of_shard in _by_shard(rows):
-        image_set.restore_commit(shard, of_shard)
+        with aside.remembering(image_set.commit_key(shard)):
+            image_set.restore_commit(shard, of_shard)
 
 
 def _by_shard(rows: duckdb.DuckDBPyRelation) -> Iterator[tuple[str, pa.Table]]:

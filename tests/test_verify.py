@@ -817,7 +817,22 @@ def test_an_object_that_cannot_be_read_is_a_finding_and_is_told_with_the_reason_
     assert first == [(kind, key)]
     if kind != Fault.DAMAGED_COMMIT:  # which is written again
         assert [(each.kind, each.key) for each in after.first] == first
-        assert "and it cannot be moved: " in after.first[0].detail
+        assert "and it cannot be made right: " in after.first[0].detail
+
+
+def test_a_folder_in_place_of_a_commit_stays_and_keeps_nothing_else_from_being_made_right(folder: Path) -> None:
+    store = open_store(str(folder))
+    before = contents(store)
+    key = keys(store, "commits")[0]
+    store.delete(key)
+    store.write(f"{key}/somebody's.txt", b"notes")
+    damage_photos(store)
+
+    after = repair(folder).after
+
+    assert [(each.kind, each.key) for each in after.first] == [(Fault.MISSING_COMMIT, key)]
+    assert "and it cannot be made right: cannot write" in after.first[0].detail
+    assert contents(store) == before
 
 
 def test_all_findings_are_written_where_they_are_asked_for(folder: Path, tmp_path: Path) -> None:
@@ -868,7 +883,7 @@ def test_what_cannot_be_moved_is_told_with_the_reason(folder: Path, tmp_path: Pa
     [finding] = repair(folder).after.first
 
     assert (finding.kind, finding.key) == (Fault.ORPHAN, "images/linked")
-    assert "points to it, and it cannot be moved: images/linked is a link that leads out of " in finding.detail
+    assert "points to it, and it cannot be made right: images/linked is a link that leads out of " in finding.detail
 
 
 def test_a_byte_that_rots_in_a_plan_is_damage_and_no_other_key(folder: Path) -> None:
