@@ -139,6 +139,7 @@ class PlanCounts:
     """What a listing holds by status, and what of it the plan does.
 
     Attributes:
+        retried: of the planned photos, those that were rejected before.
         of_runs: photos by status, of those whose rows the runs that go on have made.
         is_complete: whether the plan holds all that is to be done, and no limit, sample or subset left some for later.
         unfinished_runs: how many were interrupted: what they have done may not be published.
@@ -149,6 +150,7 @@ class PlanCounts:
     shards: int
     of_runs: dict[Status, int]
     is_complete: bool
+    retried: int = 0
     unfinished_runs: int = 0
 
     @property
@@ -211,6 +213,7 @@ def write_plan(listing: Path, earlier: Earlier, plan: Path, options: PlanOptions
         todo = todo.order("key")
         size = options.shard_size.limited_to(photos, wanted_bytes * photos // max(1, wanted_photos))
         planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), size, plan, options)
+        retried = database.sql(f"FROM {scan([plan])} WHERE status = '{Status.FAILED}'").count("*").fetchall()[0][0]
         is_complete = photos == wanted_photos and not (options.is_subset and _has_unlisted(database, earlier))
     return PlanCounts(
         amounts=amounts,
@@ -218,6 +221,7 @@ def write_plan(listing: Path, earlier: Earlier, plan: Path, options: PlanOptions
         shards=shards,
         of_runs={Status(status): photos for status, photos in sorted(of_runs)},
         is_complete=is_complete,
+        retried=retried,
     )
 
 

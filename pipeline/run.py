@@ -473,7 +473,7 @@ def _publish(target: ImageSet, runs: Sequence[_Run]) -> Manifest:
 def _summary(work: Work, counts: PlanCounts, progress: Progress, seconds: float, manifest: Manifest) -> Summary:
     """The inputs are those that were done now or before: what lies beyond a limit is left for later."""
     up_to_date = counts.photos.get(Status.UP_TO_DATE, 0)
-    rejected_before = 0 if work.retry_failed else counts.photos.get(Status.FAILED, 0)
+    rejected_before = counts.photos.get(Status.FAILED, 0) - counts.retried
     return Summary(
         inputs=progress.done + up_to_date + rejected_before,
         outcomes=progress.outcomes,

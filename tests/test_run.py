@@ -314,6 +314,16 @@ def test_too_many_rejected_photos_end_the_run_and_can_be_tried_again(verb: Verb,
     assert counts(verb(job, retry_failed=True), verb) == (4, 4, 0)
 
 
+def test_what_was_rejected_before_and_is_left_for_later_is_an_input_all_the_same(verb: Verb, job: Any) -> None:
+    for path in Path(job.source).iterdir():
+        path.write_bytes(b"")
+    verb(job)
+
+    summary = verb(job, retry_failed=True, limit=1)
+
+    assert (summary.inputs, summary.outcomes["rejected"], summary.rejected_before) == (4, 1, 3)
+
+
 def test_as_many_rejected_photos_as_are_allowed_are_not_too_many(verb: Verb, job: Any) -> None:
     for number in range(15):
         (Path(job.source) / f"empty-{number}.png").write_bytes(b"")
