@@ -170,6 +170,10 @@ class ImageSet:
         fault_point(FaultPoint.SET_OPENED)
         return manifest
 
+    def ignores_case(self) -> bool:
+        """Whether a set that is begun lies where names that differ in their case alone are one, as on exFAT or NTFS."""
+        return self.store.exists(MANIFEST.upper())
+
     def write_plan(self, run: str, plan: Path) -> None:
         """Freeze a plan before any of its work starts."""
         fault_point(FaultPoint.PLAN_MADE)

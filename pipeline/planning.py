@@ -270,6 +270,17 @@ def is_overtaken(plan: Path, done: Sequence[Path]) -> bool:
         return bool(database.sql(f"SELECT 1 {newer} LIMIT 1").fetchall())
 
 
+def find_twins(listing: Path, done: Sequence[Path]) -> tuple[str, str] | None:
+    """Two keys, if there are any, that differ in their case alone: of a listing, or of what has a result already."""
+    with open_database(listing.parent) as database:
+        keys = f"SELECT key FROM {scan([listing])}"
+        if done:
+            keys += f" UNION ALL SELECT key FROM {scan(done)} WHERE output_key IS NOT NULL"
+        twins = f"SELECT min(key), max(key) FROM ({keys}) GROUP BY lower(key) HAVING min(key) <> max(key)"
+        found: tuple[str, str] | None = database.sql(f"{twins} ORDER BY ALL LIMIT 1").fetchone()
+        return found
+
+
 def read_header(plan: Path) -> PlanHeader:
     """What a plan was made for."""
     return PlanHeader(**json.loads(pq.read_schema(plan).metadata[PLAN_HEADER.encode()]))

@@ -32,6 +32,7 @@ from pipeline.planning import (
     amount_of,
     count_outside_sample,
     count_photos,
+    find_twins,
     is_overtaken,
     read_header,
     read_shard_sizes,
@@ -341,10 +342,20 @@ def _check_within_sample(work: Work, plan: Path) -> None:
         )
 
 
+def _refuse_twins(work: Work, listing: Path, index: Sequence[Path]) -> None:
+    """Of two photos with one name, the second would replace the first."""
+    if work.layout == Layout.FILES and work.target.ignores_case() and (twins := find_twins(listing, index)):
+        raise ValueError(
+            f"{work.target.store.url} lies where upper and lower case are the same, and {' and '.join(twins)} would be "
+            "one file: name another target, on another file system or with the layout 'packed'"
+        )
+
+
 def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
     """Plan what the interrupted runs that go on do not hold already."""
     committed = list(chain.from_iterable(interrupted.committed.values()))
     with work.target.local_index(committed) as index:
+        _refuse_twins(work, folder / LISTING, index)
         _give_up_overtaken(interrupted, index)
         for run in interrupted.resumed:
             _check_within_sample(work, run.plan)

@@ -20,6 +20,7 @@ from pipeline.one_photo import denoise_one
 from pipeline.records import Layout, Status
 from pipeline.registry import read_weights
 from pipeline.run import Summary
+from pipeline.storage import LocalStore
 
 
 @pytest.fixture
@@ -159,6 +160,23 @@ def test_a_target_in_its_source_is_left_out_however_it_is_spelt(job: DenoiseJob,
     first, second = run(inside), run(inside)
 
     assert (first.inputs, second.inputs) == (4, 4)
+
+
+def test_photos_that_the_targets_file_system_would_take_for_one_are_refused_and_may_be_packed(
+    job: DenoiseJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def path(store: LocalStore, key: str) -> Path:
+        return store.root / (key.lower() if store.url != job.source else key)  # as exFAT, but for how it shows names
+
+    monkeypatch.setattr(LocalStore, "_path", path)
+    source = Path(job.source)
+    (source / "0.png").rename(source / "A.png")
+    (source / "1.png").rename(source / "a.png")
+
+    with pytest.raises(ValueError, match=r"A\.png and a\.png would be one file"):
+        run(job)
+
+    assert run(dataclasses.replace(job, target=f"{job.target}-packed", layout=Layout.PACKED)).inputs == 4
 
 
 def test_the_record_of_a_run_tells_what_repeats_it(job: DenoiseJob) -> None:

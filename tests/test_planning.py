@@ -23,6 +23,7 @@ from pipeline.planning import (
     PlanOptions,
     ShardSize,
     count_photos,
+    find_twins,
     read_header,
     read_shard_sizes,
     read_shards,
@@ -339,6 +340,17 @@ def test_a_limit_takes_the_first_keys(plan: Planner) -> None:
     assert counts.photos[Status.NEW] == 3
     assert counts.planned == Amount(photos=2, size_bytes=2000, unopened_bytes=2000)
     assert not counts.is_complete
+
+
+def test_twins_are_found_in_the_listing_and_among_what_has_a_result(plan: Planner, tmp_path: Path) -> None:
+    plan([photo(key) for key in ("a", "b", "Ü/d")], [row("A"), row("B", output_key="images/B"), row("b")])
+    listing = tmp_path / "listing.parquet"
+
+    assert find_twins(listing, list(tmp_path.glob("index-*"))) == ("B", "b")
+    assert find_twins(listing, []) is None
+
+    write_listing([photo(key) for key in ("ü/d", "Ü/d")], listing)
+    assert find_twins(listing, []) == ("Ü/d", "ü/d")
 
 
 @pytest.mark.parametrize("key", ODD_KEYS, ids=ascii)
