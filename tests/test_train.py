@@ -114,6 +114,14 @@ def test_what_chooses_nothing_is_refused_in_one_line(folder: Path, changes: dict
         run_train(_job(folder, **changes), lambda metrics: None)
 
 
+@pytest.mark.parametrize("name", ["start_from", "teacher"])
+def test_weights_that_are_not_there_leave_no_folder_of_a_run(folder: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.safetensors"):
+        run_train(_job(folder, **{name: str(folder / "nowhere.safetensors")}), lambda metrics: None)
+
+    assert not (folder.parent / "run").exists()
+
+
 @pytest.mark.parametrize("place", ["photos", "photos/run", "others", "others/run"])
 def test_no_run_writes_among_photos(folder: Path, place: str) -> None:
     (folder.parent / "others").mkdir()
