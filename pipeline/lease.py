@@ -89,7 +89,7 @@ class Claim:
         return (
             f"{url} is in use by '{self.command}' (process {self.process.pid} on {self.process.host}, since "
             f"{self.taken_at:%Y-%m-%d %H:%M:%S} UTC): wait until that has ended, or end it; should it be dead already, "
-            f"its lease is free at {free_at:%H:%M:%S} UTC"
+            f"its lease is free at {free_at:%Y-%m-%d %H:%M:%S} UTC"
         )
 
 

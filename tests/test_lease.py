@@ -90,6 +90,13 @@ def test_what_a_stranger_holds_is_refused_until_it_has_expired_on_any_clock(fold
     Lease.take(folder, "degrain denoise").release()
 
 
+def test_a_lease_by_a_clock_that_was_years_ahead_is_told_with_the_day_that_ends_it(folder: LocalStore) -> None:
+    claim(folder, expires_at=datetime(2099, 1, 2, 3, 4, 5, tzinfo=UTC))
+
+    with pytest.raises(TargetInUse, match="its lease is free at 2099-01-02 03:04:35 UTC"):
+        Lease.take(folder, "degrain denoise")
+
+
 def test_the_lease_of_a_process_of_this_machine_that_was_killed_is_free_at_once(store: Store) -> None:
     code = f"""
 import os, signal
