@@ -21,8 +21,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
-from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing, RunFailed, StorageError, TargetInUse
+from pipeline.errors import (
+    DegrainError,
+    ImageSetError,
+    ObjectExists,
+    ObjectMissing,
+    RunFailed,
+    StorageError,
+    TargetInUse,
+)
 from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.storage import Store
 
@@ -102,6 +111,7 @@ class Lease:
         self._number = number
         self._renewed_s = _now_s()
         self._lost: str | None = None
+        self._is_taken = False
         self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -170,10 +180,10 @@ class Lease:
             try:
                 self._renew()
                 fault_point(FaultPoint.LEASE_RENEWED)
-            except StorageError as error:
-                log.warning("the lease of %s was not renewed: %s", self._store.url, error)
             except RunFailed as error:
                 log.warning("%s", error)
+            except DegrainError as error:
+                log.warning("the lease of %s was not renewed: %s", self._store.url, error)
 
     def _renew(self, *, is_released: bool = False) -> None:
         """Create the next number, and remove those before.
@@ -184,12 +194,28 @@ class Lease:
         with self._changing:
             begun_s, now = _now_s(), datetime.now(UTC)
             claim = replace(self._claim, expires_at=now + timedelta(seconds=EXPIRY_S), is_released=is_released)
+            if self._is_taken:
+                self._check_last()
             while not self._create(self._number + 1, claim):
                 if not self._is_mine(self._number + 1):
-                    self._lost = f"another run took over {self._store.url} meanwhile"
-                    raise RunFailed(self._lost)
+                    self._lose(f"another run took over {self._store.url} meanwhile")
                 self._number += 1  # what was thought to have failed had not
-            self._number, self._renewed_s = self._number + 1, begun_s
+            self._number, self._renewed_s, self._is_taken = self._number + 1, begun_s, True
+
+    def _check_last(self) -> None:
+        """Raise RunFailed if our claim is another's by now, or gone with all others.
+
+        There are S3 servers that create what is there already, and folders from which a disk is unmounted.
+        """
+        is_mine = self._is_mine(self._number)
+        if is_mine is False:
+            self._lose(f"another run took over {self._store.url} meanwhile")
+        if is_mine is None and not _numbers(self._store):
+            self._lose(f"the lease of {self._store.url} has vanished, as if its disk were unmounted")
+
+    def _lose(self, reason: str) -> NoReturn:
+        self._lost = reason
+        raise RunFailed(reason)
 
     def _create(self, number: int, claim: Claim) -> bool:
         """Whether this claim is the highest now."""
@@ -197,20 +223,21 @@ class Lease:
             self._store.create(_key(number), _to_json(claim))
         except ObjectExists:
             return False
-        *before, highest = _numbers(self._store)
-        if highest != number:
+        numbers = _numbers(self._store)
+        if numbers[-1:] != [number]:
             self._store.delete(_key(number))
             return False
         try:
-            for old in before:
+            for old in numbers[:-1]:
                 self._store.delete(_key(old))
         except StorageError as error:
             raise StorageError(f"{error} (whoever writes to a target must be allowed to delete there)") from error
         return True
 
-    def _is_mine(self, number: int) -> bool:
+    def _is_mine(self, number: int) -> bool | None:
+        """None where there is no such claim."""
         found = _read(self._store, number)
-        return found is not None and found.is_of(self._claim)
+        return None if found is None else found.is_of(self._claim)
 
 
 @contextmanager

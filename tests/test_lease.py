@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,29 @@ def test_of_eight_that_take_it_at_once_one_wins(store: Store, state: str) -> Non
     winner.check()
     winner.release()
     assert len(keys(store)) == 1
+
+
+class Careless(LocalStore):
+    """As an S3 server that knows nothing of `If-None-Match`."""
+
+    def create(self, key: str, data: bytes) -> None:
+        self.write(key, data)
+
+
+def test_of_two_that_take_it_at_once_where_both_creates_succeed_one_learns_that_it_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Careless(tmp_path)
+    claim(store, 1, is_released=True)
+    first = Lease.take(store, "degrain denoise")
+    monkeypatch.setattr(lease, "refuse_if_leased", lambda _: 1)  # it has looked a moment before
+    second = Lease.take(store, "degrain denoise")
+
+    with pytest.raises(RunFailed, match="another run took over"):
+        first._renew()
+
+    second._renew()
+    second.release()
 
 
 def test_what_a_stranger_holds_is_refused_until_it_has_expired_on_any_clock(folder: LocalStore) -> None:
@@ -183,6 +207,19 @@ def test_a_lease_is_renewed_while_it_is_held(folder: LocalStore, monkeypatch: py
             held._thread.join(0.01)
         held.check()
         assert lease._numbers(folder)[-1] >= 4
+
+
+def test_a_target_that_is_unmounted_while_it_is_leased_is_not_begun_anew_in_the_folder_below(
+    folder: LocalStore,
+) -> None:
+    with leased(folder, "degrain denoise") as held:
+        shutil.rmtree(folder.root / "lease")
+
+        with pytest.raises(RunFailed, match="has vanished, as if its disk were unmounted"):
+            held._renew()
+        with pytest.raises(RunFailed, match="has vanished"):
+            held.check()
+    assert not keys(folder)
 
 
 class Ill(LocalStore):
