@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from flows.console import Bar, ProgressBar, add_cluster_options
+from flows.console import Bar, Options, ProgressBar, add_cluster_options
 from flows.settings_file import complete
 from flows.standard_streams import output_written, prepare_process
 from flows.upkeep_commands import add_upkeep
 from flows.weights_commands import add_evaluate, add_registry_option, add_weights, evaluate, weights_of
-from pipeline.redaction import printable
+from pipeline.redaction import printable, redacted
 
 if TYPE_CHECKING:
     from model.strength import Strength
@@ -205,6 +205,7 @@ def _forecast(job: J, look: "Callable[[J, ForecastOptions], Outlook]", options: 
     """Say what a job would do, and what it will take."""
     from pipeline.forecast import ForecastOptions, format_outlook
 
+    _say_on_terminal(f"looking for what is new in {options.source}, and trying photos of it …")
     outlook = look(
         job,
         ForecastOptions(
@@ -219,6 +220,7 @@ def _forecast(job: J, look: "Callable[[J, ForecastOptions], Outlook]", options: 
 
 def _run(job: J, run: "Callable[[J, Callable[[Progress], None]], Summary]", options: argparse.Namespace) -> int:
     """Do a job, and say how it ended."""
+    _say_on_terminal(f"looking for what is new in {options.source} …")
     with ProgressBar() as progress:
         summary = run(job, progress)
     print(json.dumps(summary.as_dict()) if options.json else _summary_text(summary, options.target))
@@ -261,7 +263,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "denoise", denoise, "denoise a collection of photos, or one photo")
     _denoise_options(command)
-    command.add_argument("--dry-run", action="store_true", help="what `degrain plan` does")
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and write nothing: degrain plan"
+    )
 
     command = _command(commands, "plan", denoise, "say what denoise would do and what it will take, and write nothing")
     _denoise_options(command)
@@ -288,6 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     _weights_option(command)
 
     command = _command(commands, "train", train, "train a network on clean photos")
+    command.set_defaults(warns=True)  # such as of photos that are left out: it changes what comes of the training
     _train_options(command)
 
     command = _command(commands, "evaluate", evaluate, "measure weights on clean photos with known noise")
@@ -296,9 +301,11 @@ def _parser() -> argparse.ArgumentParser:
     add_weights(commands, _command)
 
     command = _command(commands, "up", up, "serve the flows, with a Prefect server and Ray, on this machine")
-    command.add_argument("--folder", default="degrain-up", metavar="FOLDER", help="of databases and logs [degrain-up]")
-    command.add_argument("--port", type=int, default=4200, metavar="N", help="of Prefect; 0 for any [4200]")
-    command.add_argument("--ray-port", type=int, default=8265, metavar="N", help="of Ray; 0 for any [8265]")
+    command.add_argument("--folder", default="degrain-up", metavar="FOLDER", help="for databases and logs [degrain-up]")
+    command.add_argument("--port", type=int, default=4200, metavar="N", help="port of Prefect; 0 for any [4200]")
+    command.add_argument(
+        "--ray-port", type=int, default=8265, metavar="N", help="port of Ray's dashboard; 0 for any [8265]"
+    )
     command.add_argument("--s3", action="store_true", help="also an S3 server, with sample photos in it")
     return parser
 
@@ -332,7 +339,7 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
 
 def _settings_option(command: argparse.ArgumentParser, verb: str) -> None:
     command.add_argument(
-        "--settings", metavar="FILE", help="TOML with what is not said here, as the flows' forms have it"
+        "--settings", metavar="FILE", help="TOML with what is not given here: names of options, with _ for -"
     )
     command.set_defaults(parser=command, verb=verb)
 
@@ -345,8 +352,9 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
         "target", nargs="?", metavar="TARGET", help="where the image set is made or goes on; a file for one photo"
     )
     _settings_option(command, "denoise")
-    _weights_option(command)
-    command.add_argument(
+    photo = command.add_argument_group("what becomes of a photo")
+    _weights_option(photo)
+    photo.add_argument(
         "--strength",
         type=_strength,
         default="auto",
@@ -354,71 +362,81 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
         help="follow the noise and leave clean photos as they are, or apply that share of the network's correction "
         "to every photo [auto]",
     )
-    command.add_argument("--keep-grain", action="store_true", help="denoise the colour, and keep the luminance")
-    command.add_argument(
+    photo.add_argument("--keep-grain", action="store_true", help="denoise the colour, and keep the luminance")
+    photo.add_argument(
         "--max-megapixels",
         type=float,
         default=400.0,
         metavar="N",
         help="reject larger photos; a TIFF may be larger than memory [400]",
     )
-    command.add_argument(
+    photo.add_argument(
         "--layout", choices=["files", "packed"], default="files", help="the same names, or Parquet shards [files]"
     )
     _run_options(command)
 
 
 def _train_options(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(warns=True)  # such as of photos that are left out: it changes what comes of the training
     command.add_argument("source", nargs="?", metavar="SET", help="folder, URL or image set of clean photos")
     command.add_argument("--run", metavar="NAME", help="folder or URL of the run; it goes on if it is there")
     _settings_option(command, "train")
-    command.add_argument(
+    recipe = command.add_argument_group("the recipe")
+    recipe.add_argument(
         "--preset",
         choices=["photo", "tune", "white", "seed"],
         default="photo",
-        help="the recipe: tune goes on from good weights, white adds to them a network for white noise [photo]",
+        help="tune goes on from good weights, white adds to them a network for white noise; what follows changes it "
+        "[photo]",
     )
-    command.add_argument("--network", choices=["photo", "fine", "seed"], help="which architecture")
-    command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")
-    command.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
-    command.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
-    command.add_argument("--learning-rate", type=float, metavar="F", help="its peak")
-    command.add_argument("--cooldown-share", type=float, metavar="F", help="share of the steps in which it cools down")
-    command.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")
-    command.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that share each batch, by Ray Train [1]"
-    )
-    command.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster to join [start one here]")
-    command.add_argument("--where", default="", metavar="SQL", help="train on these photos of an image set [all]")
-    command.add_argument(
+    recipe.add_argument("--network", choices=["photo", "fine", "seed"], help="architecture")
+    recipe.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")
+    recipe.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
+    recipe.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
+    recipe.add_argument("--learning-rate", type=float, metavar="F", help="its peak")
+    recipe.add_argument("--cooldown-share", type=float, metavar="F", help="share of the steps in which it cools down")
+    recipe.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")
+    recipe.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
+    recipe.add_argument("--teacher", metavar="WEIGHTS", help="learn the answers of these in place of the photos")
+    which = command.add_argument_group("which photos")
+    which.add_argument("--where", default="", metavar="SQL", help="train on these photos of an image set [all]")
+    which.add_argument(
         "--validation-fraction", type=float, default=0.0, metavar="F", help="hold these photos back, to score on [0]"
     )
-    command.add_argument("--validation", metavar="SET", help="score the weights on these photos at the end instead")
-    command.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
-    command.add_argument("--teacher", metavar="WEIGHTS", help="learn the answers of these in place of the photos")
-    command.add_argument("--data", default="", metavar="TEXT", help="what the card says of the photos")
-    command.add_argument("--licence", default="not stated", metavar="TEXT", help="what the card says of the terms")
+    which.add_argument("--validation", metavar="SET", help="score the weights on these photos at the end instead")
+    card = command.add_argument_group("the card of the weights")
+    card.add_argument("--data", default="", metavar="TEXT", help="what it says of the photos")
+    card.add_argument("--licence", default="not stated", metavar="TEXT", help="what it says of the terms [not stated]")
+    work = command.add_argument_group("where the work is done")
+    work.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that share each batch, by Ray Train [1]"
+    )
+    work.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")
 
 
 def _run_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    which = command.add_argument_group("which photos")
+    which.add_argument(
         "--key-table",
         metavar="TABLE",
         help="list SOURCE by a Parquet or CSV table, or by the manifest of an S3 Inventory",
     )
-    command.add_argument(
+    which.add_argument(
         "--where", default="", metavar="SQL", help="take these photos of an image set, as in 'iso <= 400' [all]"
     )
-    command.add_argument("--limit", type=int, metavar="N", help="process at most N photos")
-    command.add_argument(
+    which.add_argument("--limit", type=int, metavar="N", help="process at most N photos")
+    which.add_argument(
         "--sample", type=float, metavar="F", help="process that share of what is to be done, such as 0.001 [all]"
     )
-    command.add_argument("--retry-failed", action="store_true", help="try photos again that were rejected before")
-    command.add_argument(
-        "--max-rejected-fraction", type=float, default=1.0, metavar="F", help="fail when more are rejected [1]"
+    which.add_argument("--retry-failed", action="store_true", help="try photos again that were rejected before")
+    limits = command.add_argument_group("when to give up")
+    limits.add_argument(
+        "--max-rejected-fraction",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="fail as soon as more than this share is rejected [1]",
     )
-    command.add_argument(
+    limits.add_argument(
         "--photo-timeout-s", type=float, default=3600.0, metavar="S", help="reject photos that take longer [3600]"
     )
     add_cluster_options(command)
@@ -433,7 +451,7 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _weights_option(command: argparse.ArgumentParser) -> None:
+def _weights_option(command: Options) -> None:
     command.add_argument("--weights", default="photo", metavar="NAME", help="name, path or URL of weights [photo]")
     add_registry_option(command)
 
@@ -462,6 +480,12 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a store, it is a StorageError
         return f"no space is left for temporary files in {tempfile.gettempdir()}: make some, or name another by TMPDIR"
     return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def _say_on_terminal(text: str) -> None:
+    """To whom waits there: a large archive is listed for minutes, and Ray starts for seconds, before a bar is drawn."""
+    if sys.stderr.isatty():
+        _say(printable(redacted(text)))
 
 
 def _say(text: str) -> None:

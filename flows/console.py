@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 Run = Callable[[argparse.Namespace], int]
 AddCommand = Callable[[Any, str, Run, str], argparse.ArgumentParser]  # Any: argparse keeps the type to itself
+Options = argparse._ActionsContainer  # a command, or a group of its options: no public type is both
 
 
 def bar_interval_s() -> float:
@@ -73,6 +74,7 @@ class CountBar(Bar):
 
 def add_cluster_options(command: argparse.ArgumentParser) -> None:
     """The options of commands that work on a cluster."""
-    command.add_argument("--workers", type=int, metavar="N", help="worker processes [one a GPU, or one a core]")
-    command.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")
     command.add_argument("--json", action="store_true", help="one JSON object as the last line of standard output")
+    work = command.add_argument_group("where the work is done")
+    work.add_argument("--workers", type=int, metavar="N", help="worker processes [one a GPU, or one a core]")
+    work.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")

@@ -66,5 +66,8 @@ def complete(
         options = parser.parse_args(arguments)
     for name in places:
         if getattr(options, name, "") is None:
-            raise ValueError(f"{name} is missing: name it on the command line, or in a file of --settings")
+            raise ValueError(
+                f"{name} is missing: name it on the command line, or in a file of --settings (see: "
+                f"{options.parser.prog} --help)"
+            )
     return options

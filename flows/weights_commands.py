@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from flows.console import AddCommand, Bar
+from flows.console import AddCommand, Bar, Options
 
 if TYPE_CHECKING:
     from pipeline.evaluate import Steps
@@ -19,7 +19,10 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("photos", metavar="SET", help="folder, URL or image set of clean photos")
     command.add_argument("--against", nargs="+", default=[], metavar="WEIGHTS", help="measure these weights too")
     command.add_argument(
-        "--peers", nargs="*", metavar="NAME", help="and classical denoisers: median, nlm, bm3d on 3 photos [all]"
+        "--peers",
+        nargs="*",
+        metavar="NAME",
+        help="and classical denoisers, of median, nlm and bm3d (on 3 photos) [all three]",
     )
     command.add_argument("--auto", action="store_true", help="and the noise estimate, and auto against fixed strengths")
     command.add_argument(
@@ -54,7 +57,7 @@ def add_weights(commands: Any, add: AddCommand) -> None:  # Any: argparse keeps 
     action.add_argument("--because", default="", metavar="TEXT", help="promote them even if they score worse: why")
 
 
-def add_registry_option(command: argparse.ArgumentParser) -> None:
+def add_registry_option(command: Options) -> None:
     command.add_argument("--registry", metavar="URL", help="where names of weights are looked up [those that ship]")
 
 

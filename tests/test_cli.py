@@ -66,6 +66,16 @@ def test_one_photo_is_denoised_in_the_process(photo: Path, capsys: pytest.Captur
     assert sorted(path.name for path in photo.parent.iterdir()) == ["clean.png", "photo.png"]
 
 
+def test_who_waits_at_a_terminal_is_told_for_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    _, out, err = run(capsys, "ingest", tmp_path / "nothing", tmp_path / "target")
+
+    assert (out, err.splitlines()[0]) == ("", f"degrain: looking for what is new in {tmp_path}/nothing …")
+
+
 def test_a_folder_as_target_takes_the_photo_under_its_name(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photo.parent / "there").mkdir()
 
