@@ -200,7 +200,7 @@ def test_where_there_is_little_to_tell_it_says_so(job: DenoiseJob) -> None:
     text = report(denoise(job)).text
 
     assert "No photo was denoised here, so there is no noise to compare." in text
-    assert "There is no result to show yet." in text
+    assert "No result is shown: there is none, or none was asked for." in text
     assert "rejected the file is empty 3" in text
     sound = report(denoise(dataclasses.replace(job, target=f"{job.target}-2", retry_failed=True)))
     assert "No photo was rejected." not in sound.text

@@ -93,6 +93,20 @@ def ground(page: Any) -> str:
     return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
 
+def test_names_of_files_end_with_their_extension_whatever_their_script(open_page: Open) -> None:
+    directions = open_page().locator(".key bdi, bdi.path").evaluate_all("all => all.map(each => each.dir)")
+
+    assert set(directions) == {"ltr"}
+
+
+def test_facts_beside_an_upright_photo_are_not_broken_within_words(open_page: Open) -> None:
+    page = open_page()
+    facts = page.locator(".photo dd").first
+    facts.evaluate("each => { each.textContent = 'CORPORATION'; each.parentElement.style.width = '60px'; }")
+
+    assert facts.bounding_box()["height"] < 30  # one line of it
+
+
 def test_a_mouse_moves_both_pictures_of_a_photo(open_page: Open) -> None:
     page = open_page()
     slider(page).scroll_into_view_if_needed()
