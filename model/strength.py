@@ -68,8 +68,8 @@ def why_left_alone(noise: NoiseEstimate, strength: Strength, *, keeps_grain: boo
     ):
         return None
     if keeps_grain:
-        return f"clean: {_levels(noise.chroma_sigma)} of colour noise"
-    return f"clean: {_levels(noise.sigma)} of noise"
+        return f"clean: {_levels(noise.chroma_sigma, 'colour noise')}"
+    return f"clean: {_levels(noise.sigma, 'noise')}"
 
 
 def is_doubtful(noise: NoiseEstimate, strength: Strength, *, keeps_grain: bool, is_gray: bool) -> bool:
@@ -89,7 +89,7 @@ def calls_for_network(noise: NoiseEstimate, *, keeps_grain: bool, is_gray: bool)
     return has_colour_noise or (has_grain and not keeps_grain)
 
 
-def _levels(sigma: float) -> str:
+def _levels(sigma: float, kind: str) -> str:
     """In whole levels: photos are counted by their reasons."""
     whole = int(sigma)
-    return "less than 1 level" if whole == 0 else f"{whole} to {whole + 1} levels (or of texture)"
+    return f"less than 1 level of {kind}" if whole == 0 else f"{whole} to {whole + 1} levels of {kind} or texture"
