@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -109,6 +110,9 @@ def open_both(
         )
     if prefix_in(source, target) == "":
         raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
+    with suppress(OSError):  # whoever writes there tells of it
+        if Path(target.url).is_file():
+            raise ValueError(f"the target {target.url} is a file: name a folder or a bucket")
     if prefix_in(source, target) is not None:
         raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")
     photos = photos_of(source, subset)

@@ -140,6 +140,7 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["denoise", "{tmp}", "memory://place"], 2, "memory:// is seen by one process alone"),
         (["denoise", "{tmp}", "{tmp}/full"], 2, "is not empty .* and no image set"),
         (["denoise", "{tmp}", "{photo}/t"], 1, "cannot list .*: not a directory"),
+        (["denoise", "{tmp}", "{photo}"], 2, "the target .*photo.png is a file: name a folder"),
         (["denoise", "{photo}", "{tmp}/t.jpg"], 2, "degrain keeps the format of a photo"),
         (["denoise", "{tmp}/full/diary.txt", "{tmp}/t.heic"], 2, "a target for diary.txt cannot be t.heic"),
         (["denoise", "{photo}", "{tmp}/t.png", "--workers", "2", "--where", "a"], 2, "--where, --workers: for"),
