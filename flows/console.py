@@ -57,10 +57,10 @@ class ProgressBar(Bar):
         super().__init__("image")
 
     def __call__(self, progress: "Progress") -> None:
-        rejected = f", {progress.rejected} rejected" if progress.rejected else ""
+        rejected = f"{progress.rejected:,} rejected, " if progress.rejected else ""  # first: a narrow line is cut off
         elapsed_s = self._bar.format_dict["elapsed"] if self._bar is not None else 0.0
         speed = progress.megapixels / elapsed_s if elapsed_s else 0.0
-        self.show(progress.finished, progress.planned, f"{speed:.2f} megapixels/s{rejected}")
+        self.show(progress.finished, progress.planned, f"{rejected}{speed:.2f} megapixels/s")
 
 
 class CountBar(Bar):

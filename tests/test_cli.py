@@ -15,8 +15,11 @@ from photos import saved, scene
 from torch import nn
 
 from flows.cli import _interrupt_on_signals, main
+from flows.console import ProgressBar
 from model.weights import Card, dump_weights
 from pipeline.images import decode, inspect
+from pipeline.records import Outcome
+from pipeline.run import Progress
 
 
 @pytest.fixture
@@ -74,6 +77,15 @@ def test_who_waits_at_a_terminal_is_told_for_what(
     _, out, err = run(capsys, "ingest", tmp_path / "nothing", tmp_path / "target")
 
     assert (out, err.splitlines()[0]) == ("", f"degrain: looking for what is new in {tmp_path}/nothing …")
+
+
+def test_a_progress_bar_tells_of_rejected_photos_before_what_a_narrow_terminal_cuts_off(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ProgressBar() as bar:
+        bar(Progress(planned=9, outcomes={Outcome.DENOISED: 1, Outcome.REJECTED: 2}, megapixels=3.0))
+
+    assert re.search(r"3/9 .*, 2 rejected, [\d.]+ megapixels/s", capsys.readouterr().err)
 
 
 def test_a_folder_as_target_takes_the_photo_under_its_name(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
