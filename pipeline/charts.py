@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 210  # units of a chart; its text is 12 of them
-LEFT, RIGHT, TOP, BOTTOM = 8, 8, 26, 34
+LEFT, RIGHT, TOP, BOTTOM = 8, 8, 26, 38
 SPARK_WIDTH, SPARK_HEIGHT = 240, 40
 
 
@@ -98,7 +98,7 @@ def nice_step(largest: float, bins: int) -> float:
 def _axis(bins: int, width: float, start: float, step: float, unit: str) -> str:
     every = max(1, round(bins / 6))
     marks = "".join(
-        f'<text x="{LEFT + place * width:.1f}" y="{HEIGHT - 16}" '
+        f'<text x="{LEFT + place * width:.1f}" y="{HEIGHT - 20}" '
         f'text-anchor="{"start" if place == 0 else "middle"}">{start + place * step:g}</text>'
         for place in range(0, bins, every)
     )
