@@ -93,8 +93,8 @@ def ground(page: Any) -> str:
     return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
 
-def test_names_of_files_end_with_their_extension_whatever_their_script(open_page: Open) -> None:
-    directions = open_page().locator(".key bdi, bdi.path").evaluate_all("all => all.map(each => each.dir)")
+def test_folders_stand_from_left_to_right_and_names_end_with_their_extension_in_any_script(open_page: Open) -> None:
+    directions = open_page().locator(".key bdi, .path bdi").evaluate_all("all => all.map(each => each.dir)")
 
     assert set(directions) == {"ltr"}
 
