@@ -21,7 +21,6 @@ from pipeline.redaction import printable, redacted
 if TYPE_CHECKING:
     from model.strength import Strength
     from model.training import StepMetrics
-    from pipeline.cluster import ClusterConfig
     from pipeline.forecast import ForecastOptions, Outlook
     from pipeline.run import Progress, Summary
 
@@ -91,16 +90,7 @@ def ingest(options: argparse.Namespace) -> int:
     from pipeline.ingest import IngestConfig, IngestJob, forecast_ingest, run_ingest
 
     job = IngestJob(
-        source=options.source,
-        target=options.target,
-        limit=options.limit,
-        sample=options.sample,
-        retry_failed=options.retry_failed,
-        max_rejected_fraction=options.max_rejected_fraction,
-        key_table=options.key_table,
-        where=options.where,
-        ingest=IngestConfig(resize_px=options.resize, min_side_px=options.min_side),
-        cluster=_cluster_config(options),
+        **_of_collection(options), ingest=IngestConfig(resize_px=options.resize, min_side_px=options.min_side)
     )
     return _forecast(job, forecast_ingest, options) if options.dry_run else _run(job, run_ingest, options)
 
@@ -179,26 +169,17 @@ def _denoise_collection(options: argparse.Namespace, config: Any) -> int:  # Any
     from pipeline.records import Layout
 
     job = DenoiseJob(
-        source=options.source,
-        target=options.target,
-        weights=weights_of(options),
-        layout=Layout(options.layout),
-        limit=options.limit,
-        sample=options.sample,
-        retry_failed=options.retry_failed,
-        max_rejected_fraction=options.max_rejected_fraction,
-        key_table=options.key_table,
-        where=options.where,
-        denoise=config,
-        cluster=_cluster_config(options),
+        **_of_collection(options), weights=weights_of(options), layout=Layout(options.layout), denoise=config
     )
     return _forecast(job, forecast_denoise, options) if options.dry_run else _run(job, run_denoise, options)
 
 
-def _cluster_config(options: argparse.Namespace) -> "ClusterConfig":
+def _of_collection(options: argparse.Namespace) -> dict[str, Any]:  # Any: the fields of a CollectionJob
     from pipeline.cluster import ClusterConfig
 
-    return ClusterConfig(address=options.cluster, workers=options.workers, photo_timeout_s=options.photo_timeout_s)
+    names = ("source", "target", "key_table", "where", "limit", "sample", "retry_failed", "max_rejected_fraction")
+    cluster = ClusterConfig(address=options.cluster, workers=options.workers, photo_timeout_s=options.photo_timeout_s)
+    return {**{name: getattr(options, name) for name in names}, "cluster": cluster}
 
 
 def _forecast(job: J, look: "Callable[[J, ForecastOptions], Outlook]", options: argparse.Namespace) -> int:

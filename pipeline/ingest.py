@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipeline.cluster import ClusterConfig
+from pipeline.collection_job import CollectionJob
 from pipeline.errors import PhotoRejected
 from pipeline.forecast import ForecastOptions, Outlook
 from pipeline.images import Header, Limits, can_shrink, inspect, shrink
@@ -67,26 +67,10 @@ class IngestConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IngestJob:
-    """What `degrain ingest` is asked to do.
+class IngestJob(CollectionJob):
+    """What `degrain ingest` is asked to do; `ingest` says what of a photo is packed."""
 
-    Attributes:
-        source, target: paths or fsspec URLs of a collection of photos, and of the image set to make or go on with.
-        limit, sample, retry_failed, max_rejected_fraction: as in `Work`.
-        key_table: path or URL of a table that lists the source, such as an S3 Inventory.
-        where: which photos of a source that is an image set: SQL over the columns of its index.
-    """
-
-    source: str
-    target: str
-    limit: int | None = None
-    sample: float | None = None
-    retry_failed: bool = False
-    max_rejected_fraction: float = 1.0
-    key_table: str | None = None
-    where: str = ""
     ingest: IngestConfig = field(default_factory=IngestConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 def forecast_ingest(job: IngestJob, options: ForecastOptions) -> Outlook:
@@ -167,6 +151,7 @@ def ingest_work(job: IngestJob) -> Work:
     source, target = open_both(job.source, job.target, key_table=job.key_table, where=job.where)
     workers = job.cluster.workers or usable_cores()
     return Work(
+        job=job,
         command="degrain ingest",
         header=PlanHeader(source=source.url, weights="", parameters=job.ingest.parameters),
         write_listing=lambda path: source.write_listing(path, target=target),
@@ -179,14 +164,8 @@ def ingest_work(job: IngestJob) -> Work:
         shard_size=ShardSize(
             max_photos=job.ingest.shard_photos, max_bytes=SHARD_BYTES, min_shards=SHARDS_PER_WORKER * workers
         ),
-        limit=job.limit,
-        sample=job.sample,
-        is_subset=job.key_table is not None or bool(job.where),
-        lists_gone=job.key_table is not None,
-        retry_failed=job.retry_failed,
-        max_rejected_fraction=job.max_rejected_fraction,
         cluster=dataclasses.replace(job.cluster, use_gpus=False),
-        settings=dataclasses.asdict(job),
+        is_subset=job.is_subset,
     )
 
 

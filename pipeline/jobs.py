@@ -3,12 +3,11 @@
 `python -m pipeline.jobs JOB.json` does the job of a file, and tells of it as JSON lines: see `job_file`.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from model.denoiser import count_gpus
-from pipeline.cluster import ClusterConfig
+from pipeline.collection_job import CollectionJob
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory
 from pipeline.forecast import ForecastOptions, Outlook
 from pipeline.imageset import ImageSet
@@ -21,30 +20,18 @@ from pipeline.sources import open_both
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DenoiseJob:
+class DenoiseJob(CollectionJob):
     """What `degrain denoise` is asked to do with a collection.
 
     Attributes:
-        source, target: paths or fsspec URLs of a collection of photos, and of the image set to make or go on with.
         weights: name of shipped weights, or a path or URL of a weights file or of a name in a registry.
         layout: how the target keeps its photos.
-        limit, sample, retry_failed, max_rejected_fraction: as in `Work`.
-        key_table: path or URL of a table that lists the source, such as an S3 Inventory.
-        where: which photos of a source that is an image set: SQL over the columns of its index.
+        denoise: how photos are denoised.
     """
 
-    source: str
-    target: str
     weights: str = "photo"
     layout: Layout = Layout.FILES
-    limit: int | None = None
-    sample: float | None = None
-    retry_failed: bool = False
-    max_rejected_fraction: float = 1.0
-    key_table: str | None = None
-    where: str = ""
     denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 def forecast_denoise(job: DenoiseJob, options: ForecastOptions) -> Outlook:
@@ -85,6 +72,7 @@ def denoise_work(job: DenoiseJob) -> Work:
         config=job.denoise,
     )
     return Work(
+        job=job,
         command="degrain denoise",
         header=PlanHeader(source=source.url, weights=weights.sha256, parameters=job.denoise.parameters),
         write_listing=lambda path: source.write_listing(path, target=target),
@@ -92,14 +80,8 @@ def denoise_work(job: DenoiseJob) -> Work:
         layout=job.layout,
         outcomes=(Outcome.DENOISED, Outcome.UNTOUCHED, Outcome.REJECTED),
         make_worker=factory,
-        limit=job.limit,
-        sample=job.sample,
-        is_subset=job.key_table is not None or bool(job.where),
-        lists_gone=job.key_table is not None,
-        retry_failed=job.retry_failed,
-        max_rejected_fraction=job.max_rejected_fraction,
         cluster=job.cluster,
-        settings=dataclasses.asdict(job),
+        is_subset=job.is_subset,
     )
 
 

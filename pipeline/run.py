@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.cluster import ClusterConfig, ShardWorker, map_shards
+from pipeline.collection_job import CollectionJob
 from pipeline.connection import connected
 from pipeline.errors import RunFailed, RunStopped
 from pipeline.fault_points import FaultPoint, fault_point
@@ -65,6 +66,7 @@ class Work:
     """All in which one verb differs from another.
 
     Attributes:
+        job: what was asked for; the record of the run keeps it, to repeat it.
         command: what the verb is called where another run on the target is refused meanwhile.
         header: where the photos come from, and the hashes of what decides a result.
         write_listing: writes the listing of the source to a file, and returns the number of objects.
@@ -72,19 +74,14 @@ class Work:
         layout: how it keeps its photos.
         outcomes: how inputs may end.
         shard_size: how large the unit of work is.
-        limit: process at most so many photos.
-        sample: process that share of what is to be done, drawn by the hash of the key, and at least one photo.
+        cluster: where the work is done: as the job says, or without its GPUs.
         is_subset: whether the listing leaves out photos that the source has. What any other one lacks is gone, and what
             became of it in the target is left to `verify`.
-        lists_gone: whether it may hold photos that the source no longer has, as a table of keys does: what was gone is
-            not tried again for its sake.
-        retry_failed: process inputs again that were rejected before.
-        max_rejected_fraction: fail as soon as more than this share of the planned photos is rejected.
         distrusted: a file with `key` and `attempt` of photos that are done again, whatever their rows say: those that
             this attempt or an earlier one made.
-        settings: for the record of the run: what repeats it.
     """
 
+    job: CollectionJob
     command: str
     header: PlanHeader
     write_listing: Callable[[Path], int]
@@ -92,24 +89,10 @@ class Work:
     layout: Layout
     outcomes: tuple[Outcome, ...]
     make_worker: WorkerFactory
+    cluster: ClusterConfig
+    is_subset: bool
     shard_size: ShardSize = field(default_factory=ShardSize)
-    limit: int | None = None
-    sample: float | None = None
-    is_subset: bool = False
-    lists_gone: bool = False
-    retry_failed: bool = False
-    max_rejected_fraction: float = 1.0
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     distrusted: Path | None = None
-    settings: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}: expected at least 1")
-        if self.sample is not None and not 0 < self.sample <= 1:
-            raise ValueError(f"sample is {self.sample}: expected a share, greater than 0 and at most 1")
-        if not 0 <= self.max_rejected_fraction <= 1:
-            raise ValueError(f"max_rejected_fraction is {self.max_rejected_fraction}: expected a number from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +223,7 @@ def _do_listed(work: Work, folder: Path, report: Callable[[Progress], None]) -> 
                 target.discard(read_shard_sizes(run.plan))
             target.end_run(run.name, {"ended": "superseded by a run with other settings"})
 
-    shards = _shards_within(work.limit, runs)
+    shards = _shards_within(work.job.limit, runs)
     progress = _no_progress(work, planned=shards.photos)
     gate = _Gate.of(work, counts)
     gate.check(progress)
@@ -335,7 +318,9 @@ def _give_up_overtaken(interrupted: _Interrupted, index: Sequence[Path]) -> None
 
 def _check_within_sample(work: Work, plan: Path) -> None:
     """A sample goes on with a sample that was interrupted, and not with a whole run: that is no sample any more."""
-    if work.sample is not None and count_outside_sample(plan, work.sample) > 1:  # one may have been "at least one"
+    if (
+        work.job.sample is not None and count_outside_sample(plan, work.job.sample) > 1
+    ):  # one may have been "at least one"
         raise ValueError(
             f"a run of {work.target.store.url} was interrupted, and has {count_photos(plan):,} photos to do: "
             "go on with it without a sample"
@@ -359,15 +344,17 @@ def _plan(work: Work, interrupted: _Interrupted, folder: Path) -> PlanCounts:
         _give_up_overtaken(interrupted, index)
         for run in interrupted.resumed:
             _check_within_sample(work, run.plan)
-        limit = None if work.limit is None else max(0, work.limit - sum(run.left for run in interrupted.resumed))
+        limit = work.job.limit
+        if limit is not None:
+            limit = max(0, limit - sum(run.left for run in interrupted.resumed))
         options = PlanOptions(
             header=work.header,
             command=work.command,
-            retry_failed=work.retry_failed,
-            sample=work.sample,
+            retry_failed=work.job.retry_failed,
+            sample=work.job.sample,
             limit=limit,
             is_subset=work.is_subset,
-            lists_gone=work.lists_gone,
+            lists_gone=work.job.key_table is not None,  # it may hold photos that the source no longer has
             shard_size=work.shard_size,
         )
         earlier = Earlier(
@@ -458,8 +445,8 @@ class _Gate:
 
     @classmethod
     def of(cls, work: Work, counts: PlanCounts) -> "_Gate":
-        failed = 0 if work.retry_failed else counts.of_runs.get(Status.FAILED, 0)
-        return cls(work.max_rejected_fraction, counts.of_runs.get(Status.UP_TO_DATE, 0) + failed, failed)
+        failed = 0 if work.job.retry_failed else counts.of_runs.get(Status.FAILED, 0)
+        return cls(work.job.max_rejected_fraction, counts.of_runs.get(Status.UP_TO_DATE, 0) + failed, failed)
 
     def check(self, progress: Progress) -> None:
         """Stop as soon as it is certain that too many will have been rejected.
@@ -503,7 +490,7 @@ def _facts(work: Work, summary: Summary) -> dict[str, object]:
     """What the run's own record says: all that is needed to repeat it."""
     return {
         "ended": "finished",
-        "settings": dict(work.settings),
+        "settings": dataclasses.asdict(work.job),
         "weights": work.header.weights,
         "parameters": work.header.parameters,
         "versions": {name: version(name) for name in LIBRARIES},

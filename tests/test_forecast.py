@@ -20,6 +20,7 @@ from pipeline import sample as sampling
 from pipeline.apart import ENDED_REASON, Apart
 from pipeline.canary import CanaryJob, run_canary
 from pipeline.cluster import ClusterConfig, ShardWorker
+from pipeline.collection_job import CollectionJob
 from pipeline.denoise import DenoiseConfig
 from pipeline.errors import RunFailed
 from pipeline.forecast import (
@@ -325,7 +326,9 @@ class Factory:
 def try_some(
     plans: Sequence[Path], source: LocalStore, factory: Factory, *, photos: int = 5, timeout_s: float = 60
 ) -> Tried:
+    cluster = ClusterConfig(photo_timeout_s=timeout_s)
     work = Work(
+        job=CollectionJob(source=source.url, target=source.url, cluster=cluster),
         command="test",
         header=PlanHeader(source=source.url, weights="w", parameters="p"),
         write_listing=lambda _: 0,
@@ -333,7 +336,8 @@ def try_some(
         layout=Layout.FILES,
         outcomes=(Outcome.DENOISED,),
         make_worker=factory,
-        cluster=ClusterConfig(photo_timeout_s=timeout_s),
+        cluster=cluster,
+        is_subset=False,
     )
     return try_photos(work, plans, TWO_CORES, photos=photos)
 
