@@ -318,9 +318,8 @@ def _give_up_overtaken(interrupted: _Interrupted, index: Sequence[Path]) -> None
 
 def _check_within_sample(work: Work, plan: Path) -> None:
     """A sample goes on with a sample that was interrupted, and not with a whole run: that is no sample any more."""
-    if (
-        work.job.sample is not None and count_outside_sample(plan, work.job.sample) > 1
-    ):  # one may have been "at least one"
+    sample = work.job.sample
+    if sample is not None and count_outside_sample(plan, sample) > 1:  # one may have been "at least one"
         raise ValueError(
             f"a run of {work.target.store.url} was interrupted, and has {count_photos(plan):,} photos to do: "
             "go on with it without a sample"
