@@ -823,7 +823,7 @@ def test_an_object_that_cannot_be_read_is_a_finding_and_is_told_with_the_reason_
 def test_a_folder_in_place_of_a_commit_stays_and_keeps_nothing_else_from_being_made_right(folder: Path) -> None:
     store = open_store(str(folder))
     before = contents(store)
-    key = f"commits/{index_of(folder)['3.png']['shard']}.parquet"
+    key = f"commits/{index_of(folder)['1.png']['shard']}.parquet"
     store.delete(key)
     store.write(f"{key}/somebody's.txt", b"notes")
     damage_photos(store)
