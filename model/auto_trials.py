@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from model.denoiser import Denoiser
 from model.estimate import estimate_noise
 from model.metrics import PEAK, score_db
-from model.strength import is_doubtful, why_left_alone
+from model.strength import why_left_alone
 from model.texture import Removed
 
 Photo = NDArray[np.uint8]
@@ -123,8 +123,8 @@ def _try_strengths(denoiser: Denoiser, clean: Photo, noisy: Photo) -> _Tried:
     if is_left_alone and np.array_equal(clean, noisy):  # no strength above 0 could be better
         return _Tried([math.inf] + [-math.inf] * (len(FIXED_STRENGTHS) - 1), math.inf, is_left_alone)
     denoised = denoiser(noisy, noise=noise)
-    if not is_left_alone and is_doubtful(noise, "auto", keeps_grain=False, is_gray=False):
-        removed = Removed()
+    if not is_left_alone:
+        removed = Removed(tells_blur=noise.impulses is None)
         removed.add(noisy, denoised)
         is_left_alone = removed.is_texture
     change = denoised.astype(np.float32) - noisy

@@ -72,14 +72,6 @@ def why_left_alone(noise: NoiseEstimate, strength: Strength, *, keeps_grain: boo
     return f"clean: {_levels(noise.sigma, 'noise')}"
 
 
-def is_doubtful(noise: NoiseEstimate, strength: Strength, *, keeps_grain: bool, is_gray: bool) -> bool:
-    """Whether what the network removes may turn out to be texture (`model.texture`): then the photo stays as it is.
-
-    Not where the user decides; nor in gray, or of colour alone, where texture cannot be told from noise.
-    """
-    return strength == "auto" and noise.impulses is None and not keeps_grain and not is_gray
-
-
 def calls_for_network(noise: NoiseEstimate, *, keeps_grain: bool, is_gray: bool) -> bool:
     """Whether a photo has noise, other than single pixels, that is to be removed."""
     if noise.is_drawn or (keeps_grain and is_gray):

@@ -20,7 +20,7 @@ from model.estimate import NoiseEstimate, NoiseSampler, estimate_noise, estimate
 from model.haar import BLOCK_PX
 from model.metrics import psnr_of, squared_error
 from model.sharing import SharedDenoiser
-from model.strength import TEXTURE, Dose, Strength, check_strength, choose_dose, is_doubtful, why_left_alone
+from model.strength import TEXTURE, Dose, Strength, check_strength, choose_dose, why_left_alone
 from model.texture import Removed
 from model.weights import parse_weights
 from pipeline.bands import Bands
@@ -45,7 +45,7 @@ from pipeline.shard import (
 )
 from pipeline.storage import open_store
 
-RESULT_VERSION = 10  # raise it when the same photo and weights give another result: what is finished becomes stale
+RESULT_VERSION = 11  # raise it when the same photo and weights give another result: what is finished becomes stale
 
 BY_BANDS_BYTES = 512 * 1024**2  # a TIFF that takes more when it is decoded is denoised by bands of rows
 COPIES = 3  # of a photo decoded that are in memory at once: noisy, clean, and what its codec works on
@@ -80,9 +80,13 @@ class DenoiseConfig:
         return why_left_alone(noise, self.strength, keeps_grain=self.keeps_grain, is_gray=is_gray)
 
     def removed(self, noise: NoiseEstimate, *, is_gray: bool) -> Removed | None:
-        """Where to gather what the network removes, if that may turn out to be texture."""
-        doubtful = is_doubtful(noise, self.strength, keeps_grain=self.keeps_grain, is_gray=is_gray)
-        return Removed() if doubtful else None
+        """Where to gather what is removed, if that may turn out to be texture: then the photo stays as it is.
+
+        Not where the user decides; nor of colour alone, where texture cannot be told from noise.
+        """
+        if self.strength != "auto" or self.keeps_grain:
+            return None
+        return Removed(tells_blur=noise.impulses is None and not is_gray)
 
     def dose(self, noise: NoiseEstimate) -> Dose:
         """See `model.strength`."""

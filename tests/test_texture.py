@@ -43,11 +43,22 @@ NOISES = {
     "white and gray": draw.normal(0, 20, (*SCENE.shape[:2], 1)),
     "grain": field(0.7, 20)[..., None],
     "colour": np.stack([field(0.7, 20), -field(0.7, 20), np.roll(field(0.7, 20), 99)], axis=-1),
+    "blotches": field(6, 20)[..., None],
+    "sharpened": (1.8 * field(0.4, 20) - 0.8 * field(1.2, 20))[..., None],
+    "the same in each row": draw.normal(0, 20, (SIDE_PX, 1, 1)),
+}
+Y, X = np.indices((SIDE_PX, SIDE_PX))
+REGULAR = {
+    "a screen of dots": np.cos(2 * np.pi * (X + Y) / 6) + np.cos(2 * np.pi * (X - Y) / 6),
+    "ordered dithering": np.tile(
+        [[-3, 1, -2, 2], [3, -1, 4, 0], [-1.5, 2.5, -2.5, 1.5], [4.5, 0.5, 3.5, -0.5]], (64, 64)
+    ),
+    "a weave": np.sin(2 * np.pi * (0.9 * X + 0.4 * Y) / 4.3) * np.sin(2 * np.pi * (0.9 * Y - 0.4 * X) / 4.3),
 }
 
 
-def is_texture(before: np.ndarray, after: np.ndarray, rows: int = SIDE_PX) -> bool:
-    removed = Removed()
+def is_texture(before: np.ndarray, after: np.ndarray, rows: int = SIDE_PX, *, tells_blur: bool = True) -> bool:
+    removed = Removed(tells_blur=tells_blur)
     for top in range(0, len(before), rows):
         removed.add(before[top : top + rows], after[top : top + rows])
     return removed.is_texture
@@ -64,6 +75,33 @@ def test_texture_that_is_blurred_is_found(scale: int, rows: int) -> None:
 @pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
 def test_noise_is_none(noise: np.ndarray) -> None:
     assert not is_texture(as_photo(SCENE + noise), as_photo(SCENE))
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_nor_is_it_in_gray(noise: np.ndarray) -> None:
+    noisy = as_photo(SCENE + noise)[..., 0]
+    assert not is_texture(noisy, as_photo(SCENE)[..., 0], tells_blur=False)
+
+
+@pytest.mark.parametrize("side_px", [16, 40])
+def test_noise_of_a_small_photo_does_not_repeat_itself_by_chance(side_px: int) -> None:
+    flat = np.full((side_px, side_px), 128, np.uint8)
+    noisy = as_photo(128 + np.random.default_rng(8).normal(0, 20, (300, side_px, side_px)))
+    assert not any(is_texture(each, flat, tells_blur=False) for each in noisy)
+
+
+@pytest.mark.parametrize("rows", [SIDE_PX, 16])
+@pytest.mark.parametrize("pattern", REGULAR.values(), ids=REGULAR)
+def test_what_repeats_itself_is_texture_in_gray_too(pattern: np.ndarray, rows: int) -> None:
+    dotted = as_photo(SCENE + 10 * pattern[..., None])
+    assert is_texture(dotted, as_photo(SCENE), rows, tells_blur=False)
+    assert is_texture(dotted[..., 0], as_photo(SCENE)[..., 0], rows, tells_blur=False)
+
+
+def test_noise_on_what_repeats_itself_is_noise() -> None:
+    pattern = REGULAR["a screen of dots"][..., None]
+    noisy, dotted = SCENE + 4 * pattern + NOISES["white"], SCENE + 2 * pattern
+    assert not is_texture(as_photo(noisy), as_photo(dotted))
 
 
 def test_where_nothing_was_removed_or_nothing_is_known_there_is_none() -> None:
@@ -86,6 +124,16 @@ def test_a_photo_whose_texture_would_be_blurred_stays_as_it_was(strength: Streng
     assert result.outcome == outcome
     assert result.reason == (TEXTURE if outcome == Outcome.UNTOUCHED else None)
     assert (result.data == file.getvalue(), result.strength == 0) == ((outcome == Outcome.UNTOUCHED,) * 2)
+
+
+def test_so_does_a_gray_one_that_repeats_itself() -> None:
+    file, dots = io.BytesIO(), as_photo(128 + 30 * REGULAR["a weave"] + field(2.5, 15))
+    Image.fromarray(dots).save(file, "PNG")
+    assert why_left_alone(estimate_noise(dots), "auto", keeps_grain=False, is_gray=True) is None
+
+    result = denoise_photo(file.getvalue(), "dots.png", as_network, DenoiseConfig())
+
+    assert (result.outcome, result.reason, result.data) == (Outcome.UNTOUCHED, TEXTURE, file.getvalue())
 
 
 def test_so_does_one_that_was_denoised_by_bands(tmp_path: Path) -> None:
