@@ -176,9 +176,15 @@ TUNE_PRESET = TrainConfig(steps=20_000, small_share=0, cooldown_share=0.6)
 # The same for noise that nothing has filtered since: what a network of this size must know beside it costs it 0.1 dB.
 WHITE_PRESET = dataclasses.replace(
     TUNE_PRESET,
+    network="fine",
     part=Part.WHITE,
+    steps=24_000,
+    batch_size=8,
+    halved_share=0.5,
+    learning_rate=2e-3,
+    cooldown_share=0.75,
     noise=NoiseConfig.only(
-        clean_share=0.02, float_share=0.58, file_share=0.4, jpeg_share=0, filtered_share=0, blotched_share=0
+        clean_share=0.02, float_share=0.75, file_share=0.23, jpeg_share=0, filtered_share=0, blotched_share=0
     ),
 )
 PRESETS = {"photo": TrainConfig(), "tune": TUNE_PRESET, "white": WHITE_PRESET, "seed": SEED_PRESET}
