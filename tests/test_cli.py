@@ -343,6 +343,15 @@ def test_arrow_gives_memory_back() -> None:
     assert ended.stdout == "system\n"
 
 
+def test_numpy_starts_no_threads_beside_the_network() -> None:
+    names = "from flows.standard_streams import prepare_process as p; p(); import numpy, threadpoolctl; "
+    names += "print({each['num_threads'] for each in threadpoolctl.threadpool_info() if each['user_api'] == 'blas'})"
+
+    ended = in_a_shell(f'"{sys.executable}" -c "{names}"')
+
+    assert ended.stdout == "{1}\n"
+
+
 def test_what_runs_on_this_machine_is_reached_without_a_proxy() -> None:
     names = "from flows.standard_streams import prepare_process as p; p(); import os, urllib.request; "
     names += "print(os.environ['no_proxy'], os.environ['NO_PROXY'], urllib.request.proxy_bypass('127.0.0.1'))"

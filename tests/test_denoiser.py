@@ -451,3 +451,18 @@ def test_beside_the_network_numpy_computes_with_one_thread() -> None:
         use_threads(before)
         assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
     assert torch.get_num_threads() == before
+
+
+def test_a_denoiser_alone_keeps_numpy_to_one_thread_only_while_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    def measure(photo: Any) -> NoiseEstimate:
+        during.append(threads())
+        return estimate_noise(photo)
+
+    during: list[set[int]] = []
+    monkeypatch.setattr("model.denoiser.estimate_noise", measure)
+    with threadpool_limits(2, user_api="blas"):
+        Denoiser.load("photo")(_photo(64, 64, 3))
+        assert (during, threads()) == ([{1}], {2})

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from model import Denoiser
+from model.denoiser import use_threads
 from pipeline.clean_photos import find_clean_photos
 
 SIDE_PX = 512
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--weights", default="photo")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     cv2.setNumThreads(options.threads)
 
     noisy = read_noisy(options.photos, options.count)
