@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 J = TypeVar("J")
 
 EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
-RECIPE = ("network", "steps", "batch_size", "patch_px", "learning_rate", "cooldown_share", "seed")  # `train`'s options
 OF_COLLECTIONS = (  # options of `degrain denoise` that mean nothing for one photo
     *("layout", "key_table", "where", "limit", "sample", "retry_failed", "max_rejected_fraction", "photo_timeout_s"),
     *("workers", "cluster", "sample_photos", "price_per_hour", "gpu_megapixels_per_s"),
@@ -118,11 +117,12 @@ def train(options: argparse.Namespace) -> int:
     """`degrain train`: a network on a collection of clean photos."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from flows.settings import TrainSettings
     from model.training import PRESETS
     from pipeline.train import run_train
     from pipeline.training_run import TrainJob
 
-    given = {name: getattr(options, name) for name in RECIPE}
+    given = {name: getattr(options, name) for name in TrainSettings.CONFIG}
     changes = {name: value for name, value in given.items() if value is not None}
     if options.steps is not None:
         changes["epochs"] = None

@@ -108,12 +108,13 @@ def open_both(
         raise ValueError(
             "memory:// is seen by one process alone, and the workers are others: name a folder or a bucket"
         )
-    if prefix_in(source, target) == "":
+    place = prefix_in(source, target)
+    if place == "":
         raise ValueError(f"source and target are both {source.url}: degrain never writes to its source")
     with suppress(OSError):  # whoever writes there tells of it
         if Path(target.url).is_file():
             raise ValueError(f"the target {target.url} is a file: name a folder or a bucket")
-    if prefix_in(source, target) is not None:
+    if place is not None:
         raise ValueError(f"the source {source.url} lies in the target {target.url}: name a target outside of it")
     photos = photos_of(source, subset)
     if photos.image_set is not None and prefix_in(target, source) is not None:
