@@ -62,6 +62,7 @@ def denoise(options: argparse.Namespace) -> int:
     from pipeline.denoise import DenoiseConfig
     from pipeline.images import Limits
     from pipeline.one_photo import denoise_one, find_photo
+    from pipeline.room import keep_freed_memory
 
     config = DenoiseConfig(
         strength=options.strength,
@@ -78,6 +79,7 @@ def denoise(options: argparse.Namespace) -> int:
         plan = {"photo": photo, "output": options.target}
         print(json.dumps(plan) if options.json else f"{photo} is one photo: it would be denoised into {options.target}")
         return EXIT_OK
+    keep_freed_memory()
     record = denoise_one(photo, options.target, weights=weights_of(options), config=config)
     reason = f" ({record['reason']})" if record["reason"] else ""
     print(json.dumps(record) if options.json else f"{record['outcome']}{reason}: {record['output']}")

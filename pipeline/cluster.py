@@ -24,7 +24,7 @@ from pipeline.cluster_size import Cluster
 from pipeline.connection import check_own_cluster
 from pipeline.errors import DegrainError, RunFailed
 from pipeline.records import PlannedPhoto, Receipt, ShardPlan
-from pipeline.room import keep_freed_memory
+from pipeline.room import KEEPING_FREED_MEMORY
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +170,7 @@ class _Pool:
             num_cpus=size.cores,
             num_gpus=size.gpus,
             memory=size.memory_bytes,
+            runtime_env={"env_vars": KEEPING_FREED_MEMORY},
         )
         self._workers: list[_Worker] = []
         self._deaths_in_a_row = 0
@@ -389,7 +390,6 @@ class _Actor:
     """
 
     def __init__(self, make_worker: Callable[[int], ShardWorker], threads: int) -> None:
-        keep_freed_memory()
         self._make = partial(make_worker, threads)
         self._lock = threading.Lock()
         self._made: ShardWorker | None = None

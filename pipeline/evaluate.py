@@ -19,6 +19,7 @@ from pipeline.auto_table import format_auto
 from pipeline.clean_photos import CleanPhotos, digest_of, find_clean_photos
 from pipeline.peers import PEERS, check_libraries, is_tried
 from pipeline.registry import SHORTEST_HASH, SUFFIX, is_hash, read_weights
+from pipeline.room import keep_freed_memory
 from pipeline.score_plot import draw_scores
 from pipeline.scores import Evaluation, PhotoScore, Row, format_markdown, summarise
 from pipeline.storage import Destination, open_store
@@ -127,6 +128,7 @@ def run_evaluate(
         ValueError: there are no such weights, photos or trials, or a library of the extra `evaluate` is missing.
         StorageError: the photos cannot be read, or the folder cannot be written.
     """
+    keep_freed_memory()
     check_libraries(job.peers)
     trials = choose_trials(job.trials)
     ours = read_distinct(job.weights, *job.against)

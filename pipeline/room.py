@@ -10,11 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-KEPT_BYTES = 64 * 1024**2  # of what is free at the end of a heap
-MAPPED_BYTES = 16 * 1024**2  # blocks of this size and larger go back to the system at once
-HEAPS = 2
 CGROUPS = Path("/sys/fs/cgroup")  # as a container sees its own
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
+
+# How glibc's malloc is to keep memory: the variables that it reads as a process starts, with their numbers in malloc.h.
+# One heap for all threads, as each further one has room for 64 MiB, and is given back whenever it is empty; of what is
+# free at its end, more than the network takes for a tile (some 300 MiB). Blocks as large as whole photos go back.
+_KEEPING = {
+    "MALLOC_ARENA_MAX": (-8, 1),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 512 * 1024**2),
+    "MALLOC_MMAP_THRESHOLD_": (-3, 64 * 1024**2),
+}
+KEEPING_FREED_MEMORY = {name: str(value) for name, (_, value) in _KEEPING.items()}
+"""The environment of a process that keeps memory which it frees for what it needs next; see `keep_freed_memory`."""
 
 
 def usable_cores() -> int:
@@ -40,21 +47,18 @@ def _container_cores() -> float:
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep some memory that it frees for what it needs next. With another C library: nothing.
+    """Have this process keep memory that it frees for what it needs next. With another C library: nothing.
 
-    Else each photo is given pages that the system clears first: 12 to 20 % of the time of a small one. Fewer heaps than
-    threads make up for what is kept.
+    Else each tile, and each step of a training, is given pages that the system clears first: a tenth to a fifth of its
+    time. To be called before there are threads, which have heaps of their own by then: what Ray starts is given
+    `KEEPING_FREED_MEMORY` in its environment instead.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in (
-            (_M_TRIM_THRESHOLD, KEPT_BYTES),
-            (_M_MMAP_THRESHOLD, MAPPED_BYTES),
-            (_M_ARENA_MAX, HEAPS),
-        ):
-            mallopt(parameter, value)
+        for number, value in _KEEPING.values():
+            mallopt(number, value)
 
 
 class Room:

@@ -32,6 +32,7 @@ from pipeline.errors import RunFailed
 from pipeline.interruption import Interruption, asking_first
 from pipeline.lease import Claim, leased, refuse_if_lost
 from pipeline.registry import read_weights
+from pipeline.room import KEEPING_FREED_MEMORY, keep_freed_memory
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store
 from pipeline.training_run import (
@@ -71,6 +72,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
         RunFailed: the run's checkpoint or metrics are damaged, or what it started from has changed meanwhile; or there
             is no such cluster, it has too little for the workers, or they were lost too often.
     """
+    keep_freed_memory()
     _, photos = job.find_photos()
     for weights in filter(None, (job.start_from, job.teacher)):
         read_weights(weights)  # a wrong name leaves no folder of a run behind
@@ -209,7 +211,10 @@ def _train_on_cluster(job: TrainJob, report: Callable[[StepMetrics], None], clai
                 resources_per_worker={"CPU": size.cores, "GPU": size.gpus},
             ),
             run_config=RunConfig(
-                name="run", storage_path=str(folder), failure_config=FailureConfig(max_failures=job.max_failures)
+                name="run",
+                storage_path=str(folder),
+                failure_config=FailureConfig(max_failures=job.max_failures),
+                worker_runtime_env={"env_vars": KEEPING_FREED_MEMORY},  # type: ignore[call-arg]  # that of an older Ray
             ),
             torch_config=ProcessGroupConfig(),
         )

@@ -1,5 +1,6 @@
 """Shards over real Ray actors: bounded, retried, and searched for the photo that kills its worker."""
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pipeline.cluster import STALL_S, ClusterConfig, map_shards
 from pipeline.connection import connected
 from pipeline.errors import RunFailed, StorageError
 from pipeline.records import ShardPlan
+from pipeline.room import KEEPING_FREED_MEMORY
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,15 @@ def test_a_worker_that_cannot_be_made_is_an_error_and_not_a_death(folder: Path) 
 
     with pytest.raises(RunFailed, match="no such weights"):
         list(map_shards([shard("s0", "a")], broken, ClusterConfig(workers=1)))
+
+
+def test_workers_keep_the_memory_that_they_free(folder: Path) -> None:
+    def asking(threads: int) -> NotingWorker:
+        raise StorageError(" ".join(f"{name}={os.environ.get(name)}" for name in KEEPING_FREED_MEMORY))
+
+    with pytest.raises(StorageError) as told:
+        list(map_shards([shard("s0", "a")], asking, ClusterConfig(workers=1)))
+    assert str(told.value).split() == [f"{name}={value}" for name, value in KEEPING_FREED_MEMORY.items()]
 
 
 def test_a_shard_that_never_ends_is_named(folder: Path) -> None:
