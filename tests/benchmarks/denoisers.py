@@ -6,7 +6,8 @@ White noise of sigma 25 is added to the middle 512 × 512 pixels of photos, in 8
 the same number of threads, and returns one in 8 bits; degrain finds the level of the noise, the others are told.
 FFDNet is the network for colour of Zhang et al. 2018 (twelve layers of 96 channels at half the resolution, and a map of
 the noise level) in torch, which does the same work whatever its weights are. They take turns; of the rounds the
-fastest counts. The process keeps memory that it has freed, for all three. Seconds of the CPU tell the same where other work disturbs the clock.
+fastest counts. The process keeps memory that it has freed, for all three. Seconds
+of the CPU tell the same where other work disturbs the clock.
 """
 
 import argparse
