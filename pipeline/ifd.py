@@ -246,7 +246,7 @@ def _text(file: File, directory: Directory, tag: int) -> str:
 
 
 def _camera(make: str, model: str) -> str | None:
-    if make and model.lower().startswith(make.split(maxsplit=1)[0].lower()):
+    if model.lower().startswith(tuple(make.lower().split())):
         make = ""
     return f"{make} {model}".strip() or None
 

@@ -98,6 +98,7 @@ def test_the_iso_is_the_one_that_the_camera_meant(tags: Tags, iso: int | None) -
     [
         (b"Canon\0", b"Canon EOS 5D\0", "Canon EOS 5D"),
         (b"NIKON CORPORATION\0", b"NIKON D70\0", "NIKON D70"),
+        (b"EASTMAN KODAK COMPANY\0", b"KODAK DC290 Zoom Digital Camera\0", "KODAK DC290 Zoom Digital Camera"),
         (b"SONY\0", b"ILCE-7M3\0", "SONY ILCE-7M3"),
         (b"  Apple \0\0", b"iPhone\0junk", "Apple iPhone"),
         ("富士フイルム".encode(), b"X100\0", "富士フイルム X100"),
