@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import imagecodecs
 import numpy as np
 
-from pipeline.container import NO_ROOM, SIGNED, Header, Pixels, Samples, is_trailed
+from pipeline.container import LOOK_BYTES, NO_ROOM, SIGNED, Header, Pixels, Samples, is_trailed
 from pipeline.errors import PhotoKept, PhotoRejected
 from pipeline.ifd import (
     CORRUPT,
@@ -345,7 +345,13 @@ def _is_stack(file: File, photo: Directory) -> bool:
 
 def _has_layers(file: File, photo: Directory) -> bool:
     entry = photo.entries.get(PHOTOSHOP_LAYERS)
-    return entry is not None and any(key in file.data[entry.offset : entry.end] for key in LAYER_KEYS)
+    if entry is None:
+        return False
+    end = min(entry.end, len(file.data))
+    # Layers may be gigabytes, and their key comes first. Parts overlap by what may be the start of a key.
+    starts = range(entry.offset, end, LOOK_BYTES - 3)
+    parts = (file.data[start : min(end, start + LOOK_BYTES)] for start in starts)
+    return any(key in part for part in parts for key in LAYER_KEYS)
 
 
 def _format(file: File, directories: list[Directory]) -> str:

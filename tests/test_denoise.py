@@ -1,6 +1,7 @@
 """One photo in memory. The network is a hand-written fake."""
 
 import io
+import struct
 import threading
 import time
 import tracemalloc
@@ -193,11 +194,20 @@ def test_no_more_threads_compute_than_a_worker_has_cores(monkeypatch: pytest.Mon
 MANY_BYTES = 20_000_000
 
 
+def head_of_layers() -> bytes:
+    """Of a TIFF that is one pixel, and behind it all the layers that Photoshop keeps for itself."""
+    tags = {256: 1, 257: 1, 258: 8, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
+    entries = [*((tag, 4, 1, value) for tag, value in tags.items()), (37724, 7, MANY_BYTES - 200, 200)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return (struct.pack("<2sHI2x", b"II", 42, 10) + directory).ljust(200, b"\0") + b"MIB8ryaL"
+
+
 @pytest.mark.parametrize(
     ("head", "name", "outcome", "most_bytes"),
     [
         (b"\0\0\0\x20ftypisom", "a.mp4", Outcome.UNTOUCHED, 0),
         (b"II*\0\x10\0\0\0CR\x02\0", "a.cr2", Outcome.UNTOUCHED, 0),
+        (head_of_layers(), "a.tif", Outcome.UNTOUCHED, 0),
         (b"\x89PNG\r\n\x1a\n", "a.png", Outcome.REJECTED, MANY_BYTES),
     ],
 )

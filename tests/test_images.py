@@ -1005,6 +1005,7 @@ UNTOUCHED = {
     "reversed bits": lambda: retagged(tiff(subfiletype=0, software="x"), 305, 2, new_tag=266),
     "cloud-optimised GeoTIFF": cloud_optimised_tiff,
     "Photoshop layers": lambda: tiff_with_tag(37724, b"Adobe Photoshop Document Data Block\0MIB8ryaL" + bytes(20)),
+    "TIFF with Photoshop layers": lambda: tiff_with_tag(37724, bytes(2**20 - 2) + b"Layr"),
     "empty strips or tiles": sparse_tiff,
     "empty strips or tiles cannot": lambda: sparse_tiff(compression="zlib"),
     "parts overlap": tiff_of_overlapping_strips,
