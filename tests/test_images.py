@@ -1138,6 +1138,17 @@ def test_a_tiff_that_claims_more_than_its_compression_can_shrink_does_not_alloca
     assert peak < 20e6
 
 
+def test_a_jpeg_of_restart_markers_and_nothing_else_does_not_allocate():
+    source = jpeg(np.full((8, 8), 128, np.uint8))
+    source = source[:-2] + b"\xff\xd0" * 1_000_000 + source[-2:]
+    tracemalloc.start()
+    with pytest.raises(PhotoRejected, match="more restart markers than blocks"):
+        read(source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
 def test_a_tiff_whose_previews_share_one_long_list_of_strips_is_rejected():
     def directory(*entries):
         return struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
