@@ -33,7 +33,7 @@ from pipeline.ifd import (
 )
 
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
-DESCRIPTION, DEPTH = 270, 32997
+DESCRIPTION, DEPTH, METAMORPH_PLANES = 270, 32997, 33629
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_SIZES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_SIZES, SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT = (
     *range(322, 326),
@@ -338,6 +338,7 @@ def _is_stack(file: File, photo: Directory) -> bool:
     samples = math.prod(file.value(photo, tag, 1) for tag in (WIDTH, HEIGHT, SAMPLES))
     return (
         file.value(photo, DEPTH, 1) > 1
+        or (METAMORPH_PLANES in photo.entries and photo.entries[METAMORPH_PLANES].count > 1)
         or (planes is not None and int(planes[1]) > 1)
         or (series is not None and math.prod(map(int, re.findall(rb"\d+", series[1]))) > samples)
     )

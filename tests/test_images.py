@@ -991,6 +991,7 @@ UNTOUCHED = {
     "of several pages": lambda: tiff_of_planes(imagej=True, truncate=True),
     "of several pages is": lambda: tiff_of_planes(truncate=True),
     "TIFF of several pages": lambda: tiff_of_planes(volumetric=True),
+    "TIFF of several pages is": lambda: tiff(photo(1), extratags=[(33629, 5, 2, (1, 1, 1, 1), True)]),
     "several pictures": lambda: tiff_pages(photo(), photo(), sub=True),
     "floating point": lambda: tiff(photo().astype(np.float32)),
     "signed numbers": lambda: tiff(photo().astype(np.int16)),
