@@ -70,6 +70,7 @@ SIGNATURES = {
     b"II\xbc": "jxr",
     b"v/1\x01": "exr",
     b"FUJIFILMCCD-RAW": "raw",
+    b"II\x1a\0\0\0HEAPCCDR": "raw",
     b"IIU\0": "raw",
     b"IIRO": "raw",
     b"IIRS": "raw",

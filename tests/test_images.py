@@ -982,6 +982,7 @@ UNTOUCHED = {
     "JPEG XL": lambda: b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20),
     "Photoshop": lambda: b"8BPS\0\1" + bytes(30),
     "camera raw": lambda: ftyp(b"crx "),
+    " camera raw is": lambda: b"II\x1a\0\0\0HEAPCCDR" + bytes(30),
     "camera raw is": lambda: b"II*\0\x10\0\0\0CR\x02\0" + bytes(30),
     "camera raw is not": lambda: tiff(extratags=[(50706, 1, 4, (1, 4, 0, 0), True)]),
     "camera raw is not denoised": lambda: tiff_pages(photo(), photo(1), sub=True, photometric=32803),
