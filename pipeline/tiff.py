@@ -378,7 +378,7 @@ def read_layout(data: Data) -> Layout:
     layout = _layout(file, pages[0])
     directories = [*pages, *others]
     known = (*_spans(layout, directories), *_data_spans(file, pages[0]))  # some writers state a strip too many
-    pointers = (start for each in directories for tag in POINTERS for start in file.values(each, tag))
+    pointers = (start for each in directories for tag in POINTERS for start in file.values(each, tag)[:MAX_DIRECTORIES])
     end = max(*(end for _, end, _ in known), *(start + 1 for start in pointers))
     return replace(layout, is_trailed=end > len(data) or is_trailed(data, end))
 

@@ -1151,17 +1151,19 @@ def test_a_jpeg_of_restart_markers_and_nothing_else_does_not_allocate():
     assert peak < 20e6
 
 
-def test_a_tiff_whose_previews_share_one_long_list_of_strips_is_rejected():
-    def directory(*entries):
-        return struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+def tiff_directory(*entries: tuple[int, int, int, int], following: int = 0) -> bytes:
+    rows = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<H", len(entries)) + rows + struct.pack("<I", following)
 
+
+def test_a_tiff_whose_previews_share_one_long_list_of_strips_is_rejected():
     strips, previews = 1 << 17, 16
-    preview = directory((254, 4, 1, 1), (256, 4, 1, 8), (257, 4, 1, 8), (273, 4, strips, 8), (279, 4, strips, 8))
+    preview = tiff_directory((254, 4, 1, 1), (256, 4, 1, 8), (257, 4, 1, 8), (273, 4, strips, 8), (279, 4, strips, 8))
     offsets = [8 + 4 * strips + number * len(preview) for number in range(previews)]
     tree = offsets[-1] + len(preview)
     pixels = tree + 4 * previews
     tags = {256: 8, 257: 8, 258: 8, 262: 1, 273: pixels, 277: 1, 278: 8, 279: 64}
-    photo_at_end = directory(*((tag, 4, 1, value) for tag, value in tags.items()), (330, 4, previews, tree))
+    photo_at_end = tiff_directory(*((tag, 4, 1, value) for tag, value in tags.items()), (330, 4, previews, tree))
     source = b"".join(
         [
             struct.pack("<2sHI", b"II", 42, pixels + 64),
@@ -1174,6 +1176,27 @@ def test_a_tiff_whose_previews_share_one_long_list_of_strips_is_rejected():
     )
     with pytest.raises(PhotoRejected, match="makes no sense"):
         images.inspect(source)
+
+
+def test_a_tiff_whose_previews_share_one_long_list_of_pictures_does_not_allocate():
+    pictures, previews = 1 << 17, 20
+    pixels = 8 + 4 * pictures
+    tags = {256: 8, 257: 8, 258: 8, 262: 1, 273: pixels, 277: 1, 278: 8, 279: 64}
+    first = pixels + 64
+    photo_at_end = tiff_directory(*((tag, 4, 1, value) for tag, value in tags.items()), following=first + 102)
+    size = len(tiff_directory(*[(0, 0, 0, 0)] * 2))
+    chain = [first + 102 + size * number for number in range(1, previews)] + [0]
+    source = b"".join(
+        [
+            struct.pack("<2sHI", b"II", 42, first) + bytes(4 * pictures + 64) + photo_at_end,
+            *(tiff_directory((254, 4, 1, 1), (330, 4, pictures, 8), following=following) for following in chain),
+        ]
+    )
+    tracemalloc.start()
+    assert read(source).colour.shape == (8, 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6
 
 
 def test_a_tile_far_larger_than_its_photo_is_rejected():
