@@ -1,6 +1,7 @@
 """A TIFF that is too large for memory, by bands of rows: decoded when they are asked for, encoded when they are whole.
 
-What is written is what `images.encode` would write, byte by byte, whatever the order in which the parts come.
+What is written is what `images.encode` would write, byte by byte; but strips that outgrow their places go to the end of
+the file band by band, and there plane by plane.
 """
 
 from bisect import bisect_left, bisect_right
