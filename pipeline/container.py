@@ -1,6 +1,7 @@
 """What every container format shares: the header of a photo and its pixels."""
 
 import logging
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ Samples = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16: NumPy's type para
 logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)
 
 SIGNED = "the photo carries Content Credentials, which a change of its pixels would break"
+# How XMP says where they are, when they are not in the file itself (C2PA 2.1, 11.5): Photoshop may publish them so.
+SIGNED_ELSEWHERE = re.compile(rb"dcterms:provenance[^<]{1,64}?https?://")
 NO_ROOM = "other data lie behind the photo, and the denoised picture has no room before them"
 PADDING = b"\x00\xff \r\n\x1a"
 LOOK_BYTES = 1 << 20  # at a time

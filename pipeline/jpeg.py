@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from pipeline.container import NO_ROOM, SIGNED, Header, Pixels, Samples, is_trailed
+from pipeline.container import NO_ROOM, SIGNED, SIGNED_ELSEWHERE, Header, Pixels, Samples, is_trailed
 from pipeline.errors import PhotoKept, PhotoRejected
 from pipeline.ifd import open_file, read_directory, read_shot
 
@@ -305,7 +305,11 @@ def _is_exif(data: bytes, segment: Segment) -> bool:
 
 
 def _is_signed(data: bytes, layout: Layout) -> bool:
-    return any(s.marker == 0xEB and b"c2pa" in data[s.payload : s.end] for s in layout.segments)
+    return any(
+        b"c2pa" in data[s.payload : s.end] if s.marker == 0xEB else SIGNED_ELSEWHERE.search(data, s.payload, s.end)
+        for s in layout.segments
+        if s.marker in {0xE1, 0xEB}
+    )
 
 
 def _is_multi_frame(data: bytes, layout: Layout) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from pipeline.container import SIGNED, Header, Pixels, Samples
+from pipeline.container import SIGNED, SIGNED_ELSEWHERE, Header, Pixels, Samples
 from pipeline.errors import PhotoRejected
 from pipeline.ifd import read_shot
 
@@ -84,7 +84,7 @@ def inspect(data: bytes) -> Header:
         mode="1" if mode == "L" and layout.bit_depth == 1 else mode,
         bit_depth=layout.bit_depth,
         shot=read_shot(exif),
-        untouched_reason=_untouched_reason(layout),
+        untouched_reason=_untouched_reason(data, layout),
     )
 
 
@@ -233,7 +233,7 @@ def _is_apples(chunks: tuple[Chunk, ...]) -> bool:
     return chunks[0].kind == APPLE
 
 
-def _untouched_reason(layout: Layout) -> str | None:
+def _untouched_reason(data: bytes, layout: Layout) -> str | None:
     kinds = {chunk.kind for chunk in layout.chunks}
     unknown = sorted(kind.decode() for kind in kinds - CRITICAL if kind[:1].isupper())
     reasons = (
@@ -244,6 +244,7 @@ def _untouched_reason(layout: Layout) -> str | None:
         (APPLE in kinds, "Apple's private kind of PNG is not denoised"),
         (bool(unknown), f"PNG with unknown critical parts ({', '.join(unknown)}) is not denoised"),
         (b"caBX" in kinds, SIGNED),
+        (any(SIGNED_ELSEWHERE.search(data, c.start, c.end) for c in layout.chunks if c.kind == b"iTXt"), SIGNED),
     )
     return next((reason for applies, reason in reasons if applies), None)
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import imagecodecs
 import numpy as np
 
-from pipeline.container import LOOK_BYTES, NO_ROOM, SIGNED, Header, Pixels, Samples, is_trailed
+from pipeline.container import LOOK_BYTES, NO_ROOM, SIGNED, SIGNED_ELSEWHERE, Header, Pixels, Samples, is_trailed
 from pipeline.errors import PhotoKept, PhotoRejected
 from pipeline.ifd import (
     CORRUPT,
@@ -49,7 +49,8 @@ LAYOUT_TAGS = {
 }
 GPS_IFD, INTEROPERABILITY_IFD = 34853, 40965
 POINTERS = SUB_IFDS, EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD  # to further directories
-ICC_PROFILE, PHOTOSHOP_LAYERS, GDAL_NODATA, DNG_VERSION, CONTENT_CREDENTIALS = 34675, 37724, 42113, 50706, 52545
+XMP, ICC_PROFILE, PHOTOSHOP_LAYERS, GDAL_NODATA = 700, 34675, 37724, 42113
+DNG_VERSION, CONTENT_CREDENTIALS = 50706, 52545
 
 REDUCED, MASK = 1, 4  # bits of SUBFILE_TYPE
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, SENSOR_MOSAIC, LINEAR_RAW = 0, 1, 2, 3, 5, 32803, 34892
@@ -62,6 +63,7 @@ UNSPECIFIED, ASSOCIATED_ALPHA = 0, 1  # of EXTRA_SAMPLES: a mask is unspecified,
 IMAGEJ = re.compile(rb"ImageJ=.*?\nimages=(\d{1,9})", re.DOTALL)
 TRUNCATED_SERIES = re.compile(rb'\{"shape": \[([\d, ]{1,99})\].*"truncated": true')
 MAX_DESCRIPTION_BYTES = 4096
+OVERLAP_BYTES = 128
 LAYER_KEYS = (b"Layr", b"Lr16", b"Lr32", b"ryaL", b"61rL", b"23rL")
 
 LONG, LONG8 = 4, 16
@@ -326,6 +328,7 @@ def _untouched_reason(file: File, pages: list[Directory], others: list[Directory
         ),
         (b"GDAL_STRUCTURAL_METADATA" in file.data[:64], "cloud-optimised GeoTIFF cannot be written back"),
         (CONTENT_CREDENTIALS in photo.entries, SIGNED),
+        (any(map(SIGNED_ELSEWHERE.search, _parts(file, photo, XMP))), SIGNED),
     )
     return next((reason for applies, reason in reasons if applies), None)
 
@@ -345,14 +348,15 @@ def _is_stack(file: File, photo: Directory) -> bool:
 
 
 def _has_layers(file: File, photo: Directory) -> bool:
-    entry = photo.entries.get(PHOTOSHOP_LAYERS)
-    if entry is None:
-        return False
-    end = min(entry.end, len(file.data))
-    # Layers may be gigabytes, and their key comes first. Parts overlap by what may be the start of a key.
-    starts = range(entry.offset, end, LOOK_BYTES - 3)
-    parts = (file.data[start : min(end, start + LOOK_BYTES)] for start in starts)
-    return any(key in part for part in parts for key in LAYER_KEYS)
+    return any(key in part for part in _parts(file, photo, PHOTOSHOP_LAYERS) for key in LAYER_KEYS)
+
+
+def _parts(file: File, photo: Directory, tag: int) -> Iterator[bytes]:
+    """What a tag holds, which may be gigabytes, in parts that overlap: what is looked for may be cut apart."""
+    if (entry := photo.entries.get(tag)) is not None:
+        end = min(entry.end, len(file.data))
+        for start in range(entry.offset, end, LOOK_BYTES - OVERLAP_BYTES):
+            yield file.data[start : min(end, start + LOOK_BYTES)]
 
 
 def _format(file: File, directories: list[Directory]) -> str:

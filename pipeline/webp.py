@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import imagecodecs
 from PIL import Image
 
-from pipeline.container import SIGNED, Header, Pixels
+from pipeline.container import SIGNED, SIGNED_ELSEWHERE, Header, Pixels
 from pipeline.errors import PhotoRejected
 from pipeline.ifd import read_shot
 
@@ -55,8 +55,11 @@ def inspect(data: bytes) -> Header:
     """
     layout = _layout(data)
     exif = next((data[c.payload : c.payload_end] for c in layout.chunks if c.kind == b"EXIF"), b"")
-    kinds = {chunk.kind for chunk in layout.chunks}
-    reason = "an animation is not denoised" if layout.bitstream is None else SIGNED if b"C2PA" in kinds else None
+    is_signed = any(
+        c.kind == b"C2PA" or (c.kind == b"XMP " and SIGNED_ELSEWHERE.search(data, c.payload, c.payload_end))
+        for c in layout.chunks
+    )
+    reason = "an animation is not denoised" if layout.bitstream is None else SIGNED if is_signed else None
     return Header(
         format="webp",
         width_px=layout.width_px,

@@ -941,6 +941,10 @@ def sparse_tiff(**options: object) -> bytes:
 
 
 CREDENTIALS = riff_chunk(b"C2PA", b"jumb")
+SIGNED_ELSEWHERE = (
+    b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF><rdf:Description rdf:about=''>"
+    b"<dcterms:provenance>https://cai-manifests.adobe.com/manifests/adobe-urn-uuid-1</dcterms:provenance>"
+)
 WIDE_TABLE = segment(0xDB, b"\x10" + struct.pack(">64H", *[300] * 64))
 FOUR_BYTES = png_chunk(b"IDAT", zlib.compress(bytes(5)))
 
@@ -960,6 +964,10 @@ UNTOUCHED = {
     "the photo carries Content": lambda: tiff_with_tag(52545, b"jumb"),
     "photo carries Content Credentials": lambda: riff(*(riff_chunk(*c) for c in riff_chunks(webp())), CREDENTIALS),
     "carries Content Credentials": lambda: png_with(png_chunk(b"caBX", bytes(9))),
+    " photo carries Content": lambda: jpeg(None, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + SIGNED_ELSEWHERE)),
+    " photo carries Content Credentials": lambda: tiff_with_tag(700, bytes(2**20 - 100) + SIGNED_ELSEWHERE),
+    " carries Content Credentials": lambda: webp(xmp=SIGNED_ELSEWHERE),
+    " Content Credentials": lambda: png_with(png_chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + SIGNED_ELSEWHERE)),
     "JPEG of several pictures": stereo_pair,
     "a palette": lambda: saved(Image.fromarray(photo()).convert("P"), "PNG"),
     "a palette is": lambda: saved(Image.fromarray(photo()).convert("P"), "TIFF"),
