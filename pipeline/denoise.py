@@ -154,6 +154,7 @@ def denoise_photo(
             if reason is not None:
                 result.data = data
                 return _untouched(result, reason)
+            del noisy  # a codec needs its room
             try:
                 with in_turn(cores), timed(result, "encode"), codec_faults():
                     result.data = encode(clean, data, header)

@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -189,6 +190,24 @@ def test_no_more_threads_compute_than_a_worker_has_cores(monkeypatch: pytest.Mon
 
     assert {result.outcome for result in results} == {Outcome.DENOISED}
     assert most[0] == 2
+
+
+def test_the_noisy_pixels_are_let_go_before_the_clean_ones_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy: list[weakref.ref[np.ndarray]] = []
+
+    def denoise(colour: np.ndarray, _: Dose) -> np.ndarray:
+        noisy.append(weakref.ref(colour))
+        return colour // 2
+
+    def encode(*_: object) -> bytes:
+        assert noisy[0]() is None
+        return b"encoded"
+
+    monkeypatch.setattr(pipeline.denoise, "encode", encode)
+
+    result = denoise_photo(saved(scene(), "JPEG"), "a.jpg", denoise, DenoiseConfig(strength=1.0))
+
+    assert (result.outcome, result.data) == (Outcome.DENOISED, b"encoded")
 
 
 MANY_BYTES = 20_000_000
