@@ -49,6 +49,7 @@ RESULT_VERSION = 11  # raise it when the same photo and weights give another res
 
 BY_BANDS_BYTES = 512 * 1024**2  # a TIFF that takes more when it is decoded is denoised by bands of rows
 COPIES = 3  # of a photo decoded that are in memory at once: noisy, clean, and what its codec works on
+WEBP_COPIES = 9  # libwebp's tables take that of a lossless one, and 7 of another
 MEASURED_ROWS = 16  # at a time: they stay in the cache
 MEASURED_PX = 2**20  # of a photo in memory
 COPIED_BYTES = 16 * 1024**2  # at a time
@@ -136,7 +137,8 @@ def denoise_photo(
         if header.untouched_reason is not None:
             result.data = data
             return _untouched(result, header.untouched_reason)
-        with in_turn((room or Room()).taken(COPIES * header.decoded_bytes)):
+        copies = WEBP_COPIES if header.format == "webp" else COPIES
+        with in_turn((room or Room()).taken(copies * header.decoded_bytes)):
             with in_turn(cores), timed(result, "decode"), codec_faults():
                 noisy = decode(data, header)
             with in_turn(cores), timed(result, "measure"):

@@ -22,6 +22,7 @@ from model.strength import Dose, Strength
 from pipeline.denoise import Change, Denoise, DenoiseConfig, PhotoDenoiser, denoise_photo
 from pipeline.images import Limits, decode, inspect
 from pipeline.records import Outcome
+from pipeline.room import Room
 from pipeline.shard import PhotoResult
 
 
@@ -208,6 +209,20 @@ def test_the_noisy_pixels_are_let_go_before_the_clean_ones_are_encoded(monkeypat
     result = denoise_photo(saved(scene(), "JPEG"), "a.jpg", denoise, DenoiseConfig(strength=1.0))
 
     assert (result.outcome, result.data) == (Outcome.DENOISED, b"encoded")
+
+
+@pytest.mark.parametrize(("kind", "copies"), [("JPEG", 3), ("WEBP", 9)])
+def test_a_photo_takes_the_room_that_its_codec_needs(kind: str, copies: int) -> None:
+    taken = []
+
+    class NotedRoom(Room):
+        def take(self, size_bytes: int) -> None:
+            taken.append(size_bytes)
+            super().take(size_bytes)
+
+    denoise_photo(saved(scene(), kind), f"a.{kind.lower()}", brighten, DenoiseConfig(), room=NotedRoom())
+
+    assert taken == [copies * scene().nbytes]
 
 
 MANY_BYTES = 20_000_000
