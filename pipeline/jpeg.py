@@ -350,7 +350,9 @@ def _subsampling(layout: Layout) -> int | None:
     """Pillow's number of the chroma subsampling, None where it has none."""
     if len(layout.components) == 1:
         return 0  # sampling factors mean nothing for a single component
-    return SUBSAMPLINGS.get(tuple(component.factors for component in layout.components))
+    factors = [component.factors for component in layout.components]
+    across, down = (math.gcd(*numbers) for numbers in zip(*factors, strict=True))  # FFmpeg writes 4:4:4 as 1 × 2 thrice
+    return SUBSAMPLINGS.get(tuple((horizontal // across, vertical // down) for horizontal, vertical in factors))
 
 
 def _is_subsampled_oddly(data: bytes, layout: Layout) -> bool:

@@ -230,6 +230,21 @@ def test_a_jpeg_keeps_its_tables_its_subsampling_and_its_kind_of_scans(quality, 
     assert result.info["dpi"] == (300, 240)
 
 
+@pytest.mark.parametrize(
+    ("subsampling", "factors"),
+    [(0, b"\x12\x12\x12"), (1, b"\x22\x12\x12"), (2, b"\x42\x21\x21")],
+    ids=["444", "422", "420"],
+)
+def test_a_jpeg_keeps_its_subsampling_however_its_factors_tell_it(subsampling, factors):
+    source = bytearray(jpeg(subsampling=subsampling))
+    frame = source.index(b"\xff\xc0")
+    source[frame + 11 : frame + 20 : 3] = factors
+
+    result = images.encode(Pixels(photo()), bytes(source), inspect(bytes(source)))
+
+    assert JpegImagePlugin.get_sampling(Image.open(io.BytesIO(result))) == subsampling
+
+
 def test_a_jpeg_keeps_a_table_of_its_own_for_each_component():
     tables = [[3] * 64, list(range(1, 65)), [9] * 64]
     source = jpeg(qtables=tables)
