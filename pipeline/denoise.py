@@ -131,7 +131,8 @@ def denoise_photo(
     """
     result, cores = PhotoResult(outcome=Outcome.REJECTED), cores or nullcontext()
     with rejecting(result, name):
-        result.header = header = inspect(data, name=name, limits=config.limits)
+        with codec_faults():
+            result.header = header = inspect(data, name=name, limits=config.limits)
         if by_windows is not None and header.format == "tiff" and header.decoded_bytes > BY_BANDS_BYTES:
             return _denoise_in_scratch(data, name, by_windows, config, room)
         if header.untouched_reason is not None:
@@ -266,7 +267,8 @@ def denoise_by_bands(
     result = PhotoResult(outcome=Outcome.REJECTED)
     with rejecting(result, name):
         data = FileBytes(file)
-        result.header = header = inspect(data, name=name, limits=config.limits)
+        with codec_faults():
+            result.header = header = inspect(data, name=name, limits=config.limits)
         with target.open("w+b") as out:
             _copy(file, out)
             result.file = target

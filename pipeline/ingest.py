@@ -108,7 +108,8 @@ def pack_photo(data: bytes, key: str, config: IngestConfig, *, room: Room | None
     """
     result = PhotoResult(outcome=Outcome.REJECTED)
     with rejecting(result, key):
-        result.header = header = inspect(data, name=key, limits=config.limits)
+        with codec_faults():
+            result.header = header = inspect(data, name=key, limits=config.limits)
         if not header.format:
             raise PhotoRejected("the file is no photo")
         if (reason := _skip_reason(header, config)) is not None:

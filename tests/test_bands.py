@@ -6,7 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -160,6 +160,24 @@ def test_a_damaged_band_is_a_rejection(tmp_path: Path) -> None:
 
     assert on_disk.outcome == Outcome.REJECTED
     assert "damaged" in (on_disk.reason or "")
+
+
+def test_a_file_that_is_cut_while_it_is_looked_at_is_a_rejection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(FileBytes):
+        def __init__(self, file: BinaryIO) -> None:
+            super().__init__(file)
+            os.truncate(file.fileno(), 40)
+
+    monkeypatch.setattr("pipeline.denoise.FileBytes", Cut)
+    (tmp_path / "source.tif").write_bytes(tiff_of(photo()))
+
+    with (tmp_path / "source.tif").open("r+b") as file:
+        result = denoise_by_bands(file, "a.tif", tmp_path / "result", halve_windows, DenoiseConfig())
+
+    assert (result.outcome, result.size_bytes) == (Outcome.REJECTED, None)
+    assert "could not be processed" in (result.reason or "")
 
 
 def test_a_strip_that_is_too_large_to_be_decoded_alone_is_refused(

@@ -51,6 +51,11 @@ def pixels(result: PhotoResult) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(result.data)))
 
 
+def test_a_photo_that_no_codec_should_fail_on_is_rejected_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "inspect", lambda *_, **__: {}["size"])
+    assert packed(b"\xff\xd8\xff", "a.jpg").reason == "it could not be processed: KeyError: 'size'"
+
+
 @pytest.mark.parametrize(
     ("key", "data"),
     [
