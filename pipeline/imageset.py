@@ -26,7 +26,16 @@ from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.footer import mark_footer, read_footer
 from pipeline.index import Part, count_outcomes, merge
 from pipeline.lease import Lease, is_lease, leased, refuse_if_leased
-from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, SourceObject, index_rows, index_table
+from pipeline.records import (
+    INDEX_SCHEMA,
+    Layout,
+    Outcome,
+    PhotoRecord,
+    SourceObject,
+    index_rows,
+    index_table,
+    photo_records,
+)
 from pipeline.scratch import scratch_folder
 from pipeline.storage import TEMPORARY, Store
 
@@ -294,6 +303,17 @@ class ImageSet:
         """Make a shard done, its payload being written. Of two workers with the same shard one wins; both may go on."""
         with suppress(ObjectExists):
             self.store.create(f"commits/{shard}.parquet", _parquet_bytes(index_table(records)))
+
+    def read_commit(self, shard: str) -> list[PhotoRecord] | None:
+        """The rows of a shard that is done; None where it is not.
+
+        Raises:
+            ImageSetError: its commit is damaged.
+        """
+        try:
+            return photo_records(self._read_commit(self.commit_key(shard)))
+        except ObjectMissing:
+            return None
 
     def discard(self, shards: Iterable[str]) -> None:
         """Remove what was packed of shards that are not committed and never will be."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 
@@ -331,6 +331,12 @@ def index_table(records: Iterable[PhotoRecord]) -> pa.Table:
     columns = [name for name in INDEX_SCHEMA.names if name != DUPLICATE_OF]
     rows = [{name: getattr(record, name) for name in columns} for record in records]
     return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+
+
+def photo_records(rows: pa.Table) -> list[PhotoRecord]:
+    """The other way round."""
+    columns = rows.select([each.name for each in fields(PhotoRecord)]).to_pylist()
+    return [PhotoRecord(**{**values, "outcome": Outcome(values["outcome"])}) for values in columns]
 
 
 def index_rows(table: pa.Table) -> pa.Table:

@@ -138,7 +138,9 @@ class Worker:
         return self._bench.look()
 
     def run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
-        """Process and commit a shard.
+        """Process and commit a shard. One that is committed stays as it is: its rows tell the bytes of its photos.
+
+        Another machine might make other bytes of them, or their sources may have changed since.
 
         Args:
             plan: what to do.
@@ -153,6 +155,8 @@ class Worker:
 
     def _run(self, plan: ShardPlan, poisonous: Mapping[str, str]) -> Receipt:
         start = time.perf_counter()
+        if (done := self._target.read_commit(plan.shard)) is not None:  # and the receipt of its worker was lost
+            return self._with_retries(Receipt.of(plan.shard, done, time.perf_counter() - start))
         packed = PackedWriter() if self._layout == Layout.PACKED else None
         records = []
         for record, data in self._each(plan.photos, poisonous, partial(self._finish, plan)):

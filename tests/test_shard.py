@@ -1,5 +1,6 @@
 """One shard of photos into a committed shard of the target. The network is a hand-written fake."""
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -228,6 +229,22 @@ def test_a_shard_may_run_twice_and_ends_in_the_same_objects(tmp_path: Path) -> N
         snapshots.append({path: path.read_bytes() for path in files})
 
     assert snapshots[0] == snapshots[1]
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_shard_that_is_committed_stays_as_its_rows_say_whoever_does_it_again(tmp_path: Path, layout: Layout) -> None:
+    write_archive(tmp_path / "source")
+    plan = plan_of(LocalStore(tmp_path / "source"))
+    first = worker(tmp_path / "source", tmp_path / "target", layout).run(plan, {})
+    before = {path: path.read_bytes() for path in (tmp_path / "target").rglob("*") if path.is_file()}
+
+    def on_another_machine(noisy: np.ndarray, dose: Dose) -> np.ndarray:
+        return brighten(brighten(noisy, dose), dose)
+
+    again = worker(tmp_path / "source", tmp_path / "target", layout, denoise=on_another_machine).run(plan, {})
+
+    assert {path: path.read_bytes() for path in (tmp_path / "target").rglob("*") if path.is_file()} == before
+    assert again == dataclasses.replace(first, seconds=again.seconds, stage_s=again.stage_s)
 
 
 def test_a_probe_leaves_nothing_behind(tmp_path: Path) -> None:
