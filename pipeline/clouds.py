@@ -22,6 +22,7 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30  # between two pieces of an answer
 CONNECTIONS = 64
 LARGE_BYTES = 8 * 1024**2  # of a body that is worth reading a piece at a time
+OF_OBJECTS = {"get_object", "head_object", "put_object"}  # requests to S3
 WRITER = "degrain_writer"  # the metadata that tells who created an object
 
 Found = tuple[str, int, str]  # path, size and etag of an object
@@ -132,6 +133,7 @@ class S3(Cloud):
         # With more than one request at an object, s3fs asks for the size of each first, however small it is.
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False, max_concurrency=1, config_kwargs=config)
         filesystem.retries = 1
+        filesystem._call_s3 = functools.partial(_answered, filesystem)
         return cls(filesystem), path
 
     async def put_file(self, path: str, local: Path) -> None:
@@ -273,6 +275,17 @@ class Azure(Cloud):
     def _blob(self, path: str) -> Any:  # Any: azure.storage.blob is not installed everywhere
         container, key, _ = self.filesystem.split_path(path)
         return self.filesystem.service_client.get_blob_client(container, key)
+
+
+async def _answered(filesystem: Any, method: str, *arguments: Any, **options: Any) -> dict[str, Any]:  # Any: s3fs
+    """What S3 answers, unless it says nothing of an object, as some proxies do for a server that is away.
+
+    botocore takes that for one without bytes, or one that is written. S3 and its kin tell an ETag.
+    """
+    answer: dict[str, Any] = await type(filesystem)._call_s3(filesystem, method, *arguments, **options)
+    if method in OF_OBJECTS and "ETag" not in answer and "RequestId" not in answer["ResponseMetadata"]:
+        raise ConnectionError(errno.ECONNRESET, "the server's answer is empty")
+    return answer
 
 
 def _signed_by_version_4(signature_version: str, **_: object) -> str | None:

@@ -96,21 +96,40 @@ def test_a_page_that_comes_empty_is_asked_for_again(monkeypatch: pytest.MonkeyPa
         return f"<ListBucketResult><Name>{BUCKET}</Name>{found}</ListBucketResult>".encode()
 
     more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
-    with answering([page("a", more), b"", page("b", "")], monkeypatch):
+    with answering([page("a", more), None, page("b", "")], monkeypatch):
         assert keys(open_store(f"s3://{BUCKET}/photos")) == ["a", "b"]
 
 
+@pytest.mark.parametrize("verb", ["read", "read_range", "size", "write", "create"])
+def test_an_object_of_which_nothing_is_said_is_asked_for_again(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"read_range": (0, 5), "write": (b"photo",), "create": (b"photo",)}.get(verb, ())
+    with answering([None, b"" if verb in ("write", "create") else b"photo"], monkeypatch):
+        store = open_store(f"s3://{BUCKET}/photos")
+        found = getattr(store, verb)("a.jpg", *arguments)
+
+    assert (found, store.retries) == ({"size": 5, "write": None, "create": None}.get(verb, b"photo"), 1)
+
+
 @contextmanager
-def answering(bodies: list[bytes], environment: pytest.MonkeyPatch) -> Iterator[None]:
-    """An S3 server that gives these answers, one after the other, whatever it is asked."""
+def answering(answers: list[bytes | None], environment: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 server that gives these answers, one after the other, whatever it is asked; None is one without a word."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # or nobody is told to go on with what is put
+
         def do_GET(self) -> None:
-            body = bodies.pop(0)
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer = answers.pop(0)
             self.send_response(200)
+            body = answer or b""
             self.send_header("Content-Length", str(len(body)))
+            if answer is not None:
+                self.send_header("ETag", "e")
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_PUT = do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
             """Nothing."""
