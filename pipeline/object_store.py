@@ -17,7 +17,7 @@ from pipeline.clouds import Cloud, Page, connect
 from pipeline.errors import ObjectExists, ObjectMissing, ObjectRefused, StorageError
 from pipeline.records import SourceObject
 from pipeline.redaction import explain, showable
-from pipeline.retries import GaveUp, Patience, Retries, answer_of
+from pipeline.retries import GaveUp, Patience, Retries, answer_of, passes
 from pipeline.storage import AHEAD_BYTES, AT_ONCE, CHANGED, PART_BYTES, W, read_ahead, refuse_unsafe
 
 T = TypeVar("T")
@@ -32,8 +32,8 @@ class ObjectStore:
     Each is made again where that helps; `retries` says how often. An object that was created is known by its metadata:
     a create that was done, and whose answer was lost, finds its own object when it is made again.
 
-    Access denied is an object's own refusal where another object can be read at that moment: the one that was read
-    last, or one of a few of the listing. Otherwise nobody can be read, and that is an error of the store.
+    What a server refuses is an object's own where another object can be read at that moment: the one that was read
+    last, or one of a few of the listing. Otherwise none can be read, and that is an error of the store.
     """
 
     def __init__(self, url: str, cloud: Cloud, root: str, *, patience: Patience | None = None) -> None:
@@ -239,7 +239,7 @@ class ObjectStore:
         except Exception as error:  # noqa: BLE001 - raised again, as one of ours
             last = error.__cause__ if isinstance(error, GaveUp) and isinstance(error.__cause__, Exception) else error
             kind, reason = _meaning(last)
-            if path is not None and _is_denial(last) and await self._reads_others(path):
+            if path is not None and kind is StorageError and _may_be_its_own(last) and await self._reads_others(path):
                 kind = ObjectRefused
             tried = f" (tried {error.attempts} times)" if isinstance(error, GaveUp) else ""
             raise kind(f"cannot {what}: {reason}{tried}") from showable(last)
@@ -289,18 +289,28 @@ def _means_taken(error: Exception) -> bool:
     return isinstance(error, FileExistsError) or answer.status == 412 or answer.code == "BlobAlreadyExists"
 
 
-def _is_denial(error: Exception) -> bool:
-    """Whether access was denied, which may be to one object only; not that the credentials are unknown or expired."""
+def _may_be_its_own(error: Exception) -> bool:
+    """Whether a server refuses what may be one object only: nobody may read it, or it is encrypted by a key of others.
+
+    Not that the credentials are unknown or expired, nor what passes by itself.
+    """
     answer = answer_of(error)
-    if answer.code:
-        return answer.code in (
-            "AccessDenied",
-            "AllAccessDisabled",
-            "403",
-            "Forbidden",
-            "AuthorizationPermissionMismatch",
-        )
-    return answer.status == 403 or isinstance(error, PermissionError) or str(error).startswith("Forbidden: ")
+    if answer.status is None:
+        return isinstance(error, PermissionError) or str(error).startswith("Forbidden: ")
+    is_refusal = 400 <= answer.status < 500 and answer.status != 401
+    return is_refusal and answer.code not in _OF_CREDENTIALS and not passes(error)
+
+
+# Of whoever asks, and not of what is asked for.
+_OF_CREDENTIALS = {
+    *("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
+    *("AuthorizationHeaderMalformed", "RequestTimeTooSkewed", "AuthenticationFailed", "InvalidAuthenticationInfo"),
+}
+# The store cannot hold an object of this name beside those that it holds: of MinIO and of Azure.
+_OF_NAMES = {
+    *("XMinioParentIsObject", "XMinioObjectExistsAsDirectory", "XMinioInvalidObjectName", "XMinioInvalidResourceName"),
+    *("InvalidResourceName", "InvalidUri"),
+}
 
 
 def _meaning(error: Exception) -> tuple[type[StorageError], str]:
@@ -310,10 +320,12 @@ def _meaning(error: Exception) -> tuple[type[StorageError], str]:
         return StorageError, explain(error)
     if isinstance(error, FileNotFoundError) or answer.status == 404:
         return ObjectMissing, "there is no such object"
-    if answer.code == "InvalidObjectState":
+    if answer.code in ("InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"):
         return ObjectRefused, "it lies in an archive class (restore it, and try again)"
     if answer.code == "KeyTooLongError" or getattr(error, "errno", None) == errno.ENAMETOOLONG:
         return ObjectRefused, "its name is too long"
+    if answer.code in _OF_NAMES:
+        return ObjectRefused, f"it cannot hold an object of this name: {explain(error)}"
     if answer.code == "EntityTooLarge":
         return ObjectRefused, "it is larger than the store takes"
     return StorageError, explain(error)

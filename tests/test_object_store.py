@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 import s3fs
-from faults.proxy import FaultProxy
+from faults.proxy import FaultProxy, Refuse
 from seaweed import BUCKET
 
 from pipeline import clouds
@@ -284,6 +284,14 @@ def test_an_archived_object_is_refused_and_the_store_works_on(s3_url: str) -> No
         store.read("cold.jpg")
 
 
+def test_a_blob_in_azures_archive_is_refused_like_it() -> None:
+    class ArchivedError(Exception):
+        status_code, error_code = 409, "BlobArchived"
+
+    with pytest.raises(ObjectRefused, match="it lies in an archive class"):
+        unwilling(ArchivedError()).read("cold.jpg")
+
+
 def test_a_bucket_that_is_not_there_is_no_missing_object(s3_bucket: str) -> None:
     store = open_store("s3://no-such-bucket/photos")
 
@@ -293,24 +301,33 @@ def test_a_bucket_that_is_not_there_is_no_missing_object(s3_bucket: str) -> None
         assert not isinstance(caught.value, ObjectRefused)
 
 
-# Access denied: to one object, or to everybody
+# Refused: one object, or all
 
 
-def deny(*keys: str) -> object:
-    """All that is asked about these keys is answered with AccessDenied."""
-    return lambda method, path: (403, "AccessDenied") if path.partition("?")[0].rpartition("/")[2] in keys else None
+def deny(*keys: str, status: int = 403, code: str = "AccessDenied") -> Refuse:
+    """All that is asked about these keys is answered with this error."""
+    return lambda method, path: (status, code) if path.partition("?")[0].rpartition("/")[2] in keys else None
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "AccessDenied"),
+        (400, "InvalidRequest"),  # S3's, of what is encrypted by a key that its owner alone has
+        (400, "KMS.DisabledException"),
+        (409, "BlobUsesCustomerSpecifiedEncryption"),
+    ],
+)
 def test_an_object_that_nobody_may_read_is_refused_where_others_can_be_read(
-    proxy: FaultProxy, proxied_url: str
+    proxy: FaultProxy, proxied_url: str, status: int, code: str
 ) -> None:
     store = open_store(proxied_url)
     for key in ("a.jpg", "b.jpg", "c.jpg"):
         store.write(key, b"1")
-    proxy.refuse = deny("b.jpg")
+    proxy.refuse = deny("b.jpg", status=status, code=code)
 
     for verb in (store.read, store.size, lambda key: store.read_range(key, 0, 1)):
-        with pytest.raises(ObjectRefused, match=r"b\.jpg in s3://\S+: PermissionError: \w"):
+        with pytest.raises(ObjectRefused, match=r"b\.jpg in s3://\S+: \w"):
             verb("b.jpg")
     found = [data for _, data in store.read_many(store.list())]
     assert [type(data) for data in found] == [bytes, ObjectRefused, bytes]
@@ -362,6 +379,19 @@ def test_a_target_that_may_not_be_written_is_no_refused_object(proxy: FaultProxy
         with pytest.raises(StorageError, match=r"b\.jpg in s3://\S+: PermissionError: Said by") as caught:
             verb("b.jpg", b"1")
         assert not isinstance(caught.value, ObjectRefused)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "XMinioParentIsObject"), (409, "XMinioObjectExistsAsDirectory"), (400, "InvalidUri")]
+)
+def test_a_name_that_the_server_cannot_hold_is_refused(
+    proxy: FaultProxy, proxied_url: str, status: int, code: str
+) -> None:
+    proxy.refuse = deny("a.jpg", status=status, code=code)
+
+    for verb in ("write", "create"):
+        with pytest.raises(ObjectRefused, match=r"a\.jpg in s3://\S+: it cannot hold an object of this name: "):
+            getattr(open_store(proxied_url), verb)("a.jpg", b"1")
 
 
 # Errors in words
