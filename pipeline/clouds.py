@@ -182,9 +182,7 @@ class S3(Cloud):
         page = await self.filesystem._call_s3("list_objects_v2", **asked)
         if not page.keys() - {"ResponseMetadata"}:  # botocore takes it for a page without objects, and for the last one
             raise ConnectionError(errno.ECONNRESET, "the server's answer is empty")
-        found = [
-            (f"{bucket}/{one['Key']}", int(one["Size"]), one["ETag"].strip('"')) for one in page.get("Contents", ())
-        ]
+        found = [(f"{bucket}/{one['Key']}", int(one["Size"]), etag_of(one)) for one in page.get("Contents", ())]
         return found, page["NextContinuationToken"] if page.get("IsTruncated") else None
 
 
@@ -299,9 +297,10 @@ def _text(value: Any) -> str | None:  # Any: what a library found
 
 def etag_of(details: dict[str, Any]) -> str:  # Any: what a library says of an object differs by library
     for name in ("md5Hash", "ETag", "etag", "md5"):
-        if details.get(name):
-            return str(details[name]).strip('"')
+        if etag := str(details.get(name) or "").strip('"'):
+            return etag
+    size_bytes = details.get("size", details.get("Size"))
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         if details.get(name):
-            return f"{details[name]}-{details['size']}"
-    return f"{details['size']}"
+            return f"{details[name]}-{size_bytes}"
+    return str(size_bytes)

@@ -147,6 +147,17 @@ def answering(answers: list[bytes | None], environment: pytest.MonkeyPatch) -> I
         thread.join()
 
 
+def test_where_a_listing_tells_no_etag_the_time_of_the_last_change_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def page(time: str) -> bytes:
+        found = f'<Contents><Key>a</Key><Size>1</Size><ETag>""</ETag><LastModified>{time}</LastModified></Contents>'
+        return f"<ListBucketResult><Name>{BUCKET}</Name>{found}</ListBucketResult>".encode()
+
+    with answering([page(f"2026-11-30T{hour}:00:00.000Z") for hour in ("09", "09", "10")], monkeypatch):
+        first, same, changed = (next(open_store(f"s3://{BUCKET}").list()).etag for _ in range(3))
+
+    assert first == same != changed
+
+
 def test_a_server_that_gives_one_page_for_ever_is_told_of() -> None:
     class Repeating(Cloud):
         async def page(self, folder: str, token: object) -> Page:
