@@ -420,7 +420,11 @@ class LocalStore:
 # One folder cannot be listed: nobody may read it, or it lies so deep that it has no path.
 _FOLDER_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 # The disk or the network mount is ill, not the one file: the run must stop rather than reject photo after photo.
-_MEDIUM_ERRORS = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_MEDIUM_ERRORS = {
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EAGAIN),
+    *(errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EREMOTEIO),
+}
 # The file system cannot hold an object of this name beside those that it holds.
 _NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 

@@ -695,7 +695,11 @@ def test_a_root_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
         LocalStore(tmp_path / "file").write("a.jpg", b"1")
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number",
+    [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENOTCONN],
+    ids=errno.errorcode.get,
+)
 def test_an_ill_disk_is_no_refused_object(local: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     local.write("a.jpg", b"1")
     monkeypatch.setattr(Path, "read_bytes", fail_with(number))
