@@ -493,6 +493,9 @@ def _link(temporary: Path, path: Path) -> None:
     """Give the file its name, unless that is taken. FAT and exFAT know no links: there, of two at once both may win."""
     try:
         os.link(temporary, path)
+    except FileExistsError:
+        if not os.path.samestat(temporary.lstat(), path.lstat()):  # or NFS asked again for what was done
+            raise
     except OSError as error:
         if error.errno not in _NO_LINKS_ERRORS:
             raise

@@ -1,5 +1,6 @@
 """Stores: one contract that every store keeps, and what only a folder can go through."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -909,6 +910,25 @@ def test_a_name_too_long_for_the_file_system_is_refused(local: LocalStore) -> No
         with pytest.raises(ObjectRefused, match=r"file name too long$"):
             verb(key)
     assert unsafe_reason(key) is None
+
+
+def test_a_create_whose_answer_a_network_mount_lost_is_no_others(
+    monkeypatch: pytest.MonkeyPatch, local: LocalStore
+) -> None:
+    link = os.link
+
+    def asked_twice(source: Path, target: Path) -> None:
+        with contextlib.suppress(FileExistsError):
+            link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", asked_twice)
+
+    local.create("a", b"first")
+    with pytest.raises(ObjectExists):
+        local.create("a", b"second")
+
+    assert local.read("a") == b"first"
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
