@@ -213,7 +213,9 @@ def write_plan(listing: Path, earlier: Earlier, plan: Path, options: PlanOptions
         todo = todo.order("key")
         size = options.shard_size.limited_to(photos, wanted_bytes * photos // max(1, wanted_photos))
         planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), size, plan, options)
-        retried = database.sql(f"FROM {scan([plan])} WHERE status = '{Status.FAILED}'").count("*").fetchall()[0][0]
+        retried = 0
+        if options.retry_failed and Status.FAILED in amounts:
+            retried = database.sql(f"FROM {scan([plan])} WHERE status = '{Status.FAILED}'").count("*").fetchall()[0][0]
         is_complete = photos == wanted_photos and not (options.is_subset and _has_unlisted(database, earlier))
     return PlanCounts(
         amounts=amounts,
