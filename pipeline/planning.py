@@ -273,12 +273,16 @@ def is_overtaken(plan: Path, done: Sequence[Path]) -> bool:
 
 
 def find_twins(listing: Path, done: Sequence[Path]) -> tuple[str, str] | None:
-    """Two keys, if there are any, that differ in their case alone: of a listing, or of what has a result already."""
+    """Two keys, if there are any, that a disk which ignores case keeps as one file: of a listing, or with a result.
+
+    FAT and exFAT also drop dots at the end of a name.
+    """
     with open_database(listing.parent) as database:
         keys = f"SELECT key FROM {scan([listing])}"
         if done:
             keys += f" UNION ALL SELECT key FROM {scan(done)} WHERE output_key IS NOT NULL"
-        twins = f"SELECT min(key), max(key) FROM ({keys}) GROUP BY lower(key) HAVING min(key) <> max(key)"
+        spelled = "regexp_replace(lower(key), '[.]+(/|$)', '\\1', 'g')"
+        twins = f"SELECT min(key), max(key) FROM ({keys}) GROUP BY {spelled} HAVING min(key) <> max(key)"
         found: tuple[str, str] | None = database.sql(f"{twins} ORDER BY ALL LIMIT 1").fetchone()
         return found
 

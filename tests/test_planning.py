@@ -349,8 +349,9 @@ def test_twins_are_found_in_the_listing_and_among_what_has_a_result(plan: Planne
     assert find_twins(listing, list(tmp_path.glob("index-*"))) == ("B", "b")
     assert find_twins(listing, []) is None
 
-    write_listing([photo(key) for key in ("ü/d", "Ü/d")], listing)
-    assert find_twins(listing, []) == ("Ü/d", "ü/d")
+    for twins in (("Ü/d", "ü/d"), ("a", "a."), ("a./b", "a/b")):
+        write_listing([photo(key) for key in (*twins, "..a", "a.b")], listing)
+        assert find_twins(listing, []) == twins
 
 
 @pytest.mark.parametrize("key", ODD_KEYS, ids=ascii)
