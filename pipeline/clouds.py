@@ -38,6 +38,8 @@ def connect(url: str) -> tuple["Cloud", str]:
     """
     scheme = url.partition("://")[0]
     kind = {"s3": S3, "gs": Google, "abfs": Azure}.get(ALIASES.get(scheme, scheme), Cloud)
+    if "::" in url and kind is not Cloud:
+        raise ValueError(f"{url} holds a '::', which joins two URLs: name a place without")
     try:
         return kind.connect(url)
     except ImportError as error:

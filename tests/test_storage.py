@@ -510,6 +510,11 @@ def test_a_name_with_a_question_mark_is_not_taken_for_credentials(url: str) -> N
         open_store(url)
 
 
+def test_a_url_that_would_lead_elsewhere_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^s3://photos/a::b holds a .::., which joins two URLs: "):
+        open_store("s3://photos/a::b")
+
+
 def test_a_url_may_hold_a_user_and_a_name_that_looks_like_a_password() -> None:
     for url in ("memory://user@host/a:b@c", "memory://host:9000/a@b"):
         assert open_store(url).url == url
