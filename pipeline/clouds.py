@@ -246,6 +246,7 @@ class Azure(Cloud):
             read_timeout=READ_TIMEOUT_S,
         )
         filesystem.service_client._config.retry_policy.total_retries = 0
+        filesystem._strip_protocol = str  # its own takes '?' and '#' in a key for parts of a URL, and drops some
         return cls(filesystem), path
 
     async def put(self, path: str, data: bytes, content_type: str | None = None) -> None:

@@ -210,8 +210,8 @@ def unsafe_reason(key: str) -> str | None:
         return "the name holds bytes that are no text"
     if "\\" in key:
         return "the name holds a backslash, or bytes that are no text"
-    if "?versionId=" in key:
-        return "the name holds '?versionId=', which clients of S3 take for a version of another object"
+    if "?versionid=" in key.lower():
+        return "the name holds '?versionId=', which clients of S3 and Azure take for a version of another object"
     parts = key.split("/")
     if ".." in parts or "." in parts:
         return "the name steps through '.' or '..'"

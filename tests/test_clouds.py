@@ -77,6 +77,14 @@ def test_azure_makes_each_request_once(url: str, expected: str) -> None:
 
 
 @pytest.mark.usefixtures("azure_account")
+@pytest.mark.parametrize("key", ["who? #1.jpg", "a#b?c.jpg", "what?", "what#", "a@b/c:d", "100%.jpg"])
+def test_azure_takes_no_key_for_another(key: str) -> None:
+    cloud, root = connect("az://photos/2019")
+
+    assert cloud.filesystem.split_path(f"{root}/{key}") == ("photos", f"2019/{key}", None)
+
+
+@pytest.mark.usefixtures("azure_account")
 def test_azure_tells_no_key(azure_account: None) -> None:
     store = open_store("az://photos/2019")
 

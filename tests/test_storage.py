@@ -55,8 +55,12 @@ UNSAFE_KEYS = [
     "x" * 256,
     "é" * 128,
     "a.jpg?versionId=1",
+    "a.jpg?versionid=1",
 ]
-ODD_KEYS = ["ünï/çödé 写真.jpg", "with space/and 'quotes' \".jpg", "100%/a+b#c?.jpg", "[a]*{b}.jpg", "👩‍👩‍👧.png", "-r"]
+ODD_KEYS = [
+    *("ünï/çödé 写真.jpg", "with space/and 'quotes' \".jpg", "100%/a+b#c?.jpg", "[a]*{b}.jpg", "👩‍👩‍👧.png", "-r"),
+    *("who? #1.jpg", "a@b/c:d", "what?", "what#"),
+]
 
 
 LARGE_BODIES = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of their own libraries
