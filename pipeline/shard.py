@@ -238,11 +238,16 @@ class Worker:
             yield planned, data, read_s
 
     def _whole(self, planned: PlannedPhoto, data: bytes | ObjectRefused) -> bytes | ObjectRefused:
-        """What was read of a photo, unless it is a part: there are servers and mounts that cut it and say nothing."""
+        """What was read of a photo, unless it is a part: there are servers and mounts that cut it and say nothing.
+
+        Then it is read once more.
+        """
         if isinstance(data, ObjectRefused) or planned.place is not None or len(data) >= planned.size_bytes:
             return data  # Google unpacks what it stores packed: that is longer than it was listed
         try:
             size_bytes = self._source.size(planned.key)
+            if len(data) < size_bytes:
+                data = self._source.read(planned.key)
         except ObjectRefused as error:
             return error
         if len(data) >= size_bytes:

@@ -154,25 +154,38 @@ def test_a_photo_that_is_gone_when_its_turn_comes_is_a_row(tmp_path: Path) -> No
 
 
 class Cutting(LocalStore):
-    """A server or a mount that gives half of one photo, and says nothing."""
+    """A server or a mount that gives half of one photo, so many times, and says nothing."""
+
+    def __init__(self, root: Path, times: int) -> None:
+        super().__init__(root)
+        self.times = times
 
     def read(self, key: str) -> bytes:
         data = super().read(key)
-        return data[: len(data) // 2] if key == "notes.txt" else data
+        if key != "notes.txt" or not self.times:
+            return data
+        self.times -= 1
+        return data[: len(data) // 2]
 
 
-def test_a_photo_of_which_a_part_was_read_is_rejected_and_no_part_is_copied(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("times", "outcome"),
+    [(1, ("untouched", "not a photo")), (2, ("rejected", "10 bytes of it could be read, and it has 20"))],
+)
+def test_a_photo_of_which_a_part_was_read_is_read_again_and_no_part_is_copied(
+    tmp_path: Path, times: int, outcome: tuple[str, str]
+) -> None:
     write_archive(tmp_path / "source")
     recipe = Recipe(
         process=lambda data, key: denoise_photo(data, key, brighten, DenoiseConfig()),
         limits=Limits(), weights="", parameters="",
     )  # fmt: skip
-    source = Cutting(tmp_path / "source")
+    source = Cutting(tmp_path / "source", times)
 
     Worker(source, ImageSet(LocalStore(tmp_path / "target")), Layout.FILES, recipe).run(plan_of(source), {})
 
     row = rows_of(tmp_path / "target")["notes.txt"]
-    assert (row["outcome"], row["reason"]) == ("rejected", "10 bytes of it could be read, and it has 20")
+    assert (row["outcome"], row["reason"]) == outcome
     assert rows_of(tmp_path / "target")["web.webp"]["outcome"] == "denoised"
 
 
