@@ -228,6 +228,11 @@ def create_views(
         "CREATE TABLE pending AS SELECT 'images/' || key AS object_key, 'shards/' || shard || '.parquet' AS shard_key, "
         f"shard IN (SELECT shard FROM commits) AS is_committed FROM {scan(plans)}"
     )
+    if image_set.ignores_case():  # two folders of one name but for that are one, under the name of the first
+        told = "SELECT output_key AS key FROM photos UNION SELECT object_key FROM pending"
+        database.execute(
+            f"UPDATE payload SET key = told.key FROM ({told}) AS told WHERE lower(payload.key) = lower(told.key)"
+        )
 
 
 class _Notes:

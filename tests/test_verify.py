@@ -771,6 +771,34 @@ def test_a_byte_that_rots_beside_packed_photos_is_found_and_made_right(loop: Loo
     assert (repaired.after.first, len(photos_with_rows(store))) == ((), len(before))
 
 
+def ignore_case(environment: pytest.MonkeyPatch) -> None:
+    """Let folders find what differs from a name in its case alone, as exFAT and NTFS do."""
+    exact = LocalStore._path
+
+    def path(self: LocalStore, key: str) -> Path:
+        found = self.root
+        for part in exact(self, key).relative_to(self.root).parts:
+            names = {each.name.lower(): each for each in found.iterdir()} if found.is_dir() else {}
+            found = found / part if (found / part).exists() else names.get(part.lower(), found / part)
+        return found
+
+    environment.setattr(LocalStore, "_path", path)
+
+
+def test_two_folders_that_a_disk_keeps_as_one_are_no_fault(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, folder in enumerate(("Sea", "sea")):
+        (tmp_path / "source" / folder).mkdir(parents=True)
+        (tmp_path / f"source/{folder}/{name}.png").write_bytes(saved(scene(seed=name, side_px=32), "PNG"))
+    target = tmp_path / "target"
+    ignore_case(monkeypatch)
+    run_denoise(DenoiseJob(source=str(tmp_path / "source"), target=str(target)), silent)
+
+    assert len(list((target / "images").iterdir())) == 1
+    assert repair(target).before.first == ()
+
+
 def test_packed_photos_that_changed_since_leave_a_shard_that_is_no_fault(loop: Loop, tmp_path: Path) -> None:
     write_photos(tmp_path / "source")
     job = IngestJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"))
