@@ -1,10 +1,12 @@
 """What can be a source: a collection of objects, or an image set. How it is listed, and how its photos are read."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import pyarrow as pa
@@ -17,10 +19,11 @@ from pipeline.packed import PackedReader
 from pipeline.planning import write_listing
 from pipeline.records import Layout, PlannedPhoto, SourceObject
 from pipeline.scratch import scratch_folder
-from pipeline.storage import Store, open_store, prefix_in
+from pipeline.storage import LocalStore, Store, open_store, prefix_in
 from pipeline.subset import Subset, split_of
 
 READ_AHEAD_BYTES = 32 * 1024**2  # of photos that one shard in work has read, or is reading, before they are taken
+FOLDERS = 10_000  # of which is remembered that they are not the target
 P = TypeVar("P", SourceObject, PlannedPhoto)
 
 
@@ -58,9 +61,12 @@ class Source:
         inside = prefix_in(target, self.store)
         if self.key_table is not None:
             return write_listing_from_table(self.key_table, self.url, path, leave_out=inside)
-        return write_listing(
-            (found for found in self.store.list() if inside is None or not found.key.startswith(inside)), path
-        )
+        objects = self.store.list()
+        if inside is not None:
+            objects = (found for found in objects if not found.key.startswith(inside))
+        elif isinstance(self.store, LocalStore) and os.path.isdir(target.url):  # noqa: PTH112  # of a bucket, there is none
+            objects = _outside(self.store, os.stat(target.url))  # noqa: PTH116
+        return write_listing(objects, path)
 
     def table(self) -> pa.Table:
         """The photos of the subset in the order in which they are read best, with the columns of a listing.
@@ -147,6 +153,27 @@ def photos_of(store: Store, subset: Subset | None = None) -> Source:
     if manifest.layout == Layout.PACKED:
         return Source(store, ImageSet(store), is_packed=True, subset=subset)
     return Source(open_store(f"{store.url}/images"), ImageSet(store), subset=subset)
+
+
+def _outside(store: LocalStore, place: os.stat_result) -> Iterator[SourceObject]:
+    """All objects of a store but those in one folder, whatever that is called there.
+
+    Of a folder that is mounted twice, as containers have them, the names do not tell.
+    """
+
+    @lru_cache(FOLDERS)
+    def is_it(folder: PurePosixPath) -> bool:
+        with suppress(OSError):
+            return os.path.samestat((store.root / folder).lstat(), place)
+        return False
+
+    folder, is_inside = "", False
+    for found in store.list():
+        if found.key.rpartition("/")[0] != folder:
+            folder = found.key.rpartition("/")[0]
+            is_inside = any(map(is_it, PurePosixPath(found.key).parents))
+        if not is_inside:
+            yield found
 
 
 def read_photos(store: Store, photos: Sequence[P]) -> Iterator[tuple[P, bytes | ObjectRefused]]:

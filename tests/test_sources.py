@@ -9,6 +9,7 @@ import pytest
 from loop import Loop, index_of, photos_of, plan_work
 from photos import saved, scene
 
+from pipeline import sources
 from pipeline.denoise import DenoiseConfig
 from pipeline.errors import ImageSetError, ObjectRefused
 from pipeline.imageset import ImageSet
@@ -78,6 +79,16 @@ def test_a_target_in_its_source_is_left_out(job: DenoiseJob, tmp_path: Path) -> 
     (Path(job.source) / "clean.png").write_bytes(b"not in the folder of that name")
 
     assert set(listed(source_of(open_store(job.source)), tmp_path, f"{job.source}/clean")) == {*SIDES_PX, "clean.png"}
+
+
+def test_a_target_in_its_source_is_left_out_whatever_it_is_called_elsewhere(
+    job: DenoiseJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "prefix_in", lambda *_: None)  # as of two mounts, or where case is ignored
+    target = f"{job.source}/2019/clean"
+    run(dataclasses.replace(job, target=target))
+
+    assert set(listed(source_of(open_store(job.source)), tmp_path, target)) == set(SIDES_PX)
 
 
 def test_a_packed_set_is_listed_by_its_index_with_the_place_of_each_photo(packed: DenoiseJob, tmp_path: Path) -> None:
