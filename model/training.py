@@ -30,7 +30,6 @@ from model.weights import NETWORKS, Part, find_not_finite, header_size_bytes
 
 # How estimates err: in the level as a whole and in its colour (natural logarithms), and by texture (8-bit levels).
 TOLD_SPREAD, TOLD_COLOUR_SPREAD, TOLD_TEXTURE = 0.2, 0.08, 0.4
-MOST_PARTS = 2**20  # of a batch
 MOST_SEED = 2**32 - 1
 MOST_CHANNELS_AT_THE_ENDS = 12  # three colours of 2 × 2 pixels
 NO_ORIGIN: Mapping[str, object] = {}
@@ -229,7 +228,9 @@ class Examples:
     def make(cls, patches_BHWC: NDArray[np.uint8], config: TrainConfig, *, step: int, part: int) -> "Examples":
         """The patches of a part with their noise, which depends on the seed, the step and the part alone."""
         clean_BCHW = torch.from_numpy(patches_BHWC).permute(0, 3, 1, 2).float() / PEAK
-        draw = Generator().manual_seed(((config.seed * 1_000_003 + step) * MOST_PARTS + part) % 2**64)
+        # 32 bits that all three are mixed into: of a longer seed, torch's generator on a CPU takes the last 32 alone.
+        (mixed,) = np.random.SeedSequence([config.seed, step, part]).generate_state(1)
+        draw = Generator().manual_seed(int(mixed))
         noisy_BCHW = sample_noisy(clean_BCHW, config.noise, draw)
         level_B2 = tell_level(noisy_BCHW, clean_BCHW, draw)
         view_B, seed_B = (torch.randint(most, (len(clean_BCHW),), generator=draw) for most in (VIEWS, 2**62))

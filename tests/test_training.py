@@ -183,6 +183,13 @@ def test_patches_are_in_the_range_0_to_1_and_their_noise_is_of_the_step_and_the_
     assert not torch.equal(first.noisy_BCHW, other.noisy_BCHW)
 
 
+def test_no_noise_comes_back_some_thousand_steps_later_nor_under_the_next_seed():
+    patches = np.full((2, 32, 32, 3), 128, np.uint8)
+    places = [(0, 7), (0, 7 + 2**12), (0, 7 + 2**20), (1, 7 - 1_000_003 % 2**12 + 2**12), (2**12, 7)]
+    noisy = [Examples.make(patches, _config(seed=seed), step=step, part=0).noisy_BCHW for seed, step in places]
+    assert len({each.numpy().tobytes() for each in noisy}) == len(places)
+
+
 def test_gradients_that_are_accumulated_are_those_of_the_whole_batch():
     whole, pieces = (_train(_config(batch_size=4, bfloat16=False, patches_at_once=size), steps=1) for size in (None, 1))
     for one, other in zip(whole.network.parameters(), pieces.network.parameters(), strict=True):
