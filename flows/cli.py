@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options = complete(parser, arguments, options)
             return int(options.command(options))
     except KeyboardInterrupt as interrupt:
-        _say(str(interrupt) or "interrupted: what is finished stays, and the same command does the rest")
+        _say(str(interrupt) or "interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever read has seen enough
         return EXIT_FAILED

@@ -43,8 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         say = EventWriter(sys.stdout)
         say(Event.SUMMARY, **run_job(read_job(_only(arguments)), say))
     except KeyboardInterrupt as interrupt:
-        text = str(interrupt) or "interrupted: what is finished stays, and the same job does the rest"
-        return _failed(EXIT_INTERRUPTED, text, passes=True)
+        return _failed(EXIT_INTERRUPTED, str(interrupt) or "interrupted", passes=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED

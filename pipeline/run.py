@@ -200,7 +200,11 @@ def do_work(work: Work, report: Callable[[Progress], None]) -> Summary:
             if not counts.planned_photos:  # the target stays as it is, without a trace of this run
                 return _summary(work, counts, _no_progress(work), 0.0, manifest)
         with work.target.leased(work.command):
-            return _do_listed(work, folder, report)
+            try:
+                return _do_listed(work, folder, report)
+            except KeyboardInterrupt as interrupt:
+                stays = "interrupted: what is finished stays, and the same command does the rest"
+                raise KeyboardInterrupt(stays) from interrupt
 
 
 def _do_listed(work: Work, folder: Path, report: Callable[[Progress], None]) -> Summary:

@@ -248,6 +248,17 @@ def test_what_strangers_write_on_a_card_is_no_command_to_a_terminal(
     assert all(line.isprintable() for line in (listed + shown + refused).splitlines())
 
 
+def test_an_interrupted_command_that_keeps_nothing_says_no_more_than_that(
+    photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.evaluate.run_evaluate", interrupt)
+
+    assert run(capsys, "evaluate", "photo", photo.parent) == (130, "", "degrain: interrupted\n")
+
+
 def test_training_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.png").write_bytes(saved(scene(sigma=0), "PNG"))

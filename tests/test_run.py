@@ -107,6 +107,14 @@ def test_a_second_run_on_the_target_is_refused_while_the_first_is_at_work_and_do
     assert verb(job).up_to_date == 4
 
 
+def test_a_run_that_is_interrupted_says_what_stays(verb: Verb, job: Any) -> None:
+    def interrupt(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted: what is finished stays, and the same command does"):
+        verb.do(job, interrupt)
+
+
 @pytest.mark.parametrize("limit", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_an_abandoned_run_overwrote_is_made_right_again(
     verb: Verb, job: Any, loop: Loop, limit: int | None
