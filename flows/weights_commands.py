@@ -40,10 +40,12 @@ def add_weights(commands: Any, add: AddCommand) -> None:  # Any: argparse keeps 
     actions = parser.add_subparsers(title="commands", required=True, metavar="ACTION")
 
     action = add(actions, "list", list_weights, "list the weights that ship, or those of a registry")
+    action.add_argument("--json", action="store_true", help="one JSON array instead of the table, with the cards")
     add_registry_option(action)
 
     action = add(actions, "show", show_weights, "show a card, what was measured, and the history of the name")
     action.add_argument("weights", metavar="WEIGHTS", help="name, hash, path or URL of weights")
+    action.add_argument("--json", action="store_true", help="the same JSON object in one line")
     add_registry_option(action)
 
     action = add(actions, "promote", promote_weights, "point a name of a registry to weights that are no worse")
@@ -122,6 +124,10 @@ def list_weights(options: argparse.Namespace) -> int:
     from pipeline.registry import open_registry
 
     entries = open_registry(options.registry).entries()
+    if options.json:
+        facts = [{"names": each.names, "sha256": each.sha256, **dataclasses.asdict(each.card)} for each in entries]
+        print(json.dumps(facts))
+        return 0
     if not entries:
         print(f"there are no weights in {options.registry}")
     for entry in entries:
@@ -145,7 +151,8 @@ def show_weights(options: argparse.Namespace) -> int:
             {name: value for name, value in each.items() if name != "scores"}  # of every photo
             for each in registry.scores_of(found.sha256)
         ]
-    print(json.dumps(facts, indent=2))  # in ASCII: cards are by strangers, and a terminal obeys some other characters
+    # In ASCII: cards are by strangers, and a terminal obeys some other characters.
+    print(json.dumps(facts, indent=None if options.json else 2))
     return 0
 
 

@@ -229,6 +229,15 @@ def test_the_shipped_weights_are_listed_and_name_their_sources(capsys: pytest.Ca
     assert card["scores"]["cbsd68_psnr_db_sigma_25"] >= 30.7
 
 
+def test_weights_are_listed_and_shown_as_one_line_of_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    [listed] = run(capsys, "weights", "list", "--json")[1].splitlines()
+    [shown] = run(capsys, "weights", "show", "photo", "--json")[1].splitlines()
+
+    [photo] = [each for each in json.loads(listed) if each.pop("names") == ["photo"]]
+    assert photo == json.loads(shown) == json.loads(run(capsys, "weights", "show", "photo")[1])
+    assert run(capsys, "weights", "list", "--json", "--registry", tmp_path)[1] == "[]\n"
+
+
 def test_what_strangers_write_on_a_card_is_no_command_to_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
