@@ -23,14 +23,18 @@ def draw_scores(rows: Sequence[Row]) -> bytes:
 
     rows = [row for row in rows if row.trial != "clean"] or rows
     trials = list(dict.fromkeys(row.trial for row in rows))
-    with rc_context({"svg.hashsalt": "degrain", "text.color": INK, "axes.labelcolor": INK, "font.size": 10}):
+    with (
+        rc_context({"svg.hashsalt": "degrain", "text.color": INK, "axes.labelcolor": INK, "font.size": 10}),
+        rc_context({"text.parse_math": False}),  # weights may be called what matplotlib takes for a formula
+    ):
         figure = Figure(figsize=(10, 1.3 + 0.42 * len(trials)), layout="constrained")
         panels: Any = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1, 1))  # Any: matplotlib knows not how many
         _draw(panels[0], rows, trials, _gain_db(rows), "gain over the noisy photo, dB")
         _draw(panels[1], rows, trials, lambda row: 100 * row.mean.noise_left, "noise left, %")
         _draw(panels[2], rows, trials, lambda row: 100 * row.mean.detail_lost, "detail lost, %")
-        marks, names = panels[0].get_legend_handles_labels()
-        figure.legend(marks[::-1], names[::-1], loc="outside upper center", ncols=len(names), frameon=False)
+        marks = panels[0].collections[::-1]  # all: by itself, matplotlib leaves out names that begin with "_"
+        names = [mark.get_label() for mark in marks]
+        figure.legend(marks, names, loc="outside upper center", ncols=len(names), frameon=False)
         buffer = io.BytesIO()
         figure.patch.set_visible(False)
         metadata = {"Date": None, "Title": "PSNR gained, noise left and detail lost"}

@@ -91,3 +91,13 @@ def test_the_plot_is_an_svg_that_does_not_change(rows: list[Row]) -> None:
 
     assert ET.fromstring(drawn).tag.endswith("svg")
     assert draw_scores(rows) == drawn
+
+
+def test_the_plot_names_denoisers_as_they_are_called() -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra 'evaluate'")
+    from pipeline.score_plot import draw_scores
+
+    names = ["photo", "_best", "a_{$5$"]
+    drawn = draw_scores([summarise(_scores(name, 30), weights=None, first=FIRST) for name in names])
+
+    assert [name for name in names if f"<!-- {name} -->" not in drawn.decode()] == []
