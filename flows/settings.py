@@ -140,7 +140,7 @@ class DenoiseSettings(RunSettings):
 
         limits = asdict(Limits.of_megapixels(self.max_megapixels))
         denoise = {"strength": self.strength, "keeps_grain": self.keep_grain, "limits": limits}
-        weights = place_of(self.weights, self.registry)
+        weights = place_of(self.weights, self.registry or None)
         return {"weights": weights, "layout": self.layout, "denoise": denoise, **self.run}
 
 

@@ -70,8 +70,11 @@ def weights_of(options: argparse.Namespace) -> str:
 
 def place_of(weights: str, registry: str | None) -> str:
     """Weights as jobs take them; a name, if there is a registry to look it up in, as its URL."""
+    from pipeline.storage import refuse_empty
+
     if registry is None or "/" in weights or weights.endswith(".safetensors"):
         return weights
+    refuse_empty(registry)
     return f"{registry.rstrip('/')}/weights/{weights}"
 
 

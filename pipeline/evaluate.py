@@ -22,7 +22,7 @@ from pipeline.registry import SHORTEST_HASH, SUFFIX, is_hash, read_weights
 from pipeline.room import keep_freed_memory
 from pipeline.score_plot import draw_scores
 from pipeline.scores import Evaluation, PhotoScore, Row, format_markdown, summarise
-from pipeline.storage import Destination, open_store
+from pipeline.storage import Destination, open_store, refuse_empty
 
 MIN_SIDE_PX = 16
 SCORES = "scores.json"
@@ -55,6 +55,8 @@ class EvaluateJob:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}: expected at least 1")
+        if self.folder is not None:
+            refuse_empty(self.folder)
         if unknown := sorted(set(self.peers) - set(PEERS)):
             raise ValueError(f"no denoiser is called {unknown[0]!r}: expected {', '.join(PEERS)}")
 

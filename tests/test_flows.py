@@ -86,6 +86,10 @@ def test_settings_of_training_change_the_recipe_that_they_name() -> None:
     assert job.config == dataclasses.replace(PRESETS["seed"], steps=7, epochs=None, batch_size=2, learning_rate=1e-4)
 
 
+def test_a_registry_that_is_left_empty_means_the_weights_that_ship() -> None:
+    assert DenoiseSettings(**PLACES, registry="").job["weights"] == "photo"
+
+
 def test_every_setting_reaches_its_job() -> None:
     denoise = {
         "weights": "best",
