@@ -176,10 +176,10 @@ def _read_scores(url: str, sha256: str) -> Evaluated:
 
 
 def _check_scores(values: Evaluated) -> None:
-    """Raises KeyError, TypeError or ValueError unless all that is asked of scores is there."""
+    """Raises KeyError, TypeError, AttributeError or ValueError unless all that is asked of scores is there."""
     for row in values["rows"]:
         _ = {row["trial"], row["denoiser"], row["weights"], row["gain_db"] + 0.0, row["noisy_psnr_db"] + 0.0}
-    _ = values["photos_sha256"], [score["denoiser"] for score in values["scores"]]
+    _ = values["photos_sha256"], values["weights"].items(), {score["denoiser"] for score in values["scores"]}
 
 
 def _compare(sha256: str, incumbent: str, evaluated: Evaluated | None, registry: Registry) -> Comparison | None:

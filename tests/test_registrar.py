@@ -121,6 +121,19 @@ def test_scores_that_lack_what_is_asked_of_them_are_refused(folder: Path, missin
         give_name(_job(folder, "new", **scores))
 
 
+@pytest.mark.parametrize("changes", [{"weights": None}, {"weights": []}, {"scores": [{"denoiser": []}]}])
+def test_scores_that_nothing_could_be_kept_of_are_refused_before_anything_is(
+    folder: Path, changes: dict[str, object]
+) -> None:
+    options = _scores(folder, "wrong", old=8.0, new=8.3)
+    values = json.loads((folder / "wrong.json").read_text())
+    (folder / "wrong.json").write_text(json.dumps(values | changes))
+
+    with pytest.raises(ValueError, match=r"wrong\.json is no scores\.json of degrain evaluate"):
+        give_name(_job(folder, "new", **options))
+    assert len(open_registry(str(folder / "registry")).entries()) == 1
+
+
 @pytest.mark.parametrize("changes", [{"gain_db": "8"}, {"noisy_psnr_db": "20"}, {"trial": ["float"]}])
 def test_scores_of_other_types_are_refused(folder: Path, changes: dict[str, object]) -> None:
     options = _scores(folder, "wrong", old=8.0, new=8.3)
