@@ -93,12 +93,11 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
                 _train_on_cluster(job, report, lease.claim, asked)
         if asked.is_asked:
             raise KeyboardInterrupt(f"interrupted: the same command goes on at step {read_step(store):,}")
-        lease.check()
-        return _write_weights(job, photos, store)
+        return _write_weights(job, photos, store, lease.check)
 
 
-def _write_weights(job: TrainJob, photos: pa.Table, store: Store) -> dict[str, float]:
-    """What a run whose steps are done ends in; returns the scores."""
+def _write_weights(job: TrainJob, photos: pa.Table, store: Store, check: Callable[[], None]) -> dict[str, float]:
+    """What a run whose steps are done ends in; returns the scores. `check` raises where the run is no longer ours."""
     config = job.config.for_photos(len(photos))
     origin = read_origin(store)
     if "photos" not in origin:  # an earlier version told of none
@@ -114,6 +113,7 @@ def _write_weights(job: TrainJob, photos: pa.Table, store: Store) -> dict[str, f
     if (validation := job.find_validation()) is not None:
         weights = parse_weights(dump_weights(network, card, white=white))
         card = dataclasses.replace(card, scores=score(weights, validation))
+    check()  # scores take minutes: others may have gone on with the run meanwhile
     store.write(WEIGHTS, dump_weights(network, card, white=white))
     if metrics := read_metrics(store):
         store.write(CURVE, draw_loss(metrics).encode())

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import subprocess
 import weakref
@@ -562,6 +563,18 @@ def test_a_worker_whose_run_has_been_taken_over_writes_no_checkpoint_and_does_no
     monkeypatch.chdir(folder)  # as Ray does with its workers: the path of a run is that of the command
     job = dataclasses.replace(job, run="run")
     assert isinstance(train._train_as_ray_worker(job, 1, None, ours.claim, folder.parent), RunFailed)
+
+
+def test_a_run_that_is_lost_while_its_weights_are_scored_writes_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.lease.GIVE_UP_S", -1.0)  # it is looked at whenever it is asked for
+    monkeypatch.setattr(train, "score", lambda *_: shutil.rmtree(folder.parent / "run/lease") or {})
+
+    with pytest.raises(RunFailed, match=r"the lease of .* has vanished"):
+        run_train(_job(folder, validation_fraction=0.3), print)
+
+    assert not (folder.parent / "run/weights.safetensors").exists()
 
 
 def test_photos_that_cannot_be_used_are_made_up_for_by_others(folder: Path) -> None:
