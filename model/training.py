@@ -364,6 +364,7 @@ def train_steps(
 
     Raises:
         FloatingPointError: the loss or its gradient is not a finite number; the state stays that of the step before.
+        RuntimeError: the processes are at different steps.
     """
     state.network.to(device).train()
     state.average.to(device)
@@ -381,7 +382,9 @@ def train_steps(
         state.network.zero_grad(set_to_none=True)
         batch = examples(state.step)
         share = _add_gradients(network, config, batch, device=device, processes=processes, teacher=teacher)
-        loss, asked = _sum_of_all(share, float(is_to_end()), processes=processes)
+        loss, asked, steps = _sum_of_all(share, float(is_to_end()), float(state.step), processes=processes)
+        if steps != processes * state.step:  # as where a shared folder has shown one of them an older checkpoint
+            raise RuntimeError(f"the processes are at different steps, and this one is at {state.step}: begin all anew")
         is_ending = asked > 0
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
         if not math.isfinite(loss + float(norm)):
@@ -435,8 +438,8 @@ def _add_gradients(
 
 
 def _sum_of_all(loss: Tensor, *others: float, processes: int) -> list[float]:
-    """The sum of each number over the processes that train together."""
-    numbers = torch.stack([loss, *(loss.new_tensor(other) for other in others)])
+    """The sum of each number over the processes that train together; exact for whole ones, however many they are."""
+    numbers = torch.stack([loss.double(), *(loss.new_tensor(other, dtype=torch.float64) for other in others)])
     if processes > 1:
         dist.all_reduce(numbers)
     found: list[float] = numbers.tolist()

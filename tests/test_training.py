@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from model import training
 from model.noise import NoiseConfig
 from model.training import (
     Examples,
@@ -157,6 +158,17 @@ def test_a_loss_that_is_no_number_stops_the_training_and_spoils_nothing(bad):
         next(train_steps(state, config, spoilt))
 
     assert _same(state, before)
+
+
+def test_processes_that_are_at_different_steps_do_not_train_together(monkeypatch):
+    """Else they would mix batches of different steps, and the one that is ahead would end in it without a word."""
+    monkeypatch.setattr(training, "_sum_of_all", lambda loss, asked, step, processes: [float(loss), asked, step + 2])
+    state = TrainState(_config())
+
+    with pytest.raises(RuntimeError, match="at different steps, and this one is at 0"):
+        next(train_steps(state, _config(), partial(_examples, _config())))
+
+    assert _same(state, TrainState(_config()))
 
 
 def test_the_loss_is_the_mean_of_the_patches_own_errors_and_of_equal_ones_its_epsilon():
