@@ -75,7 +75,7 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     keep_freed_memory()
     _, photos = job.find_photos()
     for weights in filter(None, (job.start_from, job.teacher)):
-        read_weights(weights)  # a wrong name leaves no folder of a run behind
+        read_weights(weights)[1].networks()  # what cannot be used leaves no folder of a run behind
     with closing(open_store(job.run)) as store, leased(store, "degrain train") as lease:
         store.clean()  # of a writer that was killed; only now does nobody else write here
 

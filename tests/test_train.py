@@ -123,6 +123,17 @@ def test_weights_that_are_not_there_leave_no_folder_of_a_run(folder: Path, name:
     assert not (folder.parent / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["start_from", "teacher"])
+def test_weights_that_do_not_fit_their_card_leave_no_folder_of_a_run(folder: Path, name: str) -> None:
+    wrong = folder.parent / "wrong.safetensors"
+    wrong.write_bytes(dump_weights(torch.nn.Linear(1, 1), Card(network="photo", data="", licence="", noise="")))
+
+    with pytest.raises(ValueError, match="the weights do not fit the network 'photo'"):
+        run_train(_job(folder, **{name: str(wrong)}), lambda metrics: None)
+
+    assert not (folder.parent / "run").exists()
+
+
 @pytest.mark.parametrize("place", ["photos", "photos/run", "others", "others/run"])
 def test_no_run_writes_among_photos(folder: Path, place: str) -> None:
     (folder.parent / "others").mkdir()
