@@ -18,6 +18,7 @@ from model.weights import Weights
 from pipeline.auto_table import format_auto
 from pipeline.clean_photos import CleanPhotos, digest_of, find_clean_photos
 from pipeline.peers import PEERS, check_libraries, is_tried
+from pipeline.redaction import printable
 from pipeline.registry import SHORTEST_HASH, SUFFIX, is_hash, read_weights
 from pipeline.room import keep_freed_memory
 from pipeline.score_plot import draw_scores
@@ -172,7 +173,7 @@ def run_evaluate(
         else None
     )
     evaluation = Evaluation(
-        photos=job.photos,
+        photos=printable(job.photos),  # the name of a folder need be no text, and what is written is
         photos_sha256=digest_of(photos.sha256s.items()),
         version=version("degrain"),
         weights=hashes,
@@ -221,7 +222,7 @@ def read_distinct(*sources: str) -> dict[str, Weights]:
         _, weights = read_weights(source)
         if any(weights.sha256 == other.sha256 for other in found.values()):
             raise ValueError(f"{source} holds the same weights as another one that is evaluated: name each once")
-        name = _short_name(source)
+        name = printable(_short_name(source))
         found[name if name not in found and name not in PEERS else f"{name} {weights.sha256[:8]}"] = weights
     return found
 

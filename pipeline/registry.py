@@ -181,7 +181,8 @@ class Registry:
             PromotionRefused: someone else pointed it elsewhere meanwhile, and what was decided may no longer hold.
         """
         pointer = dataclasses.replace(pointer, at=datetime.now(UTC).isoformat(timespec="seconds"), by=_who())
-        data = (json.dumps(dataclasses.asdict(pointer), indent=2, ensure_ascii=False) + "\n").encode()
+        text = json.dumps(dataclasses.asdict(pointer), indent=2, ensure_ascii=False)
+        data = f"{text}\n".encode(errors="backslashreplace")  # as JSON has what is no text
         try:
             self.store.create(_pointer_key(name, pointer.number), data)
         except ObjectExists as error:

@@ -1,6 +1,8 @@
 """Trials make the noise that they name, and scores say what was done to it."""
 
+import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from model.evaluate import (
 )
 from model.metrics import MOST_DB
 from model.photo import PhotoNetwork
-from model.weights import Card, dump_weights
+from model.weights import SHIPPED, Card, dump_weights
 from pipeline.errors import StorageError
 from pipeline.evaluate import EvaluateJob, TrialPhotos, choose_trials, read_distinct, run_evaluate
 from pipeline.peers import PEERS
@@ -158,6 +160,20 @@ def test_the_command_prints_a_row_for_each_trial_and_denoiser_and_writes_them_do
     assert gains["float, σ 25"] > 5
     assert (folder / "scores/scores.svg").read_text().count("<svg") == 1
     assert (folder / "scores/scores.md").read_text().count("\n") == 2 + len(TRIALS)
+
+
+def test_folders_whose_names_are_no_text_are_named_in_the_scores(folder):
+    pytest.importorskip("matplotlib", reason="needs the extra 'evaluate'")
+    photos, run = (folder / os.fsdecode(name) for name in (b"f\xf6tos", b"r\xfcn"))
+    (folder / "photos").rename(photos)
+    run.mkdir()
+    (run / "weights.safetensors").write_bytes((SHIPPED / "photo.safetensors").read_bytes())
+
+    job = EvaluateJob(weights=str(run / "weights.safetensors"), photos=str(photos), trials=("clean",), limit=1)
+    run_evaluate(dataclasses.replace(job, folder=str(folder / "scores")), lambda row: None)
+
+    written = json.loads((folder / "scores/scores.json").read_text())
+    assert (list(written["weights"]), written["photos"]) == ([r"r\udcfcn"], rf"{folder}/f\udcf6tos")
 
 
 def test_weights_are_measured_beside_others_and_told_apart(folder, capsys):

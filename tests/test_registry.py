@@ -203,8 +203,8 @@ def test_a_name_in_a_registry_is_told_from_a_file(source: str, place: tuple[str,
 
 
 def test_pointers_are_small_and_readable(tmp_path: Path) -> None:
-    name_it(open_registry(str(tmp_path)), "night", weights_file(), because="größer")
+    name_it(open_registry(str(tmp_path)), "night", weights_file(), because="größer\udcfc")
 
     text = (tmp_path / "weights/night/0000000001.json").read_text()
-    assert json.loads(text)["because"] == "größer"
+    assert json.loads(text)["because"] == "größer\udcfc"
     assert "größer" in text
