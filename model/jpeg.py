@@ -11,6 +11,7 @@ from torch import Tensor
 
 PEAK = 255.0
 BLOCK_PX = 8
+LEVEL_SHIFT = 128.0  # ITU-T T.81, A.3.1, of samples of 8 bits
 
 # ITU-T T.81, tables K.1 and K.2: quantisation steps at quality 50.
 LUMA_STEPS = torch.tensor(
@@ -57,9 +58,9 @@ def pass_through_jpeg(photo_BCHW: Tensor, quality_B: Tensor, is_420_B: Tensor) -
         is_420_B: whether the chroma is halved on both axes (4:2:0) rather than kept (4:4:4).
     """
     ycbcr_BCHW = torch.einsum("ij,bjhw->bihw", RGB_TO_YCBCR, photo_BCHW) * PEAK
-    luma_BCHW, chroma_BCHW = ycbcr_BCHW[:, :1] - PEAK / 2, ycbcr_BCHW[:, 1:]
+    luma_BCHW, chroma_BCHW = ycbcr_BCHW[:, :1] - LEVEL_SHIFT, ycbcr_BCHW[:, 1:]
 
-    luma_BCHW = _quantise(luma_BCHW, _steps(LUMA_STEPS, quality_B)) + PEAK / 2
+    luma_BCHW = _quantise(luma_BCHW, _steps(LUMA_STEPS, quality_B)) + LEVEL_SHIFT
     full_BCHW = _quantise(chroma_BCHW, _steps(CHROMA_STEPS, quality_B))
     if is_420_B.any():
         half_BCHW = _quantise(F.avg_pool2d(chroma_BCHW[is_420_B], 2), _steps(CHROMA_STEPS, quality_B[is_420_B]))

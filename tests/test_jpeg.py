@@ -34,6 +34,14 @@ def test_it_errs_as_libjpeg_errs(quality: int, is_420: bool) -> None:
     assert rms(found - expected) < 0.6 * rms(expected - photo)  # independent errors would give 1.4
 
 
+def test_it_leaves_every_gray_as_libjpeg_leaves_it() -> None:
+    grays = np.arange(256, dtype=np.uint8).reshape(16, 16).repeat(16, axis=0).repeat(16, axis=1)
+    photo = np.stack([grays] * 3, axis=2)
+    expected = np.asarray(Image.open(io.BytesIO(saved(photo, "JPEG", quality=75, subsampling=0))))
+
+    assert np.array_equal(through_tensors(photo, quality=75, is_420=False).round(), expected)
+
+
 def test_the_best_quality_hardly_changes_a_photo_and_a_lower_one_changes_it_more() -> None:
     photo = scene(side_px=64)
     errors = [rms(through_tensors(photo, quality=quality, is_420=False) - photo) for quality in (100, 90, 75, 40)]
