@@ -24,7 +24,7 @@ from pathlib import Path
 from model.weights import SHIPPED, Card, Weights, header_size_bytes, parse_card, parse_weights
 from pipeline.errors import ObjectExists, ObjectMissing, PromotionRefused, RegistryError
 from pipeline.fault_points import FaultPoint, fault_point
-from pipeline.storage import Store, open_store, split_url
+from pipeline.storage import Store, open_store, split_url, unsafe_reason
 from pipeline.strict import build
 
 FOLDER = "weights"
@@ -133,8 +133,9 @@ class Registry:
         """
         if numbers := self._numbers(reference):
             return _object_key(self._read_pointer(reference, numbers[-1]).sha256)
-        if _NAME.fullmatch(reference) and self.store.exists(_object_key(reference)):
-            return _object_key(reference)
+        key = _object_key(reference)
+        if "/" not in reference and unsafe_reason(key) is None and self.store.exists(key):
+            return key
         if re.fullmatch(rf"[0-9a-f]{{{SHORTEST_HASH},64}}", reference):
             matching = {sha256: file for file, sha256 in self._files().items() if sha256.startswith(reference)}
             if len(matching) > 1:

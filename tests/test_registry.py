@@ -126,7 +126,15 @@ def test_a_damaged_pointer_is_named(tmp_path: Path, damage: bytes) -> None:
         registry.read("night")
 
 
-@pytest.mark.parametrize("reference", ["nigth", "abcdef", "abcdef12", "0" * 64, "..", "night/0000000001.json"])
+def test_a_file_is_read_by_the_name_that_it_is_listed_by(tmp_path: Path) -> None:
+    registry = open_registry(str(tmp_path))
+    for name in ("Night", "at night"):
+        registry.store.write(f"weights/{name}.safetensors", weights_file(name))
+
+    assert [registry.read(name)[1].card.noise for name in registry.names()] == ["Night", "at night"]
+
+
+@pytest.mark.parametrize("reference", ["nigth", "abcdef", "abcdef12", "0" * 64, "..", "night/0000000001.json", "a\tb"])
 def test_what_is_not_there_is_refused_with_the_names_that_are(tmp_path: Path, reference: str) -> None:
     registry = open_registry(str(tmp_path))
     name_it(registry, "night", weights_file())
