@@ -269,7 +269,19 @@ def _apply(change: Callable[[Tensor, _Draw], Tensor], photo_BCHW: Tensor, chosen
 
 
 def _camera(photo_BCHW: Tensor, draw: _Draw) -> Tensor:
-    return add_camera_noise(photo_BCHW, Cameras.sample(len(photo_BCHW), draw.generator), draw.generator)
+    """Mirrored before and after, on both axes or one or none: a mosaic begins with any of its four pixels.
+
+    Cameras differ in that, and so does whoever crops their photos.
+    """
+    chosen = [_spread(draw.chance(photo_BCHW[:, 0, 0, 0], 0.5)) for _ in range(2)]
+
+    def mirrored(photo_BCHW: Tensor) -> Tensor:
+        for axis, is_chosen_B111 in zip((2, 3), chosen, strict=True):
+            photo_BCHW = torch.where(is_chosen_B111, photo_BCHW.flip(axis), photo_BCHW)
+        return photo_BCHW
+
+    cameras = Cameras.sample(len(photo_BCHW), draw.generator)
+    return mirrored(add_camera_noise(mirrored(photo_BCHW), cameras, draw.generator))
 
 
 def _grain(photo_BCHW: Tensor, draw: _Draw) -> Tensor:

@@ -92,6 +92,15 @@ def test_every_kind_of_noise_is_drawn_and_is_finite(kind):
     assert changed_B.sum() == (0 if kind == NoiseKind.CLEAN else 8)
 
 
+def test_the_mosaic_of_a_camera_begins_with_any_of_its_pixels():
+    """Noise is stronger where the sensor sees a colour than where that was interpolated."""
+    config = NoiseConfig.only(camera_share=1, jpeg_share=0, filtered_share=0, blotched_share=0)
+    noisy_BCHW = sample_noisy(_gray(0.5, batch=400, side=32), config, Generator().manual_seed(0))
+    power_BCYX = (noisy_BCHW - 0.5).square().unflatten(3, (16, 2)).unflatten(2, (16, 2)).mean(dim=(2, 4))
+    shares_CYX = (power_BCYX / power_BCYX.sum(dim=(2, 3), keepdim=True)).mean(dim=0)
+    assert shares_CYX.numpy() == pytest.approx(np.full((3, 2, 2), 0.25), abs=0.02)
+
+
 def test_a_photograph_is_the_same_for_the_same_seed_and_noisier_at_a_higher_iso():
     clean_HWC = np.full((64, 64, 3), 120, np.uint8)
     low, again, high = (photograph(clean_HWC, shot=shot, seed=1) for shot in (1e-3, 1e-3, 1e-2))
