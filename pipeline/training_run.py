@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 import pyarrow as pa
@@ -119,9 +119,13 @@ class TrainJob:
         """
         source = photos_of(open_store(self.source), self.subset(Split.TRAIN))
         run = open_store(self.run)
-        for store in map(open_store, filter(None, (self.source, self.validation))):
-            if prefix_in(run, store) is not None:
-                raise ValueError(f"the run {run.url} lies in the photos {store.url}: name a folder outside of them")
+        written = [run, *(open_store(f"{run.url}/{name}") for name in (PICTURES, TENSORBOARD))]
+        for place, store in product(written, map(open_store, filter(None, (self.source, self.validation)))):
+            if prefix_in(place, store) is not None:
+                raise ValueError(
+                    f"the run writes to {place.url}, which lies in the photos {store.url}: name a folder outside of "
+                    "them"
+                )
         photos = source.table()
         if not len(photos):
             raise ValueError(f"there are no photos to train on in {self.source}")

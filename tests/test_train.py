@@ -145,6 +145,17 @@ def test_no_run_writes_among_photos(folder: Path, place: str) -> None:
     assert sorted(folder.parent.rglob("*")) == before
 
 
+def test_photos_lie_in_no_folder_that_a_run_has_for_its_own(folder: Path) -> None:
+    (folder.parent / "run").mkdir()
+    folder.rename(folder.parent / "run/validation")
+    before = sorted(folder.parent.rglob("*"))
+
+    with pytest.raises(ValueError, match=r"writes to .*/run/validation, which lies in the photos .*/run/validation:"):
+        run_train(_job(folder, validation=str(folder.parent / "run/validation")), print)
+
+    assert sorted(folder.parent.rglob("*")) == before
+
+
 def test_weights_are_scored_on_what_was_held_back(folder: Path) -> None:
     scores = run_train(_job(folder, validation_fraction=0.3), lambda metrics: None)
 
