@@ -34,7 +34,7 @@ from pipeline.lease import Claim, leased, refuse_if_lost
 from pipeline.registry import read_weights
 from pipeline.room import KEEPING_FREED_MEMORY, keep_freed_memory
 from pipeline.scratch import scratch_folder
-from pipeline.storage import Store, open_store
+from pipeline.storage import Store, open_store, prefix_in
 from pipeline.training_run import (
     TrainJob,
     Worker,
@@ -74,6 +74,9 @@ def run_train(job: TrainJob, report: Callable[[StepMetrics], None]) -> dict[str,
     """
     keep_freed_memory()
     _, photos = job.find_photos()
+    if job.validation is not None and prefix_in(open_store(job.validation), open_store(job.source)) is not None:
+        told = "%s lies in %s: the weights are scored on photos that they are trained on"
+        log.warning(told, job.validation, job.source)
     for weights in filter(None, (job.start_from, job.teacher)):
         read_weights(weights)[1].networks()  # what cannot be used leaves no folder of a run behind
     with closing(open_store(job.run)) as store, leased(store, "degrain train") as lease:

@@ -166,6 +166,18 @@ def test_weights_are_scored_on_what_was_held_back(folder: Path) -> None:
     assert "step 2" in {text.text for text in curve.iter("{http://www.w3.org/2000/svg}text")}
 
 
+@pytest.mark.parametrize(("place", "is_told"), [("photos", True), ("photos/some", True), ("others", False)])
+def test_weights_that_are_scored_on_what_they_are_trained_on_come_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture, place: str, is_told: bool
+) -> None:
+    (folder.parent / place).mkdir(exist_ok=True)
+    (folder.parent / place / "held.png").write_bytes((folder / "40.png").read_bytes())
+
+    run_train(_job(folder, validation=str(folder.parent / place)), lambda metrics: None)
+
+    assert ("scored on photos that they are trained on" in caplog.text) == is_told
+
+
 def test_photos_that_come_out_as_they_were_do_not_spoil_the_scores(folder: Path) -> None:
     (folder.parent / "dots").mkdir()
     for number in range(12):
