@@ -26,7 +26,8 @@ class Child:
         self.name = name
         self._command = [sys.executable, "-m", "flows.child", *command]
         self._log = log
-        self._environment = {**os.environ, **environment, "DEGRAIN_PARENT": str(os.getpid())}
+        ours = {"DEGRAIN_PARENT": str(os.getpid()), "PYTHONSAFEPATH": "1"}  # `flows` is ours, wherever one is
+        self._environment = {**os.environ, **environment, **ours}
         self._cwd = cwd
         self._is_ready: Callable[[], bool] = lambda: True
         self._ready_s = 0.0

@@ -90,7 +90,7 @@ class RayJobs:
         Raises:
             ClusterLost: the cluster does not answer.
         """
-        entrypoint = f"exec python -m pipeline.jobs {shlex.quote(json.dumps(job))}"
+        entrypoint = f"exec python -P -m pipeline.jobs {shlex.quote(json.dumps(job))}"
         while True:
             number, is_there = self._latest(name)
             if is_there:

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # Cython
+from ray.job_config import JobConfig
 
 from pipeline.errors import RunFailed
 from pipeline.interruption import INTERRUPTS
@@ -54,7 +56,7 @@ def connected(address: str | None) -> Iterator[None]:
                     with asking_no_cloud():
                         logs = _start(quiet)
                 else:
-                    ray.init(address=address, **quiet)
+                    ray.init(address=address, job_config=_Job(), **quiet)
         except Exception as error:  # see _start
             place = "on this machine" if address is None else f"at {address}"
             raise RunFailed(f"no Ray cluster {place}: {' '.join(str(error).split())[:300]}") from error
@@ -65,6 +67,17 @@ def connected(address: str | None) -> Iterator[None]:
             _restore(handlers)  # it takes that of SIGTERM away
     if logs is not None:
         shutil.rmtree(logs, ignore_errors=True)
+
+
+class _Job(JobConfig):
+    """Workers import from where this process does, and not first of all from the current folder, as Ray has it.
+
+    There a `pipeline.py` or a `torch.py` of anybody's, such as who sent the photos, would be run in place of ours.
+    """
+
+    def _serialize(self) -> str:
+        self._py_driver_sys_path = [folder for folder in self._py_driver_sys_path if folder in sys.path]
+        return super()._serialize()
 
 
 @contextmanager
@@ -99,6 +112,7 @@ def _start(options: dict[str, Any]) -> str:  # Any: Ray's options
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     _node_ip_address="127.0.0.1",
+                    job_config=_Job(),
                     **options,
                 )
         except Exception as error:

@@ -1,6 +1,7 @@
 """Processes that we start: nothing of them is left when they are stopped."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,13 @@ def test_what_a_process_has_left_behind_ends_as_it_is_stopped(goes_on: bool, the
         child.stop()
 
         assert held.read() == b""
+
+
+def test_what_lies_in_the_current_folder_is_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flows.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+
+    child = Child("Python", [sys.executable, "-c", "import flows.child; print('ours')"], tmp_path / "log", {})
+    wait_until(lambda: not child.is_running, 30)
+
+    assert (tmp_path / "log").read_text() == "ours\n"

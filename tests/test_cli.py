@@ -374,6 +374,16 @@ def test_numpy_starts_no_threads_beside_the_network() -> None:
     assert ended.stdout == "{1}\n"
 
 
+def test_what_it_starts_imports_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("print('not ours')")
+    names = "from flows.standard_streams import prepare_process as p; p(); import subprocess, sys; "
+    names += "subprocess.run([sys.executable, '-c', 'import torch'])"
+
+    ended = in_a_shell(f'cd {tmp_path}; "{sys.executable}" -c "{names}"')
+
+    assert (ended.returncode, ended.stdout) == (0, "")
+
+
 def test_what_runs_on_this_machine_is_reached_without_a_proxy() -> None:
     names = "from flows.standard_streams import prepare_process as p; p(); import os, urllib.request; "
     names += "print(os.environ['no_proxy'], os.environ['NO_PROXY'], urllib.request.proxy_bypass('127.0.0.1'))"

@@ -107,6 +107,16 @@ def test_a_signal_to_the_group_of_this_process_is_none_to_ray() -> None:
     assert os.getpgrp() not in groups
 
 
+def test_workers_import_nothing_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with connected(None):
+        path = ray.get(ray.remote(lambda: sys.path).remote())
+
+    assert path
+    assert not {str(tmp_path), "", "."} & set(path)
+
+
 @pytest.mark.parametrize("ends_well", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_its_logs_stay_only_after_an_error(*, ends_well: bool) -> None:
     with suppress(RuntimeError), connected(None):
