@@ -47,7 +47,8 @@ def local_server(folder: Path, port: int, environment: Mapping[str, str]) -> Ite
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host=127.0.0.1", f"--port={port}"]
-    server = Child("the Prefect server", command, folder / "server.log", environment)
+    # In its folder: Prefect takes settings of a .env, a prefect.toml and a pyproject.toml where it is started.
+    server = Child("the Prefect server", command, folder / "server.log", environment, cwd=folder)
     try:
         yield server
     finally:

@@ -145,7 +145,7 @@ def _everything(config: UpConfig, say: Callable[[str], None]) -> Iterator[tuple[
         wait_for_server(server, config.port)
         command = [sys.executable, "-m", "flows.deployments"]
         environment["DEGRAIN_PARAMETERS"] = json.dumps(parameters)
-        runner = Child("what runs the flows", command, folder / "runner.log", environment)
+        runner = Child("what runs the flows", command, folder / "runner.log", environment, cwd=folder / "prefect")
         stack.callback(runner.stop)
         runner.wait_until(lambda: is_deployed(config.port), timeout_s=READY_S)
         links.append(f"Shell     {write_environment(folder / 'environment.sh', environment)}")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from flows import artifacts, automations, deploy
 from flows.cli import main
 from flows.events import rejected_fraction
-from flows.local_prefect import prefect_environment
+from flows.local_prefect import local_server, prefect_environment
 from flows.nightly import closed_gates, nightly
 from flows.patience import patiently
 from flows.retrain import retrain
@@ -385,3 +385,16 @@ def test_the_database_of_another_server_is_not_that_of_degrain_up(
     found = Settings().server.database.connection_url.get_secret_value()
 
     assert found == f"sqlite+aiosqlite:///{tmp_path}/prefect.db"
+
+
+def test_the_server_is_started_where_no_project_has_settings_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prefect.toml").write_text('[server.api]\nauth_string = "team:secret"\n')
+    monkeypatch.chdir(tmp_path)
+    assert Settings().server.api.auth_string is not None
+
+    with local_server(tmp_path / "up", 0, prefect_environment(tmp_path / "up", 0)) as server:
+        monkeypatch.chdir(Path(f"/proc/{server.pid}/cwd").resolve())
+
+    assert Settings().server.api.auth_string is None
