@@ -296,6 +296,13 @@ def _parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """Says what was wrong with a call in one line."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # Any: argparse's own
+        """The command that does not know an option says so, and names the help that has all of its options."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
     def error(self, message: str) -> NoReturn:
         _say(f"{message} (see: {self.prog} --help)")
         raise SystemExit(EXIT_CALL)
