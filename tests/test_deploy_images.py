@@ -233,6 +233,13 @@ def test_what_is_copied_into_the_image_is_there_and_not_ignored() -> None:
     assert copied == allowed
 
 
+def test_the_layer_of_libraries_outlives_a_new_version_of_degrain() -> None:
+    [stage] = re.findall(r"^FROM \S+ AS libraries\n(.+?)^FROM", DOCKERFILE, re.MULTILINE | re.DOTALL)
+
+    copied = re.findall(r"^COPY (.+) \S+$", stage, re.MULTILINE)
+    assert copied == ["deploy/constraints.txt deploy/install.sh", "--from=wheel /wheel/requirements.txt"]
+
+
 @functools.cache
 def health() -> Any:  # Any: a module that is no package's
     spec = importlib.util.spec_from_file_location("health", DEPLOY / "health.py")
@@ -328,7 +335,7 @@ def test_the_install_steps_of_the_image_make_an_environment_that_works(tmp_path:
     environment = {**os.environ, "PATH": f"{base}/bin:{os.environ['PATH']}", "HOME": str(tmp_path)}
     wheel, installed = tmp_path / "wheel", tmp_path / "degrain"
 
-    for step in (["wheel", wheel], ["libraries", installed], ["degrain", installed, wheel]):
+    for step in (["wheel", wheel], ["libraries", installed, wheel], ["degrain", installed, wheel]):
         subprocess.run(["deploy/install.sh", *step], cwd=sent, env=environment, check=True, timeout=1200)
 
     subprocess.run([base / "bin/python", "-m", "pip", "--python", installed, "check"], check=True)
