@@ -140,8 +140,15 @@ def test_the_example_of_secrets_names_those_that_are_asked_for_and_has_none() ->
 
 
 def test_a_file_of_secrets_is_neither_committed_nor_sent_to_a_build() -> None:
-    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+    assert {".env", "/degrain-up/"} <= set((ROOT / ".gitignore").read_text().splitlines())
     assert "**/.env" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_a_source_distribution_has_what_is_named_and_nothing_that_lies_beside() -> None:
+    sdist = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]
+
+    assert {"deploy", "flows", "model", "pipeline", "tests"} <= set(sdist["only-include"])
+    assert [name for name in sdist["only-include"] if not (ROOT / name).exists()] == []
 
 
 def test_whoever_reaches_ray_or_the_prefect_server_has_to_know_a_secret() -> None:
