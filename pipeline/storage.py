@@ -174,6 +174,8 @@ def open_store(url: str) -> Store:
     # With one slash, it is where an object of the URL s3://name would lie; with three, the bucket is what follows.
     if re.fullmatch(r"\w+:/+|(?!(file|local):)\w+:///.*", url, re.DOTALL):
         raise ValueError(f"{url} names no bucket: expected {url.partition(':')[0]}://bucket/folder")
+    if one_slash := re.match(r"(\w\w+):/(?!/)", url):  # else results would lie in a folder s3: here, and nobody be told
+        raise ValueError(f"{url} is no URL: expected {one_slash[1]}://… with two slashes (or ./{url} for a folder)")
     if "://" not in url or url.startswith(("file://", "local://")):
         return LocalStore(Path(url.split("://", 1)[-1]))
     from pipeline.object_store import ObjectStore
