@@ -400,7 +400,11 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that share each batch, by Ray Train [1]"
     )
-    work.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")
+    work.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Ray cluster to join: HOST:PORT of its head, or auto [start one here, and stop it]",
+    )
 
 
 def _run_options(command: argparse.ArgumentParser) -> None:

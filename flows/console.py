@@ -77,4 +77,8 @@ def add_cluster_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="one JSON object as the last line of standard output")
     work = command.add_argument_group("where the work is done")
     work.add_argument("--workers", type=int, metavar="N", help="worker processes [one a GPU, or one a core]")
-    work.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster to join [start one here, and stop it]")
+    work.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Ray cluster to join: HOST:PORT of its head, or auto [start one here, and stop it]",
+    )

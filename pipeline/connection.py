@@ -193,11 +193,14 @@ def _restore(handlers: dict[signal.Signals, Any]) -> None:  # Any: what `getsign
 
 def _check_reachable(address: str) -> None:
     """Ray itself would look for minutes for a cluster that is not there."""
-    if address.startswith(("http://", "https://")):
-        raise ValueError(f"{address} is that of a dashboard: expected HOST:PORT of the head, such as HOST:6379")
+    if address == "auto":  # Ray answers at once
+        return
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto", which Ray answers at once
+    if not host or not port.isdigit() or "://" in host:
+        raise ValueError(
+            f"{address} is no address of a Ray cluster: expected HOST:PORT of its head, such as HOST:6379, and not "
+            "of its dashboard; or auto, for the one of this machine"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:

@@ -197,8 +197,9 @@ def test_a_cluster_that_is_not_there_is_one_clear_line_at_once(address: str) -> 
         pass
 
 
-def test_the_address_of_a_dashboard_is_a_wrong_call() -> None:
-    with pytest.raises(ValueError, match=r"expected HOST:PORT of the head"), connected("http://127.0.0.1:8265"):
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "head", "127.0.0.1", "head:", "local", ""])
+def test_what_is_no_address_of_a_head_is_a_wrong_call(address: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{address} is no .* expected HOST:PORT of its head"), connected(address):
         pass
 
 
