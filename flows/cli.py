@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from flows.console import Bar, Options, ProgressBar, add_cluster_options
+from flows.console import Bar, LogHandler, Options, ProgressBar, add_cluster_options
 from flows.settings_file import complete
 from flows.standard_streams import output_written, prepare_process
 from flows.upkeep_commands import add_upkeep
@@ -47,13 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options = complete(parser, arguments, options)
             return int(options.command(options))
     except KeyboardInterrupt as interrupt:
-        _say(str(interrupt) or "interrupted")
+        _say_last(str(interrupt) or "interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever read has seen enough
         return EXIT_FAILED
     except Exception as error:  # the edge: every failure is one line here
         logging.getLogger(__name__).info("traceback", exc_info=error)
-        _say(_told(error))
+        _say_last(_told(error))
         return EXIT_CALL if isinstance(error, ValueError) else EXIT_FAILED
 
 
@@ -105,7 +105,7 @@ def demo(options: argparse.Namespace) -> int:
 
     def run(source: Path, target: Path) -> None:
         job = DenoiseJob(source=str(source), target=str(target), weights=weights_of(options))
-        _say("denoising four photos with camera noise …")
+        _say_on_terminal("denoising four photos with camera noise …")
         with ProgressBar() as progress:
             run_denoise(job, progress)
 
@@ -117,8 +117,6 @@ def demo(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """`degrain train`: a network on a collection of clean photos."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from flows.settings import TrainSettings
     from model.training import PRESETS
     from pipeline.train import run_train
@@ -146,9 +144,10 @@ def train(options: argparse.Namespace) -> int:
     bar = Bar("step")
 
     def report(metrics: "StepMetrics") -> None:  # a run that goes on starts in the middle
-        bar.show(metrics.step, metrics.steps, f"loss {metrics.loss:.4f}", initial=metrics.step - 1)
+        text = f"loss {metrics.loss:.4f}"
+        bar.show(metrics.step, metrics.steps, text, initial=metrics.step - 1, loss=round(metrics.loss, 6))
 
-    with bar, logging_redirect_tqdm():  # or the log would go on in the line of the bar
+    with bar:
         scores = run_train(job, report)
     print(json.dumps({"run": options.run, **scores}))
     return EXIT_OK
@@ -211,7 +210,8 @@ def _run(job: J, run: "Callable[[J, Callable[[Progress], None]], Summary]", opti
 
 
 def _start_log(options: argparse.Namespace) -> None:
-    handler = logging.StreamHandler()
+    handler = LogHandler()
+    Bar.is_drawn = not options.log_json
     if options.log_json:
         from pipeline.events import JsonLines
 
@@ -323,7 +323,11 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     command.add_argument(
         "--verbose", action="store_true", help="a line on standard error for each shard, and tracebacks"
     )
-    command.add_argument("--log-json", action="store_true", help="lines of the log as JSON objects")
+    command.add_argument(
+        "--log-json",
+        action="store_true",
+        help="log, progress and errors on standard error as JSON objects, a line each",
+    )
     return command
 
 
@@ -478,8 +482,16 @@ def _told(error: Exception) -> str:
 
 def _say_on_terminal(text: str) -> None:
     """To whom waits there: a large archive is listed for minutes, and Ray starts for seconds, before a bar is drawn."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and Bar.is_drawn:
         _say(printable(redacted(text)))
+
+
+def _say_last(text: str) -> None:
+    """Why the command ends: of a log in JSON, this is a line of it too."""
+    if Bar.is_drawn:
+        _say(text)
+    else:
+        logging.getLogger(__name__).error("%s", text)
 
 
 def _say(text: str) -> None:

@@ -1,11 +1,13 @@
 """What commands have in common: what they show while they work, and the options of those that work on a cluster."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TextIO
 
 if TYPE_CHECKING:
+    from pipeline.events import EventWriter
     from pipeline.run import Progress
 
 Run = Callable[[argparse.Namespace], int]
@@ -13,17 +15,39 @@ AddCommand = Callable[[Any, str, Run, str], argparse.ArgumentParser]  # Any: arg
 Options = argparse._ActionsContainer  # a command, or a group of its options: no public type is both
 
 
+LINE_INTERVAL_S = 30.0  # a log gets a line of progress now and then
+
+
 def bar_interval_s() -> float:
-    """How often a progress bar is drawn: on a terminal anew and again; a log gets a line now and then."""
-    return 0.1 if sys.stderr.isatty() else 30.0
+    """How often a progress bar is drawn: on a terminal anew and again."""
+    return 0.1 if sys.stderr.isatty() else LINE_INTERVAL_S
+
+
+class LogHandler(logging.StreamHandler[TextIO]):
+    """Writes above the progress bars: a line of the log would go on in that of a bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except Exception:  # noqa: BLE001  # as logging's own handlers do
+            self.handleError(record)
 
 
 class Bar:
-    """A progress bar on standard error, from the first time that there is something to show."""
+    """A progress bar on standard error, from the first time that there is something to show.
+
+    Attributes:
+        is_drawn: or else progress is told as JSON lines, now and then: nothing but those is written there.
+    """
+
+    is_drawn: ClassVar[bool] = True
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._bar: Any = None  # Any: tqdm is untyped
+        self._events: EventWriter | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -33,8 +57,14 @@ class Bar:
             self._bar.close()
             self._bar = None
 
-    def show(self, done: int, total: int, text: str = "", *, initial: int = 0) -> None:
-        """Show what is done, maybe less than before; what was so before the first time, `initial`, took no time."""
+    def show(self, done: int, total: int, text: str = "", *, initial: int = 0, **values: object) -> None:
+        """Show what is done, maybe less than before; what was so before the first time, `initial`, took no time.
+
+        Where no bar is drawn, `values` are told in place of the text.
+        """
+        if not self.is_drawn:
+            self._tell(done, total, values)
+            return
         from tqdm import tqdm
 
         if self._bar is None:
@@ -49,6 +79,12 @@ class Bar:
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(done - self._bar.n)
 
+    def _tell(self, done: int, total: int, values: dict[str, object]) -> None:
+        from pipeline.events import EventWriter
+
+        self._events = self._events or EventWriter(sys.stderr, interval_s=LINE_INTERVAL_S)
+        self._events.progress(done, total, unit=self._unit, **values)
+
 
 class ProgressBar(Bar):
     """Photos, images/s, megapixels/s and the time left."""
@@ -60,7 +96,13 @@ class ProgressBar(Bar):
         rejected = f"{progress.rejected:,} rejected, " if progress.rejected else ""  # first: a narrow line is cut off
         elapsed_s = self._bar.format_dict["elapsed"] if self._bar is not None else 0.0
         speed = progress.megapixels / elapsed_s if elapsed_s else 0.0
-        self.show(progress.finished, progress.planned, f"{rejected}{speed:.2f} megapixels/s")
+        self.show(
+            progress.finished,
+            progress.planned,
+            f"{rejected}{speed:.2f} megapixels/s",
+            rejected=progress.rejected,
+            megapixels=round(progress.megapixels, 2),
+        )
 
 
 class CountBar(Bar):

@@ -198,4 +198,5 @@ class _Trials(Bar):
             self._has_header = True
 
     def watch(self, steps: "Steps") -> None:
-        self.show(steps.done, steps.planned, f"{steps.denoiser}: {steps.trial}")
+        text = f"{steps.denoiser}: {steps.trial}"
+        self.show(steps.done, steps.planned, text, denoiser=steps.denoiser, trial=steps.trial)

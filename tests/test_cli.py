@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from photos import saved, scene
 from torch import nn
 
 from flows.cli import _interrupt_on_signals, main
-from flows.console import ProgressBar
+from flows.console import Bar, LogHandler, ProgressBar
 from model.weights import Card, dump_weights
 from pipeline.images import decode, inspect
 from pipeline.records import Outcome
@@ -86,6 +87,28 @@ def test_a_progress_bar_tells_of_rejected_photos_before_what_a_narrow_terminal_c
         bar(Progress(planned=9, outcomes={Outcome.DENOISED: 1, Outcome.REJECTED: 2}, megapixels=3.0))
 
     assert re.search(r"3/9 .*, 2 rejected, [\d.]+ megapixels/s", capsys.readouterr().err)
+
+
+def test_all_of_a_log_in_json_is_json(photo: Path) -> None:
+    program = "from flows.cli import main; from flows.console import ProgressBar; from pipeline.run import Progress; "
+    program += f"main(['verify', '{photo.parent}', '--log-json']); "
+    program += "ProgressBar()(Progress(planned=9, outcomes={'denoised': 1, 'rejected': 2}, megapixels=3.0))"
+
+    ended = in_a_shell(f'"{sys.executable}" -c "{program}"')
+
+    error, progress = map(json.loads, ended.stderr.splitlines())
+    assert (error["level"], error["message"]) == ("ERROR", f"there is no image set at {photo.parent}")
+    assert (progress["event"], progress["done"], progress["planned"], progress["rejected"]) == ("progress", 3, 9, 2)
+
+
+def test_a_line_of_the_log_is_above_the_bar_and_not_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    record = logging.LogRecord("degrain", logging.INFO, "", 0, "a shard", (), None)
+
+    with Bar("photo") as bar:
+        bar.show(1, 9)
+        LogHandler(sys.stderr).emit(record)
+
+    assert re.search(r"0/9 .*\r +\ra shard\n", capsys.readouterr().err)
 
 
 def test_a_folder_as_target_takes_the_photo_under_its_name(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
