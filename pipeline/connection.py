@@ -59,7 +59,10 @@ def connected(address: str | None) -> Iterator[None]:
                     ray.init(address=address, job_config=_Job(), **quiet)
         except Exception as error:  # see _start
             place = "on this machine" if address is None else f"at {address}"
-            raise RunFailed(f"no Ray cluster {place}: {' '.join(str(error).split())[:300]}") from error
+            text = " ".join(str(error).split())[:300]
+            # Something listens there, see _check_reachable: Ray does not say that it asked for a token.
+            hint = " (is it a Ray head, and RAY_AUTH_TOKEN its token?)" if text.startswith("Failed to connect") else ""
+            raise RunFailed(f"no Ray cluster {place}: {text}{hint}") from error
         try:
             yield
         finally:

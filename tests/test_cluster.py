@@ -214,6 +214,19 @@ def test_an_address_of_ipv6_is_looked_for_as_ray_does(monkeypatch: pytest.Monkey
     assert len(joined) == 1
 
 
+def test_a_cluster_that_does_not_know_our_token_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*, address: str, **_: object) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(RunFailed, match=r"RAY_AUTH_TOKEN its token\?"),
+        connected(f"127.0.0.1:{server.getsockname()[1]}"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("field", ["workers", "shards_per_worker", "photo_timeout_s"])
 def test_an_impossible_number_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is 0"):
