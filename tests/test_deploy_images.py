@@ -110,6 +110,8 @@ def test_our_image_is_tagged_with_our_version() -> None:
 
     assert {SERVICES[name]["image"] for name in OURS} == {f"degrain:{version}-${{DEGRAIN_TARGET:-cpu}}"}
     assert f"degrain:{version}-cpu" in DOCKERFILE
+    texts = [path.read_text() for path in DEPLOY.rglob("*") if path.suffix in (".md", ".yaml")]
+    assert set(re.findall(r"([\d.]+)-(?:cpu|cuda)\b", "".join(texts))) == {version}
 
 
 @each_service
