@@ -26,7 +26,7 @@ def read_settings(verb: str, path: str, given: Mapping[str, object]) -> dict[str
 
     kinds: dict[str, type[Settings]] = {"denoise": DenoiseSettings, "ingest": IngestSettings, "train": TrainSettings}
     try:
-        values: dict[str, Any] = tomllib.loads(Path(path).read_text())  # Any: TOML
+        values: dict[str, Any] = tomllib.loads(Path(path).read_text("utf-8-sig"))  # Any: TOML
     except OSError as error:
         raise ValueError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -40,6 +40,9 @@ def read_settings(verb: str, path: str, given: Mapping[str, object]) -> dict[str
         # Of a value that may be of several kinds, each kind has its own complaint, under its own name.
         alike = [other for other in others if is_choice and other["loc"][0] == first["loc"][0]]
         name = ".".join(map(str, first["loc"][:1] if is_choice else first["loc"])) or "the settings"
+        if first["type"] == "extra_forbidden":
+            elsewhere = ": it is ray.workers" if name == "workers" else ""
+            raise ValueError(f"{path}: {name} is no setting of degrain {verb}{elsewhere}") from error
         raise ValueError(f"{path}: {name}: {', or '.join(each['msg'].lower() for each in (first, *alike))}") from error
     values = settings.model_dump(mode="json", include=set(values), exclude_unset=True)  # "no" is False by now
     ray = values.pop("ray", {})

@@ -49,11 +49,13 @@ def test_values_are_those_that_the_form_would_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("verb", "text", "message"),
     [
-        ("denoise", "strenght = 1", "strenght: extra inputs are not permitted"),
+        ("denoise", "strenght = 1", "strenght is no setting of degrain denoise"),
         ("denoise", "strength = 2", "strength: input should be 'auto', or input should be less than or equal to 1"),
         ("denoise", 'layout = "fils"', "layout: input should be 'files' or 'packed'"),
         ("ingest", "resize = 0", "resize: input should be greater than or equal to 1"),
-        ("train", 'run = "a"\nstep = 1', "step: extra inputs are not permitted"),
+        ("train", 'run = "a"\nstep = 1', "step is no setting of degrain train"),
+        ("ingest", "workers = 3", "workers is no setting of degrain ingest: it is ray.workers"),
+        ("ingest", "\ufeffresize = 0", "resize: input should be"),  # as Windows writes UTF-8
         ("denoise", "strength = ", "is no TOML"),
         ("denoise", '[ray]\naddress = "http://head:8265"', "a cluster is named by --cluster"),
         ("denoise", "notify_rejected_fraction = 0.1", "is for flows, and no option of degrain denoise"),
