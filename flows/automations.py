@@ -113,12 +113,14 @@ def notifications(webhook: UUID) -> list[AutomationCore]:
 
 
 def apply(wanted: Sequence[AutomationCore]) -> None:
-    """Make automations on the server what they are here."""
+    """Make automations on the server what they are here; those that a person has turned off stay so."""
     with get_client(sync_client=True) as client:
         for automation in wanted:
-            for known in client.read_automations_by_name(automation.name):
-                client.delete_automation(known.id)
-            client.create_automation(automation)
+            known = client.read_automations_by_name(automation.name)
+            for each in known:
+                client.delete_automation(each.id)
+            is_on = all(each.enabled for each in known)
+            client.create_automation(automation.model_copy(update={"enabled": is_on}))
 
 
 def save_webhook(url: str) -> UUID:

@@ -5,10 +5,12 @@ import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 from httpx import ConnectError, HTTPStatusError, ReadError, Request, Response
+from prefect.events.schemas.automations import AutomationCore
 from prefect.runtime import flow_run
 from prefect.settings import Settings
 from pydantic import BaseModel, ValidationError
@@ -335,6 +337,37 @@ def test_a_file_that_is_no_file_of_deployments_is_refused(
     assert deploy.main([str(tmp_path / "prefect.yaml")]) == 2
 
     assert "prefect.yaml is no file of deployments: " in capsys.readouterr().err
+
+
+class Automations:
+    """A server that knows an automation of each name."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self.created: list[AutomationCore] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read_automations_by_name(self, name: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id=name, enabled=self.enabled)]
+
+    def delete_automation(self, name: str) -> None: ...
+
+    def create_automation(self, automation: AutomationCore) -> None:
+        self.created.append(automation)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_an_automation_that_a_person_has_turned_off_stays_off(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Automations(enabled=enabled)
+    monkeypatch.setattr(automations, "get_client", lambda **_: server)
+
+    automations.apply(automations.care())
+
+    assert [each.enabled for each in server.created] == [enabled, enabled]
 
 
 @pytest.mark.parametrize("url", ["", "hooks.example/degrain", "https://"])
