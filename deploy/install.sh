@@ -24,12 +24,13 @@ wheel)
     # Without isolation: an isolated build would take whatever hatchling is newest.
     "$target/builder/bin/pip" wheel --disable-pip-version-check --no-build-isolation --no-deps -w "$target" .
     rm -r "$target/builder"
-    # `evaluate`, because the flow `retrain` scores weights before it promotes them.
+    # `evaluate`, because the flow `retrain` scores weights before it promotes them; and the stores of all clouds.
     python3 - >"$target/requirements.txt" <<'PYTHON'
 import tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-print(*project["dependencies"], *project["optional-dependencies"]["evaluate"], sep="\n")
+extras = [project["optional-dependencies"][name] for name in ("evaluate", "gs", "az")]
+print(*project["dependencies"], *sum(extras, []), sep="\n")
 PYTHON
     ;;
 libraries)

@@ -349,6 +349,8 @@ def test_the_install_steps_of_the_image_make_an_environment_that_works(tmp_path:
 
     subprocess.run([base / "bin/python", "-m", "pip", "--python", installed, "check"], check=True)
     environment["PATH"] = f"{installed}/bin:{os.environ['PATH']}"
+    opened = "import fsspec; [fsspec.get_filesystem_class(each) for each in ('s3', 'gs', 'az')]"
+    subprocess.run([installed / "bin/python", "-c", opened], check=True)
     for name in ("ray", "prefect"):
         subprocess.run([installed / "bin" / name, "--version"], env=environment, check=True, cwd=tmp_path)
     subprocess.run([installed / "bin/degrain", "demo", tmp_path / "demo"], env=environment, check=True, cwd=tmp_path)
