@@ -7,15 +7,17 @@ failed runs and of too many rejects, by the webhook in DEGRAIN_WEBHOOK_URL.
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
+from httpx import HTTPStatusError, TransportError
 from prefect import get_client
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.settings import PREFECT_API_URL
 
 from flows.deployments import DEPLOYMENT
 from flows.events import TOO_MANY_REJECTED, Ending
@@ -133,11 +135,28 @@ def save_webhook(url: str) -> UUID:
     return document
 
 
+def on_server(work: Callable[[], int]) -> int:
+    """The exit code of what is done on a team's server: not on one that Prefect would start for a moment."""
+    if (url := PREFECT_API_URL.value()) is None:
+        print("degrain: no Prefect server is named: set PREFECT_API_URL, http://HOST:4200/api", file=sys.stderr)
+        return 2
+    try:
+        return work()
+    except (TransportError, HTTPStatusError) as error:
+        text = str(error).splitlines()[0]
+        print(f"degrain: the Prefect server at {url} cannot be asked: {text}", file=sys.stderr)
+        return 1
+
+
 def main() -> int:
     """Returns the exit code."""
     if not re.match(r"https?://[^/]", webhook_url := os.environ.get(WEBHOOK, "")):  # Prefect would take any text
         print(f"degrain: set {WEBHOOK} to the address that notifications are sent to, https://…", file=sys.stderr)
         return 2
+    return on_server(lambda: _notify(webhook_url))
+
+
+def _notify(webhook_url: str) -> int:
     wanted = notifications(save_webhook(webhook_url))
     apply(wanted)
     for automation in wanted:

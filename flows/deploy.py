@@ -7,13 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from flows.automations import apply, care
+from flows.automations import apply, care, on_server
 from flows.deployments import FLOWS, find_known, fitting
 from pipeline.scratch import scratch_folder
 
@@ -51,9 +51,13 @@ def main(arguments: Sequence[str]) -> int:
     if missing := sorted({name for name in re.findall(r"{{ *\$(\w+) *}}", text) if name not in os.environ}):
         print(f"degrain: {arguments[0]} names {', '.join(missing)}: set that, if only to nothing", file=sys.stderr)
         return 2
+    return on_server(lambda: _deploy(values, wanted.values()))
+
+
+def _deploy(values: dict[str, Any], wanted: Iterable[dict[str, Any]]) -> int:  # Any: YAML
     with scratch_folder() as folder:
         file = folder / "prefect.yaml"
-        file.write_text(yaml.safe_dump({**values, "deployments": [kept(each) for each in wanted.values()]}))
+        file.write_text(yaml.safe_dump({**values, "deployments": [kept(each) for each in wanted]}))
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", f"--prefect-file={file}"]
         code = subprocess.run(command, check=False).returncode  # noqa: S603  # our own command
     if not code:

@@ -12,7 +12,7 @@ import pytest
 from httpx import ConnectError, HTTPStatusError, ReadError, Request, Response
 from prefect.events.schemas.automations import AutomationCore
 from prefect.runtime import flow_run
-from prefect.settings import Settings
+from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 from pydantic import BaseModel, ValidationError
 
 from flows import artifacts, automations, deploy
@@ -337,6 +337,25 @@ def test_a_file_that_is_no_file_of_deployments_is_refused(
     assert deploy.main([str(tmp_path / "prefect.yaml")]) == 2
 
     assert "prefect.yaml is no file of deployments: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "told"),
+    [
+        (None, 2, "no Prefect server is named: set PREFECT_API_URL"),
+        ("http://127.0.0.1:1/api", 1, "the Prefect server at http://127.0.0.1:1/api cannot be asked: "),
+    ],
+)
+def test_nothing_is_deployed_but_on_the_server_that_is_named(
+    url: str | None, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert deploy.main([str(Path(__file__).parents[1] / "deploy/prefect.yaml")]) == code
+
+    err = capsys.readouterr().err
+    assert (err.count("\n"), err[: len(told) + 9]) == (1, f"degrain: {told}")
 
 
 class Automations:
