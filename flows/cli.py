@@ -160,7 +160,9 @@ def up(options: argparse.Namespace) -> int:
     from flows.serve import UpConfig
     from flows.serve import up as serve
 
-    config = UpConfig(folder=Path(options.folder), port=options.port, ray_port=options.ray_port, has_s3=options.s3)
+    config = UpConfig(
+        folder=Path(options.folder).expanduser(), port=options.port, ray_port=options.ray_port, has_s3=options.s3
+    )
     serve(config, lambda line: print(line, flush=True))
     return EXIT_OK
 

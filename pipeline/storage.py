@@ -176,6 +176,8 @@ def open_store(url: str) -> Store:
         raise ValueError(f"{url} names no bucket: expected {url.partition(':')[0]}://bucket/folder")
     if one_slash := re.match(r"(\w\w+):/(?!/)", url):  # else results would lie in a folder s3: here, and nobody be told
         raise ValueError(f"{url} is no URL: expected {one_slash[1]}://… with two slashes (or ./{url} for a folder)")
+    if url.partition("/")[0] == "~":  # as in --output=~/x: who tidies such a folder up by rm -r ~ loses another
+        raise ValueError(f"{url}: the ~ has not been replaced by your shell: name the place in full (or ./{url})")
     if "://" not in url or url.startswith(("file://", "local://")):
         return LocalStore(Path(url.split("://", 1)[-1]))
     from pipeline.object_store import ObjectStore

@@ -172,6 +172,8 @@ def test_a_rejected_photo_is_one_line_and_leaves_no_file(tmp_path: Path, capsys:
         (["denoise", "{photo}", ""], 2, "a path or URL is empty"),
         (["verify", ""], 2, "a path or URL is empty"),
         (["verify", "s3://"], 2, "s3:// names no bucket: expected s3://bucket/folder"),
+        (["denoise", "{tmp}", "~/clean"], 2, "~/clean: the ~ has not been replaced by your shell"),
+        (["report", "{tmp}", "--output=~/report.html"], 2, "~: the ~ has not been replaced by your shell"),
         (["denoise", "{tmp}", "s3:/bucket/clean"], 2, "s3:/bucket/clean is no URL: expected s3://"),
         (["denoise", "{tmp}", "{tmp}"], 2, "source and target are both "),
         (["verify", "{tmp}", "--findings", "s3://findings.parquet"], 2, "names no bucket: expected s3://bucket/folder"),

@@ -419,10 +419,14 @@ def test_one_degrain_up_at_a_time_has_a_folder(tmp_path: Path, capsys: pytest.Ca
     assert f"degrain up is at work in {tmp_path}/up already" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_one_is_a_wrong_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("folder", ["{home}/up", "~/up"])  # a shell leaves that of --folder=~/up as it is
+def test_a_folder_that_cannot_be_one_is_a_wrong_call(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "up").touch()
 
-    assert main(["up", "--folder", f"{tmp_path}/up", "--port", "0", "--ray-port", "0"]) == 2
+    assert main(["up", f"--folder={folder.format(home=tmp_path)}", "--port", "0", "--ray-port", "0"]) == 2
 
     assert f"{tmp_path}/up cannot be a folder of degrain up: file exists" in capsys.readouterr().err
 
