@@ -8,7 +8,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from flows.weights_commands import place_of
@@ -16,7 +16,7 @@ from pipeline.storage import spelled_out
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Place = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]  # people paste them
 DATE = "{date}"
 
 

@@ -419,6 +419,14 @@ def test_one_degrain_up_at_a_time_has_a_folder(tmp_path: Path, capsys: pytest.Ca
     assert f"degrain up is at work in {tmp_path}/up already" in capsys.readouterr().err
 
 
+def test_a_place_that_was_pasted_with_blanks_around_it_is_that_place() -> None:
+    settings = DenoiseSettings(source="\ts3://photos/noisy ", target=" s3://photos/clean\n")
+
+    assert (settings.job["source"], settings.job["target"]) == ("s3://photos/noisy", "s3://photos/clean")
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        DenoiseSettings(source=" ", target="t")
+
+
 @pytest.mark.parametrize("folder", ["{home}/up", "~/up"])  # a shell leaves that of --folder=~/up as it is
 def test_a_folder_that_cannot_be_one_is_a_wrong_call(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
