@@ -20,7 +20,7 @@ from pipeline.errors import RunFailed
 from pipeline.interruption import INTERRUPTS
 from pipeline.ray_dashboard import asking_no_cloud
 from pipeline.room import usable_cores
-from pipeline.scratch import RAY_CHARACTERS, temporary_folder
+from pipeline.scratch import RAY_CHARACTERS, own_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # Ray's own variables
 def connected(address: str | None) -> Iterator[None]:
     """The Ray cluster at an address, or one on this machine that is stopped on every way out of the context.
 
-    Its logs stay where Ray puts them (/tmp/ray) if the context ends in an error, and are removed otherwise.
+    Its logs stay, in a folder of this user's in /tmp, if the context ends in an error, and are removed otherwise.
 
     Raises:
         ValueError: that is no address of a cluster.
@@ -105,7 +105,8 @@ def _start(options: dict[str, Any]) -> str:  # Any: Ray's options
     Ray waits for half a minute, and then raises a bare Exception: on a busy machine the second start is in time.
     """
     if "RAY_TMPDIR" not in os.environ:
-        options = {**options, "_temp_dir": str(temporary_folder(most_characters=RAY_CHARACTERS - len("/ray")) / "ray")}
+        # Not /tmp/ray: Ray lets all users write there, who could then put sockets of theirs in the place of its own.
+        options = {**options, "_temp_dir": str(own_folder(most_characters=RAY_CHARACTERS - len("/ray")) / "ray")}
     for is_last in (False, True):
         try:
             with _apart_from_our_group():

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,22 @@ def temporary_folder(*, most_characters: int) -> Path:
     """The temporary folder, or /tmp where its name is too long for the sockets that are put there."""
     folder = Path(tempfile.gettempdir())
     return folder if len(str(folder)) <= most_characters else Path("/tmp")  # noqa: S108  # folders of our own are made there
+
+
+def own_folder(*, most_characters: int) -> Path:
+    """A folder in the temporary one that is there for this user alone, and stays.
+
+    Raises:
+        OSError: there is no place for it, or somebody else has put one there.
+    """
+    name = f"degrain-{os.getuid()}"
+    folder = temporary_folder(most_characters=most_characters - len(f"/{name}")) / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to someone else: remove it, or name another place by TMPDIR")
+    folder.chmod(0o700)
+    return folder
 
 
 def _create(within: Path) -> tuple[Path, int]:

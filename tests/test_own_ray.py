@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,12 +16,12 @@ from typing import Any
 
 import pytest
 import ray
-from ray._common.utils import get_default_ray_temp_dir
 from ray._private.worker import global_worker
 
 from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.ray_dashboard import HOME
+from pipeline.scratch import own_folder
 
 START = {
     "ours": "with connected(None): wait()",
@@ -117,6 +118,14 @@ def test_workers_import_nothing_from_the_current_folder(tmp_path: Path, monkeypa
     assert not {str(tmp_path), "", "."} & set(path)
 
 
+def test_no_other_user_of_the_machine_may_enter_its_folder() -> None:
+    with connected(None):
+        logs = Path(global_worker.node.get_logs_dir_path())
+
+    above = [folder for folder in logs.parents if folder.parent == Path(tempfile.gettempdir())]
+    assert [oct(folder.stat().st_mode & 0o777) for folder in above] == ["0o700"]
+
+
 @pytest.mark.parametrize("ends_well", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_its_logs_stay_only_after_an_error(*, ends_well: bool) -> None:
     with suppress(RuntimeError), connected(None):
@@ -172,7 +181,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 )
 def test_a_signal_while_it_starts_is_for_the_handler_that_was_there(sent: signal.Signals, sign: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", TOLD], stderr=subprocess.PIPE, text=True)
-    while not list(Path(get_default_ray_temp_dir()).glob(f"session_*_{process.pid}/{sign}")):
+    while not list(own_folder(most_characters=100).glob(f"ray/session_*_{process.pid}/{sign}")):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(sent)

@@ -15,7 +15,7 @@ import pytest
 
 from flows.local_ray import local_ray
 from pipeline.connection import connected
-from pipeline.scratch import PREFIX, RAY_CHARACTERS, scratch_folder, temporary_folder
+from pipeline.scratch import PREFIX, RAY_CHARACTERS, own_folder, scratch_folder, temporary_folder
 
 HOLD = """
 from flows.local_ray import local_ray
@@ -160,3 +160,14 @@ def test_ray_starts_where_the_temporary_folder_has_a_long_name(monkeypatch: pyte
 
         with connected(None), local_ray():
             pass
+
+
+def test_a_folder_of_ones_own_is_never_that_of_someone_else(temporary: Path) -> None:
+    folder = own_folder(most_characters=1000)
+    assert (folder.parent, folder.stat().st_mode & 0o777) == (temporary, 0o700)
+    assert own_folder(most_characters=1000) == folder
+
+    folder.rmdir()
+    folder.symlink_to(temporary)
+    with pytest.raises(PermissionError, match="belongs to someone else: remove it, or name another place by TMPDIR"):
+        own_folder(most_characters=1000)
