@@ -44,7 +44,9 @@ def connected(address: str | None) -> Iterator[None]:
     if address is not None:
         _check_reachable(address)
     handlers = {each: signal.getsignal(each) for each in INTERRUPTS}
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
+    if address is None or not address.startswith("ray://"):  # a client's workers are told no folders of its own
+        options["job_config"] = _Job()
     logs = None
     with ExitStack() as stack:
         try:
@@ -54,9 +56,9 @@ def connected(address: str | None) -> Iterator[None]:
                 AuthenticationTokenLoader.instance().reset_cache()  # this process may have been on another cluster
                 if address is None:
                     with asking_no_cloud():
-                        logs = _start(quiet)
+                        logs = _start(options)
                 else:
-                    ray.init(address=address, job_config=_Job(), **quiet)
+                    ray.init(address=address, **options)
         except Exception as error:  # see _start
             place = "on this machine" if address is None else f"at {address}"
             text = " ".join(str(error).split())[:300]
@@ -116,7 +118,6 @@ def _start(options: dict[str, Any]) -> str:  # Any: Ray's options
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     _node_ip_address="127.0.0.1",
-                    job_config=_Job(),
                     **options,
                 )
         except Exception as error:

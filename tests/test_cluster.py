@@ -214,6 +214,21 @@ def test_an_address_of_ipv6_is_looked_for_as_ray_does(monkeypatch: pytest.Monkey
     assert len(joined) == 1
 
 
+@pytest.mark.parametrize(("scheme", "has_it"), [("", True), ("ray://", False)])
+def test_a_client_of_a_cluster_is_given_nothing_that_it_cannot_send(
+    scheme: str, has_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(ray, "init", lambda **options: given.append(options))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        connected(f"{scheme}127.0.0.1:{server.getsockname()[1]}"),
+    ):
+        pass
+
+    assert ["job_config" in options for options in given] == [has_it]
+
+
 def test_a_cluster_that_does_not_know_our_token_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(*, address: str, **_: object) -> None:
         raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
