@@ -69,8 +69,9 @@ def complete(
         options = parser.parse_args(arguments)
     for name in places:
         if getattr(options, name, "") is None:
+            option = "--run" if name == "run" else "SET" if options.verb == "train" else name.upper()
             raise ValueError(
-                f"{name} is missing: name it on the command line, or in a file of --settings (see: "
+                f"{option} is missing: name it on the command line, or as {name!r} in a file of --settings (see: "
                 f"{options.parser.prog} --help)"
             )
     return options

@@ -73,7 +73,9 @@ def test_a_wrong_file_is_one_line(
     assert message in err
 
 
-@pytest.mark.parametrize(("arguments", "missing"), [(["denoise"], "source"), (["train", "in"], "run")])
+@pytest.mark.parametrize(
+    ("arguments", "missing"), [(["denoise", "in"], "TARGET"), (["train"], "SET"), (["train", "in"], "--run")]
+)
 def test_a_place_that_is_named_nowhere_is_missing(
     arguments: list[str], missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
