@@ -205,12 +205,8 @@ def _forecast(job: J, look: "Callable[[J, ForecastOptions], Outlook]", options: 
 def _run(job: J, run: "Callable[[J, Callable[[Progress], None]], Summary]", options: argparse.Namespace) -> int:
     """Do a job, and say how it ended."""
     _say_on_terminal(f"looking for what is new in {options.source} …")
-    try:
-        with ProgressBar() as progress:
-            summary = run(job, progress)
-    except KeyboardInterrupt as interrupt:
-        text = "interrupted: what is finished stays, and the same command does the rest"
-        raise KeyboardInterrupt(text) from interrupt
+    with ProgressBar() as progress:
+        summary = run(job, progress)
     print(json.dumps(summary.as_dict()) if options.json else _summary_text(summary, options.target))
     return EXIT_OK
 

@@ -46,28 +46,6 @@ def test_the_first_signal_interrupts_and_no_other_disturbs_the_way_out() -> None
     signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize(
-    ("call", "work", "told"),
-    [
-        (
-            "ingest a b",
-            "pipeline.ingest.run_ingest",
-            "interrupted: what is finished stays, and the same command does the rest",
-        ),
-        ("evaluate photo a", "pipeline.evaluate.run_evaluate", "interrupted"),
-    ],
-)
-def test_who_interrupts_a_command_is_told_what_stays_if_anything_does(
-    call: str, work: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(work, interrupt)
-
-    assert run(capsys, *call.split()) == (130, "", f"degrain: {told}\n")
-
-
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     try:
         code = main([str(argument) for argument in arguments])
