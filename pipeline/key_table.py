@@ -292,13 +292,19 @@ def _convert_orc(path: Path) -> None:
 
 
 def _fetch(store: Store, key: str, path: Path) -> str:
-    """Stream an object to a local file; returns its MD5."""
-    md5 = hashlib.md5(usedforsecurity=False)
+    """Stream an object to a local file; returns its MD5.
+
+    Raises:
+        StorageError: it cannot be read, or not all of it: a table that is cut may still be one.
+    """
+    md5, size_bytes = hashlib.md5(usedforsecurity=False), store.size(key)
     with path.open("wb") as file:
-        for start in range(0, store.size(key), FETCH_BYTES):
+        for start in range(0, size_bytes, FETCH_BYTES):
             data = store.read_range(key, start, FETCH_BYTES)
             md5.update(data)
             file.write(data)
+        if file.tell() != size_bytes:
+            raise StorageError(f"{file.tell():,} bytes of {store.url}/{key} could be read, and it has {size_bytes:,}")
     return md5.hexdigest()
 
 

@@ -23,6 +23,7 @@ from pipeline import key_table
 from pipeline.errors import StorageError
 from pipeline.key_table import write_listing_from_index, write_listing_from_table
 from pipeline.records import DUPLICATE_OF, LISTING_SCHEMA, Outcome, PhotoRecord, SourceObject, index_table
+from pipeline.storage import LocalStore
 from pipeline.subset import Split, Subset, split_of
 
 SOURCE = "s3://photos/archive"
@@ -99,6 +100,16 @@ def test_other_columns_and_other_spellings_do_no_harm(tmp_path: Path, listing: P
     pq.write_table(pa.table({"Size": [3.0], "E_Tag": ['"e"'], "camera": ["x"], "KEY": [b"\xc3\xa9"]}), tmp_path / "t")
 
     assert listed(tmp_path / "t", listing) == [SourceObject("é", 3, "e")]
+
+
+def test_a_table_of_which_a_part_was_read_lists_nothing(
+    tmp_path: Path, listing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, whole = own_table(tmp_path / "t.csv", ["a.jpg", "b.jpg"]), LocalStore.read_range
+    monkeypatch.setattr(LocalStore, "read_range", lambda *asked: whole(*asked).rpartition(b"b.jpg")[0])
+
+    with pytest.raises(StorageError, match=r"^\d+ bytes of \S+/t\.csv could be read, and it has \d+$"):
+        listed(table, listing)
 
 
 def test_a_table_can_lie_anywhere(memory_url: str, tmp_path: Path, listing: Path) -> None:
