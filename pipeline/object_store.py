@@ -33,7 +33,8 @@ class ObjectStore:
     a create that was done, and whose answer was lost, finds its own object when it is made again.
 
     What a server refuses is an object's own where another object can be read at that moment: the one that was read
-    last, or one of a few of the listing. Otherwise none can be read, and that is an error of the store.
+    last, or one of a few of the listing. Otherwise none can be read, and that is an error of the store. Its own is also
+    what fails at every attempt, and once more so while the last one can be read: the server has lost its bytes.
     """
 
     def __init__(self, url: str, cloud: Cloud, root: str, *, patience: Patience | None = None) -> None:
@@ -226,21 +227,30 @@ class ObjectStore:
         refuse_unsafe(key)
         return f"{self._root}/{key}"
 
-    async def _request(self, what: str, request: Callable[[], Awaitable[T]], path: str | None = None) -> T:
-        """What the request gives, in some attempts.
+    async def _request(
+        self, what: str, request: Callable[[], Awaitable[T]], path: str | None = None, *, is_again: bool = False
+    ) -> T:
+        """What the request gives, in some attempts; in as many again where another object can be read after them.
 
         Args:
             what: the store is asked for, for messages.
             request: to make.
             path: the object whose own refusal this may be.
+            is_again: whether these are the attempts after that.
         """
         try:
             return await self._retries.call(request)
         except Exception as error:  # noqa: BLE001 - raised again, as one of ours
             last = error.__cause__ if isinstance(error, GaveUp) and isinstance(error.__cause__, Exception) else error
             kind, reason = _meaning(last)
-            if path is not None and kind is StorageError and _may_be_its_own(last) and await self._reads_others(path):
-                kind = ObjectRefused
+            if path is not None and kind is StorageError:
+                if isinstance(error, GaveUp):
+                    if not answer_of(last).is_throttling and await self._gives_another(path):
+                        if not is_again:  # or an outage that has just ended would be the object's fault
+                            return await self._request(what, request, path, is_again=True)
+                        kind = ObjectRefused
+                elif _may_be_its_own(last) and await self._reads_others(path):
+                    kind = ObjectRefused
             tried = f" (tried {error.attempts} times)" if isinstance(error, GaveUp) else ""
             raise kind(f"cannot {what}: {reason}{tried}") from showable(last)
 
@@ -257,6 +267,15 @@ class ObjectStore:
         for other in others[:: max(1, len(others) // PROBES)][:PROBES]:
             if await self._reads(other):
                 return True
+        return False
+
+    async def _gives_another(self, path: str) -> bool:
+        """Whether the object that was read last can be read at once."""
+        if self._last_read in (None, path):
+            return False
+        with suppress(Exception):
+            await self._getting(self._last_read, 0, 1)()
+            return True
         return False
 
     async def _reads(self, path: str) -> bool:

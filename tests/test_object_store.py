@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 import s3fs
-from faults.proxy import FaultProxy, Refuse
+from faults.proxy import Fault, FaultProxy, Refuse
 from seaweed import BUCKET
 
 from pipeline import clouds
@@ -363,6 +363,32 @@ def test_a_store_in_which_nothing_can_be_read_is_no_refused_object(proxy: FaultP
         with pytest.raises(StorageError) as caught:
             store.read(key)
         assert not isinstance(caught.value, ObjectRefused)
+
+
+def test_an_object_that_fails_at_every_attempt_is_refused_where_another_can_be_read(
+    proxy: FaultProxy, proxied_url: str
+) -> None:
+    store = ObjectStore(proxied_url, *connect(proxied_url), patience=HASTE)
+    for key in ("a.jpg", "b.jpg"):
+        store.write(key, b"1")
+    proxy.refuse = deny("b.jpg", status=500, code="InternalError")
+
+    found = [data for _, data in store.read_many([SourceObject(key, 1, "") for key in ("a.jpg", "b.jpg", "a.jpg")])]
+    assert [type(data) for data in found] == [bytes, ObjectRefused, bytes]
+    proxy.refuse = deny("a.jpg", "b.jpg", status=500, code="InternalError")
+    with pytest.raises(StorageError) as caught:
+        store.read("b.jpg")
+    assert not isinstance(caught.value, ObjectRefused)
+
+
+def test_an_outage_that_ends_with_the_last_attempt_is_no_objects_fault(proxy: FaultProxy, proxied_url: str) -> None:
+    store = ObjectStore(proxied_url, *connect(proxied_url), patience=HASTE)
+    for key in ("a.jpg", "b.jpg"):
+        store.write(key, b"1")
+        store.read(key)
+    proxy.script = [Fault.ERROR] * HASTE.attempts
+
+    assert store.read("a.jpg") == b"1"
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
