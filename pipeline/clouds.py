@@ -285,6 +285,8 @@ async def _answered(filesystem: Any, method: str, *arguments: Any, **options: An
     """
     answer: dict[str, Any] = await type(filesystem)._call_s3(filesystem, method, *arguments, **options)
     if method in OF_OBJECTS and "ETag" not in answer and "RequestId" not in answer["ResponseMetadata"]:
+        if "Body" in answer:
+            answer["Body"].close()
         raise ConnectionError(errno.ECONNRESET, "the server's answer is empty")
     return answer
 
