@@ -182,8 +182,6 @@ class S3(Cloud):
         if token is not None:
             asked["ContinuationToken"] = token
         page = await self.filesystem._call_s3("list_objects_v2", **asked)
-        if not page.keys() - {"ResponseMetadata"}:  # botocore takes it for a page without objects, and for the last one
-            raise ConnectionError(errno.ECONNRESET, "the server's answer is empty")
         found = [(f"{bucket}/{one['Key']}", int(one["Size"]), etag_of(one)) for one in page.get("Contents", ())]
         return found, page["NextContinuationToken"] if page.get("IsTruncated") else None
 
@@ -279,12 +277,15 @@ class Azure(Cloud):
 
 
 async def _answered(filesystem: Any, method: str, *arguments: Any, **options: Any) -> dict[str, Any]:  # Any: s3fs
-    """What S3 answers, unless it says nothing of an object, as some proxies do for a server that is away.
+    """What S3 answers, unless it says nothing, as some proxies do for a server that is away.
 
-    botocore takes that for one without bytes, or one that is written. S3 and its kin tell an ETag.
+    botocore takes that for an object without bytes, for one that is written, or for the last page of a listing. Of
+    objects S3 and its kin tell an ETag.
     """
     answer: dict[str, Any] = await type(filesystem)._call_s3(filesystem, method, *arguments, **options)
-    if method in OF_OBJECTS and "ETag" not in answer and "RequestId" not in answer["ResponseMetadata"]:
+    is_empty_page = method == "list_objects_v2" and not answer.keys() - {"ResponseMetadata"}
+    is_no_object = method in OF_OBJECTS and "ETag" not in answer and "RequestId" not in answer["ResponseMetadata"]
+    if is_empty_page or is_no_object:
         if "Body" in answer:
             answer["Body"].close()
         raise ConnectionError(errno.ECONNRESET, "the server's answer is empty")

@@ -27,7 +27,7 @@ from pipeline.bands import Bands
 from pipeline.bench import in_turn
 from pipeline.errors import PhotoKept
 from pipeline.ifd import FileBytes
-from pipeline.images import HEAD_BYTES, Limits, Pixels, can_be_a_file, decode, encode, inspect
+from pipeline.images import HEAD_BYTES, Limits, Pixels, can_be_a_file, decode, encode
 from pipeline.imageset import ImageSet
 from pipeline.records import Layout, Outcome
 from pipeline.room import Room
@@ -40,6 +40,7 @@ from pipeline.shard import (
     Worker,
     codec_faults,
     gpu_shares,
+    inspected,
     rejecting,
     timed,
 )
@@ -131,8 +132,7 @@ def denoise_photo(
     """
     result, cores = PhotoResult(outcome=Outcome.REJECTED), cores or nullcontext()
     with rejecting(result, name):
-        with codec_faults():
-            result.header = header = inspect(data, name=name, limits=config.limits)
+        header = inspected(result, data, name=name, limits=config.limits)
         if by_windows is not None and header.format == "tiff" and header.decoded_bytes > BY_BANDS_BYTES:
             return _denoise_in_scratch(data, name, by_windows, config, room)
         if header.untouched_reason is not None:
@@ -267,8 +267,7 @@ def denoise_by_bands(
     result = PhotoResult(outcome=Outcome.REJECTED)
     with rejecting(result, name):
         data = FileBytes(file)
-        with codec_faults():
-            result.header = header = inspect(data, name=name, limits=config.limits)
+        header = inspected(result, data, name=name, limits=config.limits)
         with target.open("w+b") as out:
             _copy(file, out)
             result.file = target

@@ -243,14 +243,11 @@ class ObjectStore:
         except Exception as error:  # noqa: BLE001 - raised again, as one of ours
             last = error.__cause__ if isinstance(error, GaveUp) and isinstance(error.__cause__, Exception) else error
             kind, reason = _meaning(last)
-            if path is not None and kind is StorageError:
-                if isinstance(error, GaveUp):
-                    if not answer_of(last).is_throttling and await self._gives_another(path):
-                        if not is_again:  # or an outage that has just ended would be the object's fault
-                            return await self._request(what, request, path, is_again=True)
-                        kind = ObjectRefused
-                elif _may_be_its_own(last) and await self._reads_others(path):
-                    kind = ObjectRefused
+            gave_up = isinstance(error, GaveUp)
+            if path is not None and kind is StorageError and await self._is_its_own(last, path, gave_up=gave_up):
+                if gave_up and not is_again:  # or an outage that has just ended would be the object's fault
+                    return await self._request(what, request, path, is_again=True)
+                kind = ObjectRefused
             tried = f" (tried {error.attempts} times)" if isinstance(error, GaveUp) else ""
             raise kind(f"cannot {what}: {reason}{tried}") from showable(last)
 
@@ -268,6 +265,12 @@ class ObjectStore:
             if await self._reads(other):
                 return True
         return False
+
+    async def _is_its_own(self, error: Exception, path: str, *, gave_up: bool) -> bool:
+        """Whether others can be read: beside an object that is refused, or one that fails at every attempt."""
+        if gave_up:
+            return not answer_of(error).is_throttling and await self._gives_another(path)
+        return _may_be_its_own(error) and await self._reads_others(path)
 
     async def _gives_another(self, path: str) -> bool:
         """Whether the object that was read last can be read at once."""

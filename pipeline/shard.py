@@ -20,7 +20,8 @@ from typing import BinaryIO, TypeVar
 from pipeline.bench import Bench, Look, enter_stage, in_turn
 from pipeline.errors import ObjectMissing, ObjectRefused, PhotoRejected, StorageError
 from pipeline.fault_points import FaultPoint, fault_point
-from pipeline.images import Header, Limits
+from pipeline.ifd import Data
+from pipeline.images import Header, Limits, inspect
 from pipeline.imageset import ImageSet
 from pipeline.packed import MAX_PHOTO_BYTES, PackedWriter, promise_of
 from pipeline.records import GONE, Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
@@ -451,6 +452,17 @@ def codec_faults() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             raise  # no photo is to blame for that
         raise CodecFault(f"{type(error).__name__}: {error}") from error
+
+
+def inspected(result: PhotoResult, data: Data, *, name: str, limits: Limits) -> Header:
+    """The header of a photo, which its result is given; what is raised is for the photo's sake.
+
+    Raises:
+        PhotoRejected, CodecFault: as `inspect` and `codec_faults` do.
+    """
+    with codec_faults():
+        result.header = header = inspect(data, name=name, limits=limits)
+    return header
 
 
 @contextmanager

@@ -64,8 +64,8 @@ class Source:
         objects = self.store.list()
         if inside is not None:
             objects = (found for found in objects if not found.key.startswith(inside))
-        elif isinstance(self.store, LocalStore) and os.path.isdir(target.url):  # noqa: PTH112  # of a bucket, there is none
-            objects = _outside(self.store, os.stat(target.url))  # noqa: PTH116
+        elif isinstance(self.store, LocalStore) and isinstance(target, LocalStore) and target.root.is_dir():
+            objects = _outside(self.store, target.root.stat())
         return write_listing(objects, path)
 
     def table(self) -> pa.Table:
