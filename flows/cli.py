@@ -1,7 +1,6 @@
 """The command `degrain`: parses, calls the jobs, prints. Heavy libraries are imported inside the commands."""
 
 import argparse
-import dataclasses
 import errno
 import json
 import logging
@@ -11,16 +10,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from flows.console import Bar, LogHandler, Options, ProgressBar, add_cluster_options
+from flows.console import Bar, LogHandler, Options, ProgressBar, add_cluster_options, add_settings_option
 from flows.settings_file import complete
 from flows.standard_streams import output_written, prepare_process
+from flows.train_command import add_train, train
 from flows.upkeep_commands import add_upkeep
 from flows.weights_commands import add_evaluate, add_registry_option, add_weights, evaluate, weights_of
 from pipeline.redaction import printable, redacted
 
 if TYPE_CHECKING:
     from model.strength import Strength
-    from model.training import StepMetrics
     from pipeline.forecast import ForecastOptions, Outlook
     from pipeline.run import Progress, Summary
 
@@ -112,44 +111,6 @@ def demo(options: argparse.Namespace) -> int:
     result = run_demo(Path(options.folder), run)
     print(format_table(result.scores))
     print(f"\nbefore and after: {result.picture}")
-    return EXIT_OK
-
-
-def train(options: argparse.Namespace) -> int:
-    """`degrain train`: a network on a collection of clean photos."""
-    from flows.settings import TrainSettings
-    from model.training import PRESETS
-    from pipeline.train import run_train
-    from pipeline.training_run import TrainJob
-
-    given = {name: getattr(options, name) for name in TrainSettings.CONFIG}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if options.steps is not None:
-        changes["epochs"] = None
-    config = dataclasses.replace(PRESETS[options.preset], **changes)
-    job = TrainJob(
-        source=options.source,
-        run=options.run,
-        where=options.where,
-        validation_fraction=options.validation_fraction,
-        validation=options.validation,
-        start_from=options.start_from,
-        teacher=options.teacher,
-        data=options.data,
-        licence=options.licence,
-        workers=options.workers,
-        address=options.cluster,
-        config=config,
-    )
-    bar = Bar("step")
-
-    def report(metrics: "StepMetrics") -> None:  # a run that goes on starts in the middle
-        text = f"loss {metrics.loss:.4f}"
-        bar.show(metrics.step, metrics.steps, text, initial=metrics.step - 1, loss=round(metrics.loss, 6))
-
-    with bar:
-        scores = run_train(job, report)
-    print(json.dumps({"run": options.run, **scores}))
     return EXIT_OK
 
 
@@ -259,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "ingest", ingest, "pack a collection of photos into Parquet shards")
     command.add_argument("source", nargs="?", metavar="SOURCE", help="folder, URL (s3://…) or image set; only read")
     command.add_argument("target", nargs="?", metavar="TARGET", help="where the image set is made or goes on")
-    _settings_option(command, "ingest")
+    add_settings_option(command, "ingest")
     command.add_argument(
         "--resize",
         type=int,
@@ -278,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "train", train, "train a network on clean photos")
     command.set_defaults(warns=True)  # such as of photos that are left out: it changes what comes of the training
-    _train_options(command)
+    add_train(command)
 
     command = _command(commands, "evaluate", evaluate, "measure weights on clean photos with known noise")
     command.set_defaults(warns=True)
@@ -333,13 +294,6 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     return command
 
 
-def _settings_option(command: argparse.ArgumentParser, verb: str) -> None:
-    command.add_argument(
-        "--settings", metavar="FILE", help="TOML with what is not given here: names of options, with _ for -"
-    )
-    command.set_defaults(parser=command, verb=verb)
-
-
 def _denoise_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "source", nargs="?", metavar="SOURCE", help="folder, URL (s3://…), image set, or one photo; only read"
@@ -347,7 +301,7 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "target", nargs="?", metavar="TARGET", help="where the image set is made or goes on; a file for one photo"
     )
-    _settings_option(command, "denoise")
+    add_settings_option(command, "denoise")
     photo = command.add_argument_group("what becomes of a photo")
     _weights_option(photo)
     photo.add_argument(
@@ -370,47 +324,6 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
         "--layout", choices=["files", "packed"], default="files", help="the same names, or Parquet shards [files]"
     )
     _run_options(command)
-
-
-def _train_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("source", nargs="?", metavar="SET", help="folder, URL or image set of clean photos")
-    command.add_argument("--run", metavar="NAME", help="folder or URL of the run; it goes on if it is there")
-    _settings_option(command, "train")
-    recipe = command.add_argument_group("the recipe")
-    recipe.add_argument(
-        "--preset",
-        choices=["photo", "tune", "white", "seed"],
-        default="photo",
-        help="tune goes on from good weights, white adds to them a network for white noise; what follows changes it "
-        "[photo]",
-    )
-    recipe.add_argument("--network", choices=["photo", "fine", "seed"], help="architecture")
-    recipe.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")
-    recipe.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
-    recipe.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
-    recipe.add_argument("--learning-rate", type=float, metavar="F", help="its peak")
-    recipe.add_argument("--cooldown-share", type=float, metavar="F", help="share of the steps in which it cools down")
-    recipe.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")
-    recipe.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
-    recipe.add_argument("--teacher", metavar="WEIGHTS", help="learn the answers of these in place of the photos")
-    which = command.add_argument_group("which photos")
-    which.add_argument("--where", default="", metavar="SQL", help="train on these photos of an image set [all]")
-    which.add_argument(
-        "--validation-fraction", type=float, default=0.0, metavar="F", help="hold these photos back, to score on [0]"
-    )
-    which.add_argument("--validation", metavar="SET", help="score the weights on these photos at the end instead")
-    card = command.add_argument_group("the card of the weights")
-    card.add_argument("--data", default="", metavar="TEXT", help="what it says of the photos")
-    card.add_argument("--licence", default="not stated", metavar="TEXT", help="what it says of the terms [not stated]")
-    work = command.add_argument_group("where the work is done")
-    work.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that share each batch, by Ray Train [1]"
-    )
-    work.add_argument(
-        "--cluster",
-        metavar="ADDRESS",
-        help="Ray cluster to join: HOST:PORT of its head, or auto [start one here, and stop it]",
-    )
 
 
 def _run_options(command: argparse.ArgumentParser) -> None:

@@ -114,6 +114,14 @@ class CountBar(Bar):
         self.show(done, total)
 
 
+def add_settings_option(command: argparse.ArgumentParser, verb: str) -> None:
+    """A file of settings, and what reads it must know of the command."""
+    command.add_argument(
+        "--settings", metavar="FILE", help="TOML with what is not given here: names of options, with _ for -"
+    )
+    command.set_defaults(parser=command, verb=verb)
+
+
 def add_cluster_options(command: argparse.ArgumentParser) -> None:
     """The options of commands that work on a cluster."""
     command.add_argument("--json", action="store_true", help="one JSON object as the last line of standard output")

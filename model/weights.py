@@ -141,11 +141,15 @@ class Weights:
             ValueError: the tensors do not fit the network that the card names.
         """
         name = self.card.of(part).network
-        network = NETWORKS[name]()
-        try:
-            network.load_state_dict(self.part(part))
-        except RuntimeError as error:
-            raise ValueError(f"the weights do not fit the network {name!r}: {error}") from error
+        network, tensors = NETWORKS[name](), self.part(part)
+        expected = {key: tensor.shape for key, tensor in network.state_dict().items()}
+        found = {key: tensor.shape for key, tensor in tensors.items()}
+        if wrong := sorted(key for key in expected | found if expected.get(key) != found.get(key)):
+            raise ValueError(
+                f"the weights do not fit the network {name!r}: {len(wrong)} tensors are missing, unknown or of another "
+                f"shape, such as {wrong[0]}"
+            )
+        network.load_state_dict(tensors)
         return network.eval()
 
 

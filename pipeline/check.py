@@ -16,7 +16,7 @@ from pipeline.imageset import ImageSet, parse_commit
 from pipeline.packed import PackedReader, promise_of
 from pipeline.records import DUPLICATE_OF, FINDING_SCHEMA, INDEX_SCHEMA, Fault, Finding, PlannedPhoto, ShardPlan
 from pipeline.room import Room
-from pipeline.shard import PHOTO_BYTES, CodecFault, codec_faults
+from pipeline.shard import PHOTO_BYTES
 from pipeline.sources import photos_of, read_photos
 from pipeline.storage import Store, open_store
 from pipeline.survey import Surveyor
@@ -127,9 +127,9 @@ class CheckWorker(Surveyor):
                 return Finding(Fault.WRONG_DIMENSIONS, photo.key, detail)
             if (size_bytes := COPIES * header.decoded_bytes) > PHOTO_BYTES:
                 return None  # its bytes are those that were written, and that must do
-            with self._room.taken(size_bytes), codec_faults():
+            with self._room.taken(size_bytes):
                 decode(data, header)
-        except (PhotoRejected, CodecFault, ValueError, MemoryError) as error:
+        except (PhotoRejected, ValueError, MemoryError) as error:
             return Finding(Fault.UNDECODABLE, photo.key, str(error) or type(error).__name__)
         return None
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -53,8 +54,8 @@ class ClusterConfig:
 
     Attributes:
         address: of a Ray cluster to join; None starts one on this machine and stops it afterwards.
-        workers: actors; None takes one for each GPU, or where there is none, one for each core that has memory enough,
-            and more when nodes join.
+        workers: actors, of which there are never more than shards; None takes one for each GPU, or where there is
+            none, one for each core that has memory enough, and more when nodes join.
         shards_per_worker: shards that an actor works on at once, so that its network need not wait for storage.
         photo_timeout_s: a photo that takes longer is rejected.
         stall_s: no photo getting any further for so long is an error; None takes twice the time for a photo, or STALL_S
@@ -95,7 +96,7 @@ def map_shards(
     Workers that nobody asks for a receipt for ORPHANED_S end themselves.
 
     Args:
-        plans: read lazily: only as many as are in flight are held.
+        plans: read lazily: no more are held than there are workers, and as are in flight.
         make_worker: called in each actor's process with the number of threads it may use; must be picklable.
         config: how many actors, and when to give up.
         on_look: called each second or so with the number of photos that are finished in shards that are not. What it
@@ -105,10 +106,13 @@ def map_shards(
         RunFailed: workers cannot be made, keep dying, or nothing moves any more.
         DegrainError: what a worker raised.
     """
-    pool = _Pool(make_worker, config)
+    cluster, remaining = Cluster.now(use_gpus=config.use_gpus), iter(plans)
+    workers = config.workers or cluster.room
+    waiting = deque(_task(plan, config) for plan in islice(remaining, workers))
+    if not waiting:
+        return
+    pool = _Pool(make_worker, config, cluster, shards=len(waiting) if len(waiting) < workers else None)
     try:
-        waiting = deque[Task]()
-        remaining = iter(plans)
         while True:
             while (task := _next_task(waiting, remaining, config)) is not None:
                 if not pool.submit(task):
@@ -130,7 +134,11 @@ def _next_task(waiting: deque[Task], remaining: Iterator[ShardPlan], config: Clu
     if waiting:
         return waiting.popleft()
     plan = next(remaining, None)
-    return None if plan is None else Task(Case(plan, photo_timeout_s=config.photo_timeout_s))
+    return None if plan is None else _task(plan, config)
+
+
+def _task(plan: ShardPlan, config: ClusterConfig) -> Task:
+    return Task(Case(plan, photo_timeout_s=config.photo_timeout_s))
 
 
 @dataclass(slots=True, eq=False)
@@ -156,13 +164,24 @@ _Results = list[tuple[Task, Receipt | Ending | None]]  # nothing, of a probe tha
 
 
 class _Pool:
-    """Actors, and the calls that are in flight on them."""
+    """Actors, and the calls that are in flight on them.
 
-    def __init__(self, make_worker: Callable[[int], ShardWorker], config: ClusterConfig) -> None:
+    Args:
+        shards: how many there are in all, where that is less than the workers that might be had.
+    """
+
+    def __init__(
+        self,
+        make_worker: Callable[[int], ShardWorker],
+        config: ClusterConfig,
+        cluster: Cluster,
+        *,
+        shards: int | None,
+    ) -> None:
         self._config = config
+        self._shards = shards
         self._stall_s = config.longest_stall_s
         self._factory = ray.put(make_worker)
-        cluster = Cluster.now(use_gpus=config.use_gpus)
         size = cluster.size_for(config.workers)
         self._threads = size.threads
         self._actor = ray.remote(_Actor).options(
@@ -332,6 +351,8 @@ class _Pool:
         if self._config.workers is None and self._is_short:
             started = sum(1 for worker in staying if worker.node)
             wanted = max(wanted, min(cluster.largest_room, 2 * started))
+        if self._shards is not None:
+            wanted = min(wanted, self._shards)
         self._is_short = False
         for _ in range(wanted - len(staying)):
             self._workers.append(_Worker(self._actor.remote(self._factory, self._threads)))

@@ -27,7 +27,7 @@ from pipeline.bands import Bands
 from pipeline.bench import in_turn
 from pipeline.errors import PhotoKept
 from pipeline.ifd import FileBytes
-from pipeline.images import HEAD_BYTES, Limits, Pixels, can_be_a_file, decode, encode
+from pipeline.images import HEAD_BYTES, Limits, Pixels, can_be_a_file, codec_faults, decode, encode, inspect
 from pipeline.imageset import ImageSet
 from pipeline.records import Layout, Outcome
 from pipeline.room import Room
@@ -38,9 +38,7 @@ from pipeline.shard import (
     PhotoResult,
     Recipe,
     Worker,
-    codec_faults,
     gpu_shares,
-    inspected,
     rejecting,
     timed,
 )
@@ -132,7 +130,7 @@ def denoise_photo(
     """
     result, cores = PhotoResult(outcome=Outcome.REJECTED), cores or nullcontext()
     with rejecting(result, name):
-        header = inspected(result, data, name=name, limits=config.limits)
+        result.header = header = inspect(data, name=name, limits=config.limits)
         if by_windows is not None and header.format == "tiff" and header.decoded_bytes > BY_BANDS_BYTES:
             return _denoise_in_scratch(data, name, by_windows, config, room)
         if header.untouched_reason is not None:
@@ -140,7 +138,7 @@ def denoise_photo(
             return _untouched(result, header.untouched_reason)
         copies = WEBP_COPIES if header.format == "webp" else COPIES
         with in_turn((room or Room()).taken(copies * header.decoded_bytes)):
-            with in_turn(cores), timed(result, "decode"), codec_faults():
+            with in_turn(cores), timed(result, "decode"):
                 noisy = decode(data, header)
             with in_turn(cores), timed(result, "measure"):
                 noise = estimate_noise(noisy.seen)
@@ -159,7 +157,7 @@ def denoise_photo(
                 return _untouched(result, reason)
             del noisy  # a codec needs its room
             try:
-                with in_turn(cores), timed(result, "encode"), codec_faults():
+                with in_turn(cores), timed(result, "encode"):
                     result.data = encode(clean, data, header)
             except PhotoKept as error:
                 result.data = data
@@ -267,7 +265,7 @@ def denoise_by_bands(
     result = PhotoResult(outcome=Outcome.REJECTED)
     with rejecting(result, name):
         data = FileBytes(file)
-        header = inspected(result, data, name=name, limits=config.limits)
+        result.header = header = inspect(data, name=name, limits=config.limits)
         with target.open("w+b") as out:
             _copy(file, out)
             result.file = target

@@ -30,7 +30,7 @@ from pipeline.records import DIFFERENCE_SCHEMA, Layout, PlannedPhoto, ShardPlan
 from pipeline.redaction import printable
 from pipeline.room import Room
 from pipeline.scratch import scratch_folder
-from pipeline.shard import PHOTO_BYTES, CodecFault, codec_faults
+from pipeline.shard import PHOTO_BYTES
 from pipeline.sources import photos_of, read_photos
 from pipeline.storage import Destination, open_store
 from pipeline.subset import sample_condition
@@ -252,11 +252,11 @@ class DiffWorker(Surveyor):
             size_bytes = COPIES * (header.decoded_bytes + other_header.decoded_bytes)
             if size_bytes > PHOTO_BYTES:
                 return None, TOO_LARGE
-            with self._room.taken(size_bytes), codec_faults():
+            with self._room.taken(size_bytes):
                 return _psnr(decode(one, header).colour, decode(other, other_header).colour)
         except ObjectRefused:
             return None, UNREADABLE
-        except (PhotoRejected, CodecFault, ValueError, MemoryError) as error:
+        except (PhotoRejected, ValueError, MemoryError) as error:
             return None, str(error) or type(error).__name__
 
 

@@ -26,6 +26,10 @@ class PhotoRejected(DegrainError):
     """One photo cannot be used. The message is the reason that a person reads in the index."""
 
 
+class CodecFault(PhotoRejected):
+    """A codec raised what it should not: a fault of ours or of its library, which costs one photo and not the run."""
+
+
 class PhotoKept(PhotoRejected):
     """A photo's result cannot be written faithfully: it is copied byte for byte, for this reason."""
 

@@ -4,9 +4,12 @@ JPEG, PNG, TIFF and WebP are denoised. `inspect` tells what a file is and, if it
 pixels into the source's own container, so that its settings and metadata survive: each format's module says how.
 """
 
+import errno
 import io
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipeline import jpeg, png, tiff, webp
 from pipeline.container import Header, Pixels, Samples
-from pipeline.errors import PhotoRejected
+from pipeline.errors import CodecFault, PhotoRejected
 from pipeline.ifd import Data
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "Small",
     "can_be_a_file",
     "can_shrink",
+    "codec_faults",
     "decode",
     "encode",
     "inspect",
@@ -44,6 +48,7 @@ class Container(Protocol):
     def encode(self, pixels: Pixels, data: bytes) -> bytes: ...
 
 
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 CONTAINERS: dict[str, Container] = {"jpeg": jpeg, "png": png, "tiff": tiff, "webp": webp}
 EXTENSIONS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "tif": "tiff", "tiff": "tiff", "webp": "webp"}
 DISPLAY_NAMES = {
@@ -157,6 +162,19 @@ def can_be_a_file(head: bytes) -> bool:
     return _sniff(head) not in CONTAINERS.keys() - {"tiff"}
 
 
+@contextmanager
+def codec_faults() -> Iterator[None]:
+    """What a codec raises inside is a `CodecFault`, unless it says something of the photo, or blames no photo."""
+    try:
+        yield
+    except (PhotoRejected, MemoryError, FloatingPointError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise
+        raise CodecFault(f"it could not be processed: {type(error).__name__}: {error}") from error
+
+
 def inspect(data: Data, *, name: str = "", limits: Limits = DEFAULT_LIMITS) -> Header:
     """Tell what a file is, without decoding it.
 
@@ -165,7 +183,8 @@ def inspect(data: Data, *, name: str = "", limits: Limits = DEFAULT_LIMITS) -> H
         name: the object's key. An extension that promises a format which the content is not gives a rejection.
 
     Raises:
-        PhotoRejected: the file is empty, mislabelled, cut off, corrupt or larger than `limits`.
+        PhotoRejected: the file is empty, mislabelled, cut off, corrupt or larger than `limits`; here and in all that
+            follows, it is a `CodecFault` where a codec raised anything else.
     """
     if not data:
         raise PhotoRejected("the file is empty")
@@ -186,7 +205,8 @@ def inspect(data: Data, *, name: str = "", limits: Limits = DEFAULT_LIMITS) -> H
         return Header(format=content, width_px=width_px, height_px=height_px, untouched_reason=reason)
     if len(data) > limits.max_bytes:
         raise PhotoRejected(f"the file has {len(data) / 1e6:,.1f} MB, the limit is {limits.max_bytes / 1e6:,.1f} MB")
-    header = CONTAINERS[content].inspect(data)
+    with codec_faults():
+        header = CONTAINERS[content].inspect(data)
     _check_size(header, limits)
     return header
 
@@ -198,7 +218,9 @@ def decode(data: bytes, header: Header) -> Pixels:
         PhotoRejected: the picture is damaged or incomplete.
         ValueError: the header says that the photo is to be left untouched.
     """
-    return _container(header).decode(data)
+    container = _container(header)
+    with codec_faults():
+        return container.decode(data)
 
 
 def encode(pixels: Pixels, data: bytes, header: Header) -> bytes:
@@ -224,7 +246,8 @@ def encode(pixels: Pixels, data: bytes, header: Header) -> bytes:
         raise ValueError(f"a photo of mode {header.mode} {'needs an' if has_alpha else 'has no'} alpha channel")
     if pixels.alpha is not None and (pixels.alpha.shape != size or pixels.alpha.dtype != pixels.colour.dtype):
         raise ValueError(f"the photo needs alpha of shape {size}, not {pixels.alpha.shape} of {pixels.alpha.dtype}")
-    return container.encode(pixels, data)
+    with codec_faults():
+        return container.encode(pixels, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,13 +281,14 @@ def shrink(data: bytes, header: Header, *, side_px: int) -> Small:
     scale = min(1.0, side_px / min(photo.size))
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     profile = photo.info["icc_profile"]
-    if size != photo.size:
-        photo = photo.resize(size, Image.Resampling.LANCZOS)
-    told = PngInfo()
-    for kind, payload in png.colour_chunks(data) if header.format == "png" else ():
-        told.add(kind, payload)
     buffer = io.BytesIO()
-    photo.save(buffer, "PNG", compress_level=SMALL_PNG_LEVEL, icc_profile=profile, pnginfo=told)
+    with codec_faults():
+        if size != photo.size:
+            photo = photo.resize(size, Image.Resampling.LANCZOS)
+        told = PngInfo()
+        for kind, payload in png.colour_chunks(data) if header.format == "png" else ():
+            told.add(kind, payload)
+        photo.save(buffer, "PNG", compress_level=SMALL_PNG_LEVEL, icc_profile=profile, pnginfo=told)
     return Small(buffer.getvalue(), *size)
 
 
@@ -277,7 +301,8 @@ def upright(data: bytes, header: Header) -> Image.Image:
     """
     if not can_shrink(header):
         raise ValueError(f"a {_display(header.format)} of mode {header.mode} and {header.bit_depth} bits is not shown")
-    colour = CONTAINERS[header.format].decode(data).colour
+    with codec_faults():
+        colour = CONTAINERS[header.format].decode(data).colour
     photo = Image.fromarray(np.ascontiguousarray(colour) if colour.dtype == np.uint8 else _rounded(colour))
     profile = _colour_profile(data, header)
     if header.orientation in UPRIGHT:

@@ -10,14 +10,14 @@ from functools import partial
 from pipeline.collection_job import CollectionJob
 from pipeline.errors import PhotoRejected
 from pipeline.forecast import ForecastOptions, Outlook
-from pipeline.images import Header, Limits, can_shrink, shrink
+from pipeline.images import Header, Limits, can_shrink, inspect, shrink
 from pipeline.imageset import ImageSet
 from pipeline.planning import PlanHeader, ShardSize
 from pipeline.records import Layout, Outcome
 from pipeline.room import Room, usable_cores
 from pipeline.run import Progress, Summary, Work, do_work
 from pipeline.sample import look_ahead
-from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, codec_faults, inspected, rejecting, timed
+from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, rejecting, timed
 from pipeline.sources import open_both
 from pipeline.storage import open_store
 
@@ -108,7 +108,7 @@ def pack_photo(data: bytes, key: str, config: IngestConfig, *, room: Room | None
     """
     result = PhotoResult(outcome=Outcome.REJECTED)
     with rejecting(result, key):
-        header = inspected(result, data, name=key, limits=config.limits)
+        result.header = header = inspect(data, name=key, limits=config.limits)
         if not header.format:
             raise PhotoRejected("the file is no photo")
         if (reason := _skip_reason(header, config)) is not None:
@@ -117,7 +117,7 @@ def pack_photo(data: bytes, key: str, config: IngestConfig, *, room: Room | None
         if config.resize_px is None:
             result.data = data
         else:
-            with (room or Room()).taken(COPIES * header.decoded_bytes), timed(result, "encode"), codec_faults():
+            with (room or Room()).taken(COPIES * header.decoded_bytes), timed(result, "encode"):
                 small = shrink(data, header, side_px=config.resize_px)
             result.data, result.size_px = small.data, (small.width_px, small.height_px)
         result.outcome = Outcome.PACKED

@@ -49,6 +49,8 @@ class NameJob:
         check_name(self.name)
         if self.on is not None and self.scores is not None:
             raise ValueError("the scores are either given or measured: name a scores.json or photos, and not both")
+        if self.limit is not None and self.on is None:
+            raise ValueError(f"limit is {self.limit}, and there are no photos to measure on: name them by on")
 
 
 Evaluated = Mapping[str, Any]  # Any: what `Evaluation.as_dict` makes, maybe read from a file

@@ -1,7 +1,6 @@
 """A shard of planned photos into a committed shard of the target, whatever is done to them and becomes of each."""
 
 import dataclasses
-import errno
 import hashlib
 import logging
 import tempfile
@@ -18,10 +17,9 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from pipeline.bench import Bench, Look, enter_stage, in_turn
-from pipeline.errors import ObjectMissing, ObjectRefused, PhotoRejected, StorageError
+from pipeline.errors import CodecFault, ObjectMissing, ObjectRefused, PhotoRejected, StorageError
 from pipeline.fault_points import FaultPoint, fault_point
-from pipeline.ifd import Data
-from pipeline.images import Header, Limits, inspect
+from pipeline.images import Header, Limits
 from pipeline.imageset import ImageSet
 from pipeline.packed import MAX_PHOTO_BYTES, PackedWriter, promise_of
 from pipeline.records import GONE, Layout, Outcome, PhotoRecord, PlannedPhoto, Receipt, ShardPlan
@@ -36,7 +34,6 @@ log = logging.getLogger(__name__)
 PHOTOS_AT_ONCE = 8  # in work, at most: what fits into memory is bounded by bytes
 PHOTO_BYTES = 1024**3  # of memory for photos that are decoded: see `Room`
 GPU_CORES, MOST_SHARES = 4, 4  # see `gpu_shares`
-OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 SOURCE_BYTES = 256 * 1024**2  # the same for the files that they come from
 FILE_BYTES = 128 * 1024**2  # a larger one is not read into memory, if there is another way
 
@@ -437,44 +434,15 @@ def _sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-class CodecFault(Exception):
-    """A codec raised what it should not: a fault of ours or of its library, which costs one photo and not the run."""
-
-
-@contextmanager
-def codec_faults() -> Iterator[None]:
-    """What a codec raises inside is a `CodecFault`, unless it says something of the photo."""
-    try:
-        yield
-    except (PhotoRejected, MemoryError, FloatingPointError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
-            raise  # no photo is to blame for that
-        raise CodecFault(f"{type(error).__name__}: {error}") from error
-
-
-def inspected(result: PhotoResult, data: Data, *, name: str, limits: Limits) -> Header:
-    """The header of a photo, which its result is given; what is raised is for the photo's sake.
-
-    Raises:
-        PhotoRejected, CodecFault: as `inspect` and `codec_faults` do.
-    """
-    with codec_faults():
-        result.header = header = inspect(data, name=name, limits=limits)
-    return header
-
-
 @contextmanager
 def rejecting(result: PhotoResult, name: str) -> Iterator[None]:
     """What is raised inside for the photo's sake becomes the reason of its rejection."""
     try:
         yield
     except PhotoRejected as error:
+        if isinstance(error, CodecFault):
+            log.exception("a codec failed on %s", name)
         result.reason = str(error)
-    except CodecFault as error:
-        log.exception("a codec failed on %s", name)
-        result.reason = f"it could not be processed: {error}"
     except MemoryError:
         result.reason = "it needs more memory than this worker has"
     except FloatingPointError:

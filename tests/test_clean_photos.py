@@ -8,6 +8,7 @@ import pytest
 from photos import saved, scene
 from PIL import Image
 
+from pipeline import png
 from pipeline.clean_photos import digest_of, find_clean_photos
 
 
@@ -37,6 +38,14 @@ def test_photos_of_no_use_are_told_of_once(folder: Path, caplog: pytest.LogCaptu
         f"left out {key}" for key in ("2.png", "gray.png", "notes.txt")
     ]
     assert len(caplog.messages) == told
+
+
+def test_a_photo_on_whose_header_a_codec_fails_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = png.inspect
+    monkeypatch.setattr(png, "inspect", lambda data: sound(data) if data != first else {}["size"])
+    first = (folder / "0.png").read_bytes()
+
+    assert [photo.key for photo in find_clean_photos(str(folder), min_side_px=32)] == ["1.png"]
 
 
 def test_a_collection_without_any_is_refused(folder: Path) -> None:

@@ -49,6 +49,17 @@ def test_few_shards_are_shared_and_do_not_all_fall_to_the_worker_that_is_up_firs
     assert len(processes) == 2
 
 
+def test_there_are_no_more_workers_than_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(cluster, "_Worker", lambda actor, make=cluster._Worker: made.append(actor) or make(actor))
+
+    receipts = list(map_shards([shard("s0", "a"), shard("s1", "b")], WorkerFactory(folder), ClusterConfig(workers=5)))
+
+    assert len(receipts) == len(made) == 2
+    assert list(map_shards([], WorkerFactory(folder), ClusterConfig(workers=5))) == []
+    assert len(made) == 2
+
+
 def test_plans_are_read_only_as_fast_as_they_are_worked_on(folder: Path) -> None:
     read = []
 

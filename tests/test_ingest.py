@@ -22,7 +22,7 @@ from loop import Loop, index_of, photos_of, plan_work
 from photos import saved, scene, write_archive
 from PIL import Image, ImageCms, PngImagePlugin
 
-from pipeline import ingest, shard
+from pipeline import ingest, jpeg
 from pipeline.cluster import ClusterConfig
 from pipeline.images import Limits
 from pipeline.ingest import IngestConfig, IngestJob, ingest_work, pack_photo, run_ingest
@@ -52,7 +52,7 @@ def pixels(result: PhotoResult) -> np.ndarray:
 
 
 def test_a_photo_that_no_codec_should_fail_on_is_rejected_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "inspect", lambda *_, **__: {}["size"])
+    monkeypatch.setattr(jpeg, "inspect", lambda _: {}["size"])
     assert packed(b"\xff\xd8\xff", "a.jpg").reason == "it could not be processed: KeyError: 'size'"
 
 
