@@ -161,6 +161,7 @@ class Camera:
         read_electrons: standard deviation of the read noise.
         gains: white balance of red and blue.
         max_iso: no photo is taken above it.
+        mosaic: colours of the sensor's pixels from the top left: two in the first row, two in the second.
         is_edge_aware: OpenCV's edge-aware demosaicing; or else its variable number of gradients (VNG, 8 bit).
         contrast: exponent of the tone curve's slope in the mid-tones; 0 is none.
         sharpening: amount of an unsharp mask of one pixel.
@@ -171,6 +172,7 @@ class Camera:
     read_electrons: float
     gains: tuple[float, float]
     max_iso: int
+    mosaic: str
     is_edge_aware: bool
     contrast: float
     sharpening: float
@@ -178,13 +180,14 @@ class Camera:
 
 
 # Orders of magnitude of published sensor measurements (photonstophotos.net): full frame, APS-C, Micro Four Thirds, a
-# compact of 2006 and a phone. Columns: full well, read noise, gains, max ISO, edge-aware, contrast, sharpening, JPEG.
+# compact of 2006 and a phone. Columns: full well, read noise, gains, max ISO, mosaic, edge-aware, contrast, sharpening,
+# JPEG.
 CAMERAS = (
-    Camera(80_000, 3.5, (2.1, 1.6), 12800, True, 0.3, 0.0, 0x211111),
-    Camera(30_000, 3.0, (2.3, 1.5), 12800, True, 0.0, 0.5, 0x111111),
-    Camera(25_000, 2.5, (1.8, 1.9), 12800, False, 0.5, 0.3, 0x221111),
-    Camera(8_000, 8.0, (2.0, 2.0), 1600, True, 0.2, 0.8, 0x221111),
-    Camera(6_000, 2.0, (1.9, 1.7), 3200, False, 0.4, 0.6, 0x221111),
+    Camera(80_000, 3.5, (2.1, 1.6), 12800, "RGGB", True, 0.3, 0.0, 0x211111),
+    Camera(30_000, 3.0, (2.3, 1.5), 12800, "GBRG", True, 0.0, 0.5, 0x111111),
+    Camera(25_000, 2.5, (1.8, 1.9), 12800, "GRBG", False, 0.5, 0.3, 0x221111),
+    Camera(8_000, 8.0, (2.0, 2.0), 1600, "BGGR", True, 0.2, 0.8, 0x221111),
+    Camera(6_000, 2.0, (1.9, 1.7), 3200, "RGGB", False, 0.4, 0.6, 0x221111),
 )
 
 
@@ -205,7 +208,7 @@ def photograph(clean: Photo, draw: np.random.Generator, number: int) -> Photo:
     counted = draw.poisson(raw * electrons_at_white) + draw.normal(0, camera.read_electrons, raw.shape)
 
     def develop(sensed: NDArray[Any]) -> Floats:
-        linear = _demosaiced(sensed, is_edge_aware=camera.is_edge_aware) * gains
+        linear = demosaic(sensed, camera.mosaic, is_edge_aware=camera.is_edge_aware) * gains
         return _curved(_to_display(linear.clip(0, 1)), camera.contrast) * PEAK
 
     # The noise alone: what demosaicing makes of the detail of photos as sharp as these is no noise.
@@ -223,19 +226,25 @@ def _through_jpeg(photo: Photo, sampling: int) -> Photo:
     return np.ascontiguousarray(opened[..., ::-1])
 
 
-def _demosaiced(linear: NDArray[Any], *, is_edge_aware: bool) -> Floats:
-    """Behind an RGGB mosaic, by OpenCV in 16 bits (edge-aware) or 8 (VNG, of the square root, to keep the shadows)."""
+def demosaic(linear: NDArray[Any], mosaic: str, *, is_edge_aware: bool) -> Floats:
+    """An (H, W, 3) picture in [-1/15, 1] behind a mosaic of `Camera`, interpolated again by OpenCV.
+
+    In 16 bits (edge-aware) or 8 (VNG, of the square root, to keep the shadows).
+    """
     import cv2
 
-    mosaic = np.empty(linear.shape[:2])
-    for top, left, channel in ((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 2)):
-        mosaic[top::2, left::2] = linear[top::2, left::2, channel]
+    sensed = np.empty(linear.shape[:2])
+    for place, colour in enumerate(mosaic):
+        rows, columns = slice(place // 2, None, 2), slice(place % 2, None, 2)
+        sensed[rows, columns] = linear[rows, columns, "RGB".index(colour)]
     # Black lies at 1/16 of the range, as in real raws, so that noise around black survives.
-    shifted = mosaic.clip(-1 / 15, 1) * 15 / 16 + 1 / 16
+    shifted = sensed.clip(-1 / 15, 1) * 15 / 16 + 1 / 16
     if is_edge_aware:
-        rgb = cv2.cvtColor(np.rint(shifted * 65535).astype(np.uint16), cv2.COLOR_BayerRGGB2RGB_EA) / 65535
+        conversion = getattr(cv2, f"COLOR_Bayer{mosaic}2RGB_EA")
+        rgb = cv2.cvtColor(np.rint(shifted * 65535).astype(np.uint16), conversion) / 65535
     else:
-        rgb = (cv2.cvtColor(np.rint(np.sqrt(shifted) * 255).astype(np.uint8), cv2.COLOR_BayerRGGB2RGB_VNG) / 255) ** 2
+        conversion = getattr(cv2, f"COLOR_Bayer{mosaic}2RGB_VNG")
+        rgb = (cv2.cvtColor(np.rint(np.sqrt(shifted) * 255).astype(np.uint8), conversion) / 255) ** 2
     return ((rgb - 1 / 16) * 16 / 15).astype(np.float32)
 
 

@@ -16,6 +16,7 @@ from model.evaluate import (
     Score,
     Trial,
     camera_of,
+    demosaic,
     mean_score,
     photograph,
     run_trial,
@@ -77,6 +78,20 @@ def test_every_camera_keeps_the_photo_and_is_noisier_at_a_higher_iso(camera):
     assert 0.5 < low.std() < high.std() < 40
     if CAMERAS[camera].max_iso == PHOTO_ISOS[-1]:
         assert high.std() > 1.7 * low.std()
+
+
+@pytest.mark.parametrize("is_edge_aware", [True, False])
+@pytest.mark.parametrize("mosaic", ["RGGB", "GRBG", "GBRG", "BGGR"])
+def test_what_a_pixel_of_the_sensor_sees_stays_and_the_rest_is_interpolated(mosaic, is_edge_aware):
+    colours = np.array([0.2, 0.5, 0.8])
+    linear = np.tile(colours, (16, 16, 1)) * np.random.default_rng(0).uniform(0.7, 1, (16, 16, 1))
+
+    developed = demosaic(linear, mosaic, is_edge_aware=is_edge_aware)
+
+    for place, colour in enumerate(mosaic):
+        seen = (slice(4 + place // 2, 12, 2), slice(4 + place % 2, 12, 2), "RGB".index(colour))
+        assert developed[seen] == pytest.approx(linear[seen], abs=0.01)
+    assert np.median(developed, axis=(0, 1)) == pytest.approx(np.median(linear, axis=(0, 1)), abs=0.05)
 
 
 def test_five_photos_meet_all_cameras_and_all_isos_and_25_meet_each_camera_up_to_its_highest():
