@@ -45,7 +45,7 @@ def verify(options: argparse.Namespace) -> int:
     job = VerifyJob(
         target=options.target,
         findings=options.findings,
-        cluster=ClusterConfig(address=options.cluster, workers=options.workers, use_gpus=options.repair),
+        cluster=ClusterConfig(address=options.cluster, workers=options.workers),
     )
     rejected = 0
     with CountBar("object") as bar, ProgressBar() as progress:
@@ -82,7 +82,7 @@ def diff(options: argparse.Namespace) -> int:
         target_b=options.target_b,
         sample=options.sample,
         rows=options.rows,
-        cluster=ClusterConfig(address=options.cluster, workers=options.workers, use_gpus=False),
+        cluster=ClusterConfig(address=options.cluster, workers=options.workers),
     )
     with CountBar("photo") as bar:
         difference = run_diff(job, bar)

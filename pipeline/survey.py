@@ -1,5 +1,6 @@
 """Look at the photos of image sets with all workers of a cluster, and gather what they find as rows of one file."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,6 +101,8 @@ def survey(
 ) -> Seen:
     """Have all photos looked at, and write what is found of them to `path`. Rows are held one unit of work at a time.
 
+    No GPU is asked for: codecs and hashes have no use for one.
+
     Args:
         photos: read lazily.
         make_worker: its workers' receipts are `Found`, with rows of `schema`.
@@ -122,7 +125,8 @@ def survey(
         if first is None:
             return seen
         with connected(config.address):
-            for found in map_shards(chain([first], plans), make_worker, config, on_look=look):
+            on_cores = dataclasses.replace(config, use_gpus=False)
+            for found in map_shards(chain([first], plans), make_worker, on_cores, on_look=look):
                 assert isinstance(found, Found), "a worker of a survey says what it found"
                 if len(found.rows):
                     writer.write_table(found.rows)

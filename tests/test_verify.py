@@ -221,6 +221,15 @@ def test_a_sound_set_gives_nothing_to_report(target: str) -> None:
     assert verdict.objects == 8  # photos and commits
 
 
+def test_no_gpu_is_taken_to_look_at_photos(loop: Loop, tmp_path: Path) -> None:
+    target = make_set("files", tmp_path, str(tmp_path / "target"))
+    assert loop.config.use_gpus  # as they were denoised
+
+    verify(target)
+
+    assert not loop.config.use_gpus
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda each: each.__name__)
 def test_damage_is_named_and_made_right(folder: Path, damage: Callable[[Store], None]) -> None:
     store = open_store(str(folder))
