@@ -312,7 +312,7 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
         help="follow the noise and leave clean photos as they are, or apply that share of the network's correction "
         "to every photo [auto]",
     )
-    photo.add_argument("--keep-grain", action="store_true", help="denoise the colour, and keep the luminance")
+    photo.add_argument("--keep-grain", action="store_true", help="denoise the colour alone, and keep the luminance")
     photo.add_argument(
         "--max-megapixels",
         type=float,
@@ -321,7 +321,10 @@ def _denoise_options(command: argparse.ArgumentParser) -> None:
         help="reject larger photos; a TIFF may be larger than memory [400]",
     )
     photo.add_argument(
-        "--layout", choices=["files", "packed"], default="files", help="the same names, or Parquet shards [files]"
+        "--layout",
+        choices=["files", "packed"],
+        default="files",
+        help="the same names under images/, or Parquet shards [files]",
     )
     _run_options(command)
 
@@ -331,12 +334,12 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--key-table",
         metavar="TABLE",
-        help="list SOURCE by a Parquet or CSV table, or by the manifest of an S3 Inventory",
+        help="list SOURCE by a Parquet or CSV table, or by the manifest.json of an S3 Inventory",
     )
     which.add_argument(
         "--where", default="", metavar="SQL", help="take these photos of an image set, as in 'iso <= 400' [all]"
     )
-    which.add_argument("--limit", type=int, metavar="N", help="process at most N photos")
+    which.add_argument("--limit", type=int, metavar="N", help="process N photos, and leave the rest to the next run")
     which.add_argument(
         "--sample", type=float, metavar="F", help="process that share of what is to be done, such as 0.001 [all]"
     )
@@ -347,7 +350,7 @@ def _run_options(command: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="F",
-        help="fail as soon as more than this share is rejected [1]",
+        help="fail as soon as more than this share of a plan is rejected [1]",
     )
     limits.add_argument(
         "--photo-timeout-s", type=float, default=3600.0, metavar="S", help="reject photos that take longer [3600]"
@@ -355,7 +358,7 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     add_cluster_options(command)
     plan = command.add_argument_group("what a plan tells")
     plan.add_argument("--sample-photos", type=int, default=16, metavar="N", help="photos to measure; 0 for none [16]")
-    plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="hourly price of all machines")
+    plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="hourly price of all machines together")
     plan.add_argument(
         "--gpu-megapixels-per-s",
         type=float,

@@ -63,16 +63,17 @@ class RaySettings(Settings):
 
     address: str | None = Field(
         None,
-        description="URL of a Ray cluster's dashboard, http://host:8265. Empty: what RAY_API_SERVER_ADDRESS says where "
-        "the flow runs, or a Ray that is started there and stopped again. RAY_AUTH_TOKEN is told to the former alone.",
+        description="URL of a Ray cluster's dashboard, http://host:8265. Empty: the one that RAY_API_SERVER_ADDRESS "
+        "names where the flow runs, or if that is not set, a Ray that is started there for the run. RAY_AUTH_TOKEN is "
+        "sent to the address in RAY_API_SERVER_ADDRESS and to no other.",
         pattern=r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$",
     )
     workers: Positive | None = Field(
-        None, description="Worker processes. Empty: one a GPU, or one a core; to train, one."
+        None, description="Worker processes. Empty: one for each GPU or core; for a training, one."
     )
-    timeout_hours: float = Field(24.0, gt=0, description="After so long a job is stopped, and its stage fails.")
+    timeout_hours: float = Field(24.0, gt=0, description="A job that takes longer is stopped, and its stage fails.")
     lost_after_s: float = Field(
-        60.0, gt=0, description="Seconds for which the cluster may be out of reach before the stage fails."
+        60.0, gt=0, description="The stage fails when the cluster has not answered for so many seconds."
     )
 
     @property
@@ -92,7 +93,9 @@ class RunSettings(Settings):
     notify_rejected_fraction: Fraction = Field(
         0.05, description="Send the event degrain.too-many-rejected when more than this share of a run was rejected."
     )
-    max_rejected_fraction: Fraction = Field(1.0, description="Fail as soon as more than this share is rejected.")
+    max_rejected_fraction: Fraction = Field(
+        1.0, description="Fail as soon as more than this share of a plan is rejected."
+    )
     photo_timeout_s: float = Field(3600.0, gt=0, description="Reject photos that take longer than so many seconds.")
     key_table: str | None = Field(
         None, description="List the source by this Parquet or CSV table, or by the manifest.json of an S3 Inventory."
@@ -121,7 +124,7 @@ class DenoiseSettings(RunSettings):
 
     weights: Place = Field("photo", description="Shipped weights by name, or a path or URL of a weights file.")
     registry: str | None = Field(
-        None, description="Look that name up there: folder or URL with weights/. Empty: among the weights that ship."
+        None, description="Folder or URL of a registry that has that name. Empty: the weights that ship."
     )
     strength: Literal["auto"] | Fraction = Field(
         "auto",
@@ -148,7 +151,9 @@ class IngestSettings(RunSettings):
     """Pack a collection into the Parquet shards of an image set."""
 
     resize: Positive | None = Field(
-        None, description="As upright 8-bit PNGs whose shorter side has so many pixels. Empty: the bytes as they are."
+        None,
+        description="Pack upright 8-bit PNGs whose shorter side has so many pixels; none is enlarged. Empty: the bytes "
+        "as they are.",
     )
     min_side: Positive | None = Field(None, description="Skip photos with a side shorter than so many pixels.")
 
@@ -162,8 +167,8 @@ class TrainSettings(Settings):
 
     source: Place = Field(description="Folder, URL or image set of clean photos.")
     run: Place = Field(
-        description="Folder or URL of the run: one that is there goes on at its last checkpoint. {date} in it is the "
-        "day for which the flow was scheduled: each time on a schedule another run."
+        description="Folder or URL of the run. One that exists goes on at its last checkpoint. {date} in it stands for "
+        "the day (UTC) for which the flow run was scheduled, so that each time on a schedule is a run of its own."
     )
     preset: Preset = Field(Preset.PHOTO, description="Which recipe; what follows changes it.")
     network: Network | None = Field(None, description="Which architecture. Empty: the recipe's, as for those below.")
@@ -179,10 +184,10 @@ class TrainSettings(Settings):
     )
     validation: str | None = Field(None, description="Score the weights on these photos instead.")
     start_from: str | None = Field(None, description="Begin with these weights. Empty: with random ones.")
-    teacher: str | None = Field(None, description="Learn the answers of these weights in place of the clean photos.")
+    teacher: str | None = Field(None, description="Learn the outputs of these weights in place of the clean photos.")
     data: str = Field("", description="What the card of the weights says of the photos.")
     licence: str = Field("not stated", description="What the card says of the terms.")
-    checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
+    checkpoint_every: Positive = Field(500, description="Steps between checkpoints; five minutes at the most.")
     log_every: Positive = Field(100, description="Steps whose mean is one point of the training curve.")
     ray: RaySettings = Field(RaySettings(), description="Where the work is done.")
 
@@ -225,22 +230,22 @@ class NightlySettings(Settings):
     approval_hours: float = Field(12.0, gt=0, description="How long to wait for that; then the run fails.")
     report: str | None = Field(
         None,
-        description="Where the page about the image set is written, ….html. Empty: beside it, as …-report.html, "
-        "where it is no whole bucket.",
+        description="Where the page about the image set is written, ….html. Empty: beside the target, as "
+        "TARGET-report.html. If the target is a whole bucket, name a place.",
         pattern=r"\.html$",
     )
     report_link_days: float = Field(
         7.0,
         ge=0,
         le=7,
-        description="How long the link to a page in a bucket of S3 works, for whoever has it. Of the credentials it "
-        "tells the key's id alone, and it ends with temporary ones. 0: no link.",
+        description="How long the link to a page in an S3 bucket works, for everybody who has it. It holds the "
+        "credentials' key id, and of temporary ones the session's token, with which it expires; never the secret key. "
+        "0: no link.",
     )
-
     report_link_endpoint: str | None = Field(
         None,
-        description="Where browsers reach the bucket's server, http://host:port, if that is elsewhere than where the "
-        "work is done. Empty: what DEGRAIN_LINK_ENDPOINT says where the flow runs, or no difference.",
+        description="Where browsers reach the bucket's server, http://host:port, if that is not the address that Ray "
+        "uses. Empty: what DEGRAIN_LINK_ENDPOINT says where the flow runs, or if that is not set, the same address.",
         pattern=r"^https?://[^\s/?#@]+/?$",
     )
 
@@ -262,7 +267,7 @@ class RetrainSettings(Settings):
 
     ingest: IngestSettings = Field(description="Which photos are packed to train on.")
     train: TrainSettings = Field(description="What is trained on them.")
-    held_out: Place = Field(description="Clean photos that neither weights were trained on: both are tried on them.")
+    held_out: Place = Field(description="Clean photos that neither the old nor the new weights were trained on.")
     held_out_photos: Positive | None = Field(None, description="The first so many of them. Empty: all.")
     promoted: str = Field(
         description="Weights in use: path or URL of a file ….safetensors that the better ones are put into, or of a "
@@ -270,7 +275,7 @@ class RetrainSettings(Settings):
         pattern=r"\.safetensors$|(^|/)weights/[^/]+$",
     )
     incumbent: str | None = Field(
-        None, description="What to compare with while there is nothing at that place yet. Empty: the weights that ship."
+        None, description="Weights to compare with while there are none at that place. Empty: those that ship."
     )
     min_gain_db: float = Field(0.02, description="Promote only if the mean gain over the trials grows by so many dB.")
     max_loss_db: float = Field(0.2, ge=0, description="Promote only if no trial loses more than so many dB.")

@@ -32,13 +32,13 @@ def add_train(command: argparse.ArgumentParser) -> None:
     recipe.add_argument("--cooldown-share", type=float, metavar="F", help="share of the steps in which it cools down")
     recipe.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")
     recipe.add_argument("--start-from", metavar="WEIGHTS", help="begin with these weights [random ones]")
-    recipe.add_argument("--teacher", metavar="WEIGHTS", help="learn the answers of these in place of the photos")
+    recipe.add_argument("--teacher", metavar="WEIGHTS", help="learn the outputs of these in place of the photos")
     which = command.add_argument_group("which photos")
     which.add_argument("--where", default="", metavar="SQL", help="train on these photos of an image set [all]")
     which.add_argument(
-        "--validation-fraction", type=float, default=0.0, metavar="F", help="hold these photos back, to score on [0]"
+        "--validation-fraction", type=float, default=0.0, metavar="F", help="hold that share back, to score on [0]"
     )
-    which.add_argument("--validation", metavar="SET", help="score the weights on these photos at the end instead")
+    which.add_argument("--validation", metavar="SET", help="score the weights on these photos instead")
     card = command.add_argument_group("the card of the weights")
     card.add_argument("--data", default="", metavar="TEXT", help="what it says of the photos")
     card.add_argument("--licence", default="not stated", metavar="TEXT", help="what it says of the terms [not stated]")
