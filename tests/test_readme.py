@@ -1,5 +1,6 @@
 """What the README says is there: its files, the columns, the options."""
 
+import dataclasses
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,8 +11,10 @@ from loop import Loop
 from photos import saved, scene
 
 from flows.cli import main
+from pipeline.images import DEFAULT_LIMITS, Limits
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.records import INDEX_SCHEMA, Outcome
+from pipeline.run import Summary
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,6 +55,19 @@ def test_its_queries_see_each_photo_once_though_a_part_of_another_index_is_there
 
     assert reasons == [(None, 3)]
     assert len(photos) == 3
+
+
+def test_it_names_all_that_is_printed_as_json() -> None:
+    told = README.split("- **JSON**")[1].split("\n\n")[0]
+
+    printed = {field.name for field in dataclasses.fields(Summary)} - {"outcomes"} | set(Outcome)
+    assert set(re.findall(r"`([a-z_]+)`", told)) - {"denoise", "ingest"} == printed
+
+
+def test_it_tells_how_large_a_photo_may_be() -> None:
+    limits = Limits.of_megapixels(DEFAULT_LIMITS.max_megapixels)
+
+    assert f"{limits.max_megapixels:g} megapixels in files of up to {limits.max_bytes / 1e9:g} GB" in README
 
 
 def options_of(verb: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
