@@ -1,6 +1,8 @@
-"""What the README says is there: its files, the columns, the options."""
+"""What the README says is there: its files, the columns, the options. And the messages that the runbook quotes."""
 
 import dataclasses
+import errno
+import os
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -96,6 +98,16 @@ def test_it_names_every_module_and_no_other() -> None:
     modules = {path.name for room in ("model", "pipeline", "flows") for path in (ROOT / room).glob("[a-z]*.py")}
     assert {name for name in modules if not any(fnmatch(name, each) for each in named)} == set()
     assert {each for each in named if not any(fnmatch(name, each) for name in modules)} == set()
+
+
+def test_the_runbook_quotes_messages_that_there_are() -> None:
+    runbook = (ROOT / "deploy/README.md").read_text().split("### What to do when")[1].split("\n### ")[0]
+    quoted = [text.strip("… ") for text in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", runbook)]
+    code = "".join(path.read_text() for room in ("model", "pipeline", "flows") for path in (ROOT / room).glob("*.py"))
+    messages = re.sub(r"\{[^{}]*\}", "…", re.sub(r'"\s*\n\s*f?"', "", code)) + os.strerror(errno.ENOSPC).lower()
+
+    assert len(quoted) > 8
+    assert [text for text in quoted if text not in messages] == []
 
 
 def test_its_test_line_is_what_ci_runs() -> None:
