@@ -11,15 +11,15 @@ EXIT_FINDINGS = 1
 
 def add_upkeep(commands: Any, add: AddCommand) -> None:  # Any: argparse keeps the type of its subparsers to itself
     """The commands and their options."""
-    command = add(commands, "verify", verify, "read every object of an image set, and hold it against the index")
+    command = add(commands, "verify", verify, "read every object of an image set again, and compare it with the index")
     command.add_argument("target", metavar="TARGET", help="image set; only read, unless it is repaired")
     command.add_argument(
         "--repair",
         action="store_true",
         help="process again what is wrong, and move what is damaged or left over to TARGET/removed",
     )
-    command.add_argument("--weights", metavar="NAME", help="weights that made the photos, if they are elsewhere by now")
-    command.add_argument("--findings", metavar="FILE", help="write all that is found as Parquet")
+    command.add_argument("--weights", metavar="NAME", help="weights that made the photos, if they are elsewhere now")
+    command.add_argument("--findings", metavar="FILE", help="write all findings as Parquet")
     add_cluster_options(command)
 
     command = add(commands, "diff", diff, "say how two image sets of the same photos differ")
@@ -29,7 +29,7 @@ def add_upkeep(commands: Any, add: AddCommand) -> None:  # Any: argparse keeps t
     command.add_argument("--rows", metavar="FILE", help="write a row for each photo that both have as Parquet")
     add_cluster_options(command)
 
-    command = add(commands, "report", report, "write what became of an image set as one HTML page")
+    command = add(commands, "report", report, "write one HTML page about an image set: numbers, charts, photos")
     command.add_argument("target", metavar="TARGET", help="image set; only read")
     command.add_argument("-o", "--output", required=True, metavar="FILE.html", help="the page; one there is replaced")
     command.add_argument("--photos", type=int, default=4, metavar="N", help="photos to show in each group [4]")
