@@ -161,13 +161,14 @@ class RayJobs:
         seen_s = checked_s = line_s = time.monotonic()
         try:
             while True:
+                has_ended = tail.has_ended  # looked at before the queue is: no line comes behind one that is empty then
                 with suppress(queue.Empty):
                     yield tail.lines.get(timeout=TICK_S)
                     seen_s = line_s = time.monotonic()
                     continue
                 yield None
                 now_s = time.monotonic()
-                if now_s - checked_s < (TICK_S if tail.has_ended else STATUS_INTERVAL_S):
+                if now_s - checked_s < (TICK_S if has_ended else STATUS_INTERVAL_S):
                     continue
                 checked_s = now_s
                 try:
@@ -179,7 +180,7 @@ class RayJobs:
                 seen_s = now_s
                 if details is None:
                     raise ClusterLost(f"the Ray cluster at {self._address.url} does not know the job {job_id} any more")
-                if details.status.is_terminal() and (tail.has_ended or now_s - line_s > LOG_TIMEOUT_S):
+                if details.status.is_terminal() and (has_ended or now_s - line_s > LOG_TIMEOUT_S):
                     return
         finally:
             tail.stop()

@@ -3,15 +3,16 @@
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import ray
 from ray.dashboard.modules import dashboard_sdk
+from ray.job_submission import JobDetails
 
 from flows import local_ray, ray_jobs
 from flows.local_ray import RayAddress
@@ -63,7 +64,7 @@ def address(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayAddress]:
     for name in ("TICK_S", "STATUS_INTERVAL_S"):
         monkeypatch.setattr(ray_jobs, name, 0.02)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, args=[0.02]).start()
+        threading.Thread(target=server.serve_forever, args=[0.02]).start()
         yield RayAddress(url=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
 
@@ -95,6 +96,30 @@ def test_a_busy_job_is_followed_through_one_answer_that_fails(
     monkeypatch.setattr(jobs._client, "tail_job_logs", tail)
 
     assert set(jobs.follow("job", lost_s=lost_s)) == {"a line", None}
+
+
+def test_lines_that_come_while_the_job_is_found_to_have_ended_are_followed(
+    jobs: RayJobs, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.answers[JOB] = [(OK, {**DETAILS, "status": "SUCCEEDED"})]
+    is_asked, find = threading.Event(), jobs.find
+
+    async def tail(_job_id: str) -> AsyncIterator[str]:
+        while not is_asked.is_set():
+            await asyncio.sleep(0.002)
+        yield "the last line\n"
+
+    def find_while_lines_come(job_id: str) -> JobDetails | None:
+        is_asked.set()
+        for thread in threading.enumerate():
+            if isinstance(thread, ray_jobs._Tail):
+                thread.join()
+        return find(job_id)
+
+    monkeypatch.setattr(jobs._client, "tail_job_logs", tail)
+    monkeypatch.setattr(jobs, "find", find_while_lines_come)
+
+    assert "the last line" in list(jobs.follow("job", lost_s=1.0))
 
 
 @pytest.mark.parametrize("failing", [JOB, STOP, ACTORS])
