@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from pipeline.errors import ImageSetError, ObjectRefused
 from pipeline.imageset import ImageSet
 from pipeline.key_table import write_listing_from_index, write_listing_from_table
+from pipeline.local_store import LocalStore
 from pipeline.packed import PackedReader
 from pipeline.planning import write_listing
 from pipeline.records import Layout, PlannedPhoto, SourceObject
 from pipeline.scratch import scratch_folder
-from pipeline.storage import LocalStore, Store, open_store, prefix_in
+from pipeline.storage import Store, open_store, prefix_in
 from pipeline.subset import Subset, split_of
 
 READ_AHEAD_BYTES = 32 * 1024**2  # of photos that one shard in work has read, or is reading, before they are taken

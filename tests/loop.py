@@ -12,10 +12,10 @@ import pytest
 from pipeline import run, survey
 from pipeline.cluster import ClusterConfig, ShardWorker
 from pipeline.imageset import ImageSet
+from pipeline.local_store import LocalStore
 from pipeline.planning import PlanCounts
 from pipeline.records import Receipt, ShardPlan
 from pipeline.run import Work, planned
-from pipeline.storage import LocalStore
 
 
 def plan_work(work: Work) -> PlanCounts:

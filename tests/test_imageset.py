@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from pipeline import imageset, index
 from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
 from pipeline.imageset import MANIFEST, ImageSet, Manifest, parse_commit
+from pipeline.local_store import LocalStore
 from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, index_table
-from pipeline.storage import LocalStore, Store, open_store
+from pipeline.storage import Store, open_store
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 SOURCE = "s3://photos"

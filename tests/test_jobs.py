@@ -16,11 +16,11 @@ from pipeline.denoise import DenoiseConfig
 from pipeline.errors import StorageError
 from pipeline.ingest import IngestConfig, IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
+from pipeline.local_store import LocalStore
 from pipeline.one_photo import denoise_one
 from pipeline.records import Layout, Status
 from pipeline.registry import read_weights
 from pipeline.run import Summary
-from pipeline.storage import LocalStore
 
 
 @pytest.fixture

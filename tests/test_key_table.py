@@ -22,8 +22,8 @@ from rows import row
 from pipeline import key_table
 from pipeline.errors import StorageError
 from pipeline.key_table import write_listing_from_index, write_listing_from_table
+from pipeline.local_store import LocalStore
 from pipeline.records import DUPLICATE_OF, LISTING_SCHEMA, Outcome, PhotoRecord, SourceObject, index_table
-from pipeline.storage import LocalStore
 from pipeline.subset import Split, Subset, split_of
 
 SOURCE = "s3://photos/archive"

@@ -18,8 +18,9 @@ from pipeline import lease
 from pipeline.errors import ImageSetError, ObjectExists, RunFailed, StorageError, TargetInUse
 from pipeline.imageset import ImageSet
 from pipeline.lease import Claim, Lease, Process, leased, refuse_if_leased, refuse_if_lost
+from pipeline.local_store import LocalStore
 from pipeline.records import Layout
-from pipeline.storage import LocalStore, Store, open_store
+from pipeline.storage import Store, open_store
 
 STRANGER = Process(host="beta", pid=4711, machine="another boot", started="1")
 

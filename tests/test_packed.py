@@ -19,9 +19,9 @@ from rows import row
 from pipeline import packed
 from pipeline.errors import ObjectMissing, ObjectRefused, StorageError
 from pipeline.footer import MARK
+from pipeline.local_store import LocalStore
 from pipeline.packed import PackedReader, PackedWriter
 from pipeline.records import PACKED_SCHEMA, Outcome, SourceObject, index_table
-from pipeline.storage import LocalStore
 
 PLACE = "shards/s1.parquet"
 

@@ -27,9 +27,9 @@ from pipeline.errors import StorageError
 from pipeline.images import Limits
 from pipeline.imageset import ImageSet
 from pipeline.jobs import read_weights
+from pipeline.local_store import LocalStore
 from pipeline.records import Layout, PlannedPhoto, ShardPlan
 from pipeline.shard import Recipe, Worker
-from pipeline.storage import LocalStore
 
 
 def brighten(noisy: np.ndarray, _dose: Dose) -> np.ndarray:

@@ -25,9 +25,9 @@ from model import Denoiser
 from pipeline.denoise import DenoiseConfig, PhotoDenoiser
 from pipeline.images import Limits
 from pipeline.imageset import ImageSet
+from pipeline.local_store import LocalStore
 from pipeline.records import Layout, PlannedPhoto, ShardPlan
 from pipeline.shard import Recipe, Worker
-from pipeline.storage import LocalStore
 
 TILE_PX = 512
 CORES = os.cpu_count() or 1

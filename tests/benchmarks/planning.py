@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 from pipeline.database import in_batches, open_database
 from pipeline.imageset import ImageSet
 from pipeline.index import PART_ROWS, count_outcomes
+from pipeline.local_store import LocalStore
 from pipeline.planning import Earlier, PlanHeader, PlanOptions, read_shard_sizes, read_shards, write_plan
 from pipeline.records import LISTING_SCHEMA, Layout, index_rows
-from pipeline.storage import LocalStore
 
 SOURCE = "s3://photos"
 HEADER = PlanHeader(source=SOURCE, weights="a" * 64, parameters="b" * 16)

@@ -34,11 +34,11 @@ from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory, denoise_photo
 from pipeline.forecast import STAGES
 from pipeline.imageset import ImageSet
 from pipeline.jobs import DenoiseJob, denoise_work, read_weights
+from pipeline.local_store import LocalStore
 from pipeline.records import Layout, Outcome, PlannedPhoto, Receipt, ShardPlan
 from pipeline.room import Room
 from pipeline.run import Progress, do_work
 from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker
-from pipeline.storage import LocalStore
 
 RAY_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112  # on top of the driver's
 CORES = os.cpu_count() or 1

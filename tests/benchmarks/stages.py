@@ -23,7 +23,7 @@ from model.denoiser import use_threads
 from model.estimate import estimate_noise
 from pipeline.denoise import Change
 from pipeline.images import decode, encode, inspect
-from pipeline.storage import LocalStore
+from pipeline.local_store import LocalStore
 
 T = TypeVar("T")
 

@@ -24,11 +24,11 @@ from model.denoiser import use_threads
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory, denoise_photo
 from pipeline.images import Pixels, decode, encode, inspect
 from pipeline.imageset import ImageSet
+from pipeline.local_store import LocalStore
 from pipeline.records import Layout, PlannedPhoto, ShardPlan
 from pipeline.registry import read_weights
 from pipeline.run import Work
 from pipeline.shard import PhotoResult, Recipe, Worker
-from pipeline.storage import LocalStore
 
 SHARD_PHOTOS = 16
 

@@ -18,8 +18,9 @@ from pipeline.fault_points import VARIABLE
 from pipeline.imageset import MANIFEST
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
+from pipeline.local_store import LocalStore
 from pipeline.records import COLUMNS_OF_THE_WORK, Layout, Receipt, ShardPlan
-from pipeline.storage import LocalStore, Store
+from pipeline.storage import Store
 
 WORKERS = 2  # that a job asks for: ingest makes its shards so small that all have some
 

@@ -19,7 +19,7 @@ from faults.hosts import GPU_HOSTS, SPARE, Hosts, hosts
 from photos import saved, scene
 
 from model.weights import load_weights
-from pipeline.storage import LocalStore
+from pipeline.local_store import LocalStore
 
 pytestmark = [
     pytest.mark.faults,

@@ -13,7 +13,7 @@ from faults.doomed import WORKERS, Work, contents, run_until
 from photos import write_archive
 
 from pipeline.fault_points import VARIABLE, FaultPoint
-from pipeline.storage import LocalStore
+from pipeline.local_store import LocalStore
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
