@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.haar import BLOCK_PX
-from pipeline import tiff
 from pipeline.container import Pixels, Samples
 from pipeline.errors import PhotoRejected
 from pipeline.ifd import Data
+from pipeline.tiff_layout import NONE, STRIP_OFFSETS, Layout, Segment, read_layout
+from pipeline.tiff_segments import check_claim, decode_into, to_pixels, to_samples, write_places, write_segment
 
 LARGEST_BAND_BYTES = 128 * 1024**2  # a band is a row of tiles, or one strip: it must be decoded as a whole
 PLAIN_ROWS = 64  # in which a strip without compression is taken, which may be the whole photo
@@ -33,7 +34,7 @@ class _Band:
     number: int
     top: int
     bottom: int
-    segments: list[tuple[int, tiff.Segment]]  # with their number in the layout
+    segments: list[tuple[int, Segment]]  # with their number in the layout
     noisy: Pixels | None = None
     clean: Samples | None = None
     is_given: NDArray[np.bool_] | None = None  # which clean pixels
@@ -58,8 +59,8 @@ class Bands:
     finished: Callable[[int, Pixels, Pixels], None]
 
     def __init__(self, data: Data, out: BinaryIO) -> None:
-        self._layout = _in_plain_rows(tiff.read_layout(data))
-        tiff.check_claim(self._layout)
+        self._layout = _in_plain_rows(read_layout(data))
+        check_claim(self._layout)
         self._out = out
         self.finished = lambda *_: None
         self._bands = _bands(self._layout)
@@ -127,7 +128,7 @@ class Bands:
         """
         places = [place for place in self._places if place is not None]
         assert len(places) == len(self._places), "every pixel has been given"
-        tiff.write_places(self._out, self._layout, places)
+        write_places(self._out, self._layout, places)
 
     def _within(self, rows: slice) -> Iterator[tuple[_Band, slice, slice]]:
         """The bands that share rows with these: which of these each has, and which of its own those are."""
@@ -139,8 +140,8 @@ class Bands:
         if band.noisy is None:
             samples = np.empty((band.bottom - band.top, self._layout.width_px, self._layout.samples), self.dtype)
             for _, segment in band.segments:
-                tiff.decode_into(samples, self._layout, segment, first_row=band.top)
-            band.noisy = tiff.to_pixels(samples, self._layout)
+                decode_into(samples, self._layout, segment, first_row=band.top)
+            band.noisy = to_pixels(samples, self._layout)
             self._first_held = min(self._first_held, band.number)
         return band.noisy
 
@@ -148,9 +149,9 @@ class Bands:
         noisy = self._noisy(band)
         assert band.clean is not None
         clean = replace(noisy, colour=band.clean)
-        samples = tiff.to_samples(clean, self._layout)
+        samples = to_samples(clean, self._layout)
         for number, segment in band.segments:
-            place = tiff.write_segment(self._out, self._layout, segment, samples, first_row=band.top)
+            place = write_segment(self._out, self._layout, segment, samples, first_row=band.top)
             self._places[number] = place
         self.finished(band.top, noisy, clean)
         band.clean, band.is_given, band.is_written = None, None, True
@@ -165,7 +166,7 @@ class Bands:
             self._first_held += 1
 
 
-def _bands(layout: tiff.Layout) -> list[_Band]:
+def _bands(layout: Layout) -> list[_Band]:
     """From top to bottom. The segments of a band may lie apart in the file: each plane's are together."""
     numbered = sorted(enumerate(layout.segments), key=lambda each: each[1].top)
     bands: list[_Band] = []
@@ -175,10 +176,10 @@ def _bands(layout: tiff.Layout) -> list[_Band]:
     return bands
 
 
-def _in_plain_rows(layout: tiff.Layout) -> tiff.Layout:
+def _in_plain_rows(layout: Layout) -> Layout:
     """Strips without compression are cut into short ones, which may be read and written each for itself."""
-    is_of_strips = layout.segment_width_px == layout.width_px and layout.offsets_tag == tiff.STRIP_OFFSETS
-    if layout.compression != tiff.NONE or not is_of_strips or layout.segment_height_px <= PLAIN_ROWS:
+    is_of_strips = layout.segment_width_px == layout.width_px and layout.offsets_tag == STRIP_OFFSETS
+    if layout.compression != NONE or not is_of_strips or layout.segment_height_px <= PLAIN_ROWS:
         return layout
     segments = []
     for segment in layout.segments:

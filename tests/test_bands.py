@@ -18,7 +18,7 @@ from model.estimate import NoiseSampler, estimate_noise
 from model.sharing import SharedDenoiser
 from model.strength import Dose
 from pipeline import bands as bands_module
-from pipeline import tiff
+from pipeline import tiff_segments
 from pipeline.bands import Bands
 from pipeline.denoise import DenoiseConfig, denoise_by_bands, denoise_photo
 from pipeline.ifd import FileBytes
@@ -138,7 +138,7 @@ def test_a_photo_that_is_not_denoised_is_copied(tmp_path: Path) -> None:
 def test_a_photo_with_no_room_before_what_lies_behind_it_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiff, "DEFLATE_LEVELS", (0,))
+    monkeypatch.setattr(tiff_segments, "DEFLATE_LEVELS", (0,))
     data = tiff_of(photo(), compression="zlib", rowsperstrip=50) + b"an archive"
 
     in_memory, on_disk, written = both_ways(data, tmp_path)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(
     path.relative_to(ROOT).as_posix() for room in ("model", "pipeline", "flows") for path in (ROOT / room).rglob("*.py")
 )
-CODECS = [f"pipeline/{name}.py" for name in ("images", "container", "ifd", "jpeg", "png", "tiff", "webp")]
+CODECS = [f"pipeline/{name}.py" for name in ("images", "container", "ifd", "jpeg", "png", "tiff_segments", "webp")]
 RAY_OF_PIPELINE = ("cluster", "cluster_size", "connection", "meters", "process_group", "ray_dashboard", "train")
 RAY = [*(f"pipeline/{name}.py" for name in RAY_OF_PIPELINE), "flows/ray_head.py", "flows/ray_jobs.py"]
 
