@@ -7,26 +7,19 @@ cleans = denoiser.denoise_many([first, second])          # tiles of several phot
 ```
 """
 
-import dataclasses
-import functools
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch import Tensor
 
-from model.estimate import NoiseEstimate, estimate_noise
-from model.grain import keep_luminance
-from model.impulses import REACH_PX, Impulses, fill_impulses
-from model.strength import calls_for_network
+from model.device import Precision, fastest_precision, find_device, is_out_of_memory
+from model.estimate import NoiseEstimate
+from model.request import FILE_DTYPES, PEAKS, Job, Kind, Request, Windowed
 from model.tiling import Rectangle, Tile, padded_px, plan_tiles
 from model.weights import Part, Weights, load_weights
 
@@ -34,26 +27,10 @@ logger = logging.getLogger(__name__)
 
 Pixels = TypeVar("Pixels", bound=np.generic)
 
-# What white is in each dtype. Floats are in 8-bit levels, as sigma is.
-PEAK = 255.0
-PEAKS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 255.0}
-FILE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
+PEAK = 255.0  # of the levels in which noise is measured
 CPU_BATCH_PX = 256**2
 GPU_BATCH_PX = 2048**2
-# In three equal channels luminance has √3 times the noise. Of gray photos, where no colour tells texture from noise,
-# the estimate errs upward: told all of it, one of 41 photos loses 2 dB. So the mean gains as much, and that one loses
-# 0.8.
-GRAY_GAIN = 1.25
 SMALLEST_TILE_PX = 64  # below this the halo is nearly all of the work, and a smaller tile would hardly need less memory
-
-
-class Precision(StrEnum):
-    """The type in which the network computes the noise. It is subtracted in float32 in any case."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 class Denoiser:
@@ -91,9 +68,9 @@ class Denoiser:
         if precision not in set(Precision):
             raise ValueError(f"unknown precision {precision!r}: expected one of {', '.join(Precision)}")
         self.weights = weights
-        self.device = _find_device(device)
+        self.device = find_device(device)
         self.precision = Precision(precision)
-        self._fastest = _fastest_precision(self.device)
+        self._fastest = fastest_precision(self.device)
         self._networks = {
             part: network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
             for part, network in weights.networks().items()
@@ -163,12 +140,12 @@ class Denoiser:
         """
         return self._denoise([Request.of(noisy, strength, noise, dtypes=(np.dtype(np.float32),))])[0]
 
-    def _denoise(self, requests: "list[Request]") -> list[NDArray[Any]]:
+    def _denoise(self, requests: list[Request]) -> list[NDArray[Any]]:
         for batch in self._plan(requests):
             self.run(batch)
         return [np.asarray(request.clean) for request in requests]
 
-    def _plan(self, requests: "list[Request]") -> "list[list[Job]]":
+    def _plan(self, requests: list[Request]) -> list[list[Job]]:
         """Jobs of one kind in batches of at most `batch_px`."""
         alike: dict[Kind, list[Job]] = {}
         for request in requests:
@@ -184,25 +161,25 @@ class Denoiser:
 
     def request(
         self, noisy: NDArray[Any], *, strength: float, noise: NoiseEstimate | None, keeps_grain: bool = False
-    ) -> "Request":
+    ) -> Request:
         """A photo to be denoised: arguments and errors as for a call. Any: uint8 or uint16."""
         return Request.of(noisy, strength, noise, dtypes=FILE_DTYPES, keeps_grain=keeps_grain)
 
     def request_by_windows(
-        self, photo: "Windowed", *, strength: float, noise: NoiseEstimate, keeps_grain: bool = False
-    ) -> "Request":
+        self, photo: Windowed, *, strength: float, noise: NoiseEstimate, keeps_grain: bool = False
+    ) -> Request:
         """The same for a photo that is nowhere as a whole: its tiles are read from it, and given back to it."""
         return Request.by_windows(photo, strength, noise, dtypes=FILE_DTYPES, keeps_grain=keeps_grain)
 
-    def jobs(self, request: "Request") -> "list[Job]":
+    def jobs(self, request: Request) -> list[Job]:
         """Its tiles, row by row; none where nothing is to be done."""
         return [] if request.is_unchanged else self._cut(request)
 
-    def batch_size(self, kind: "Kind") -> int:
+    def batch_size(self, kind: Kind) -> int:
         """How many jobs of a kind are run together."""
         return max(1, self._batch_px // (kind.height_px * kind.width_px))
 
-    def run(self, batch: "list[Job]") -> None:
+    def run(self, batch: list[Job]) -> None:
         """Run jobs of one kind, and write their cores into the clean photos; in smaller parts if memory runs out.
 
         Raises:
@@ -215,14 +192,14 @@ class Denoiser:
                 self._run(part)
                 continue
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(part) == 1 and max(part[0].core_shape) <= SMALLEST_TILE_PX:
                     raise MemoryError(f"no memory on {self.device} for a tile of {SMALLEST_TILE_PX} pixels") from error
             # Outside of the handler, where the traceback no longer keeps the tensors of the failed run alive.
             parts.extend(self._cut_smaller(part))
 
-    def _cut_smaller(self, batch: "list[Job]") -> "list[list[Job]]":
+    def _cut_smaller(self, batch: list[Job]) -> list[list[Job]]:
         """Two batches of half the jobs, or of a single job its tile in smaller ones. Later photos start from there."""
         failed_px = len(batch) * batch[0].kind.height_px * batch[0].kind.width_px
         if len(batch) > 1:
@@ -236,7 +213,7 @@ class Denoiser:
         logger.warning("out of memory on %s: tiles now have a side of at most %d", self.device, self._tile_px)
         return [[smaller] for smaller in reversed(self._cut(job.request, job.tile.core))]
 
-    def _cut(self, request: "Request", area: Rectangle | None = None) -> "list[Job]":
+    def _cut(self, request: Request, area: Rectangle | None = None) -> list[Job]:
         height_px, width_px = request.noisy.shape[:2]
         network = self._networks[Part.GENERAL]  # the same tiles fit the other
         tiles = plan_tiles(
@@ -249,7 +226,7 @@ class Denoiser:
         )
         return [Job(request, tile, self._kind(request, tile)) for tile in tiles]
 
-    def _kind(self, request: "Request", tile: Tile) -> "Kind":
+    def _kind(self, request: Request, tile: Tile) -> Kind:
         multiple_px = self._networks[Part.GENERAL].multiple_px
         return Kind(
             padded_px(tile.read.height_px, multiple_px),
@@ -261,7 +238,7 @@ class Denoiser:
         )
 
     @torch.inference_mode()
-    def _run(self, batch: "list[Job]") -> None:
+    def _run(self, batch: list[Job]) -> None:
         first, kind = batch[0].request.noisy, batch[0].kind
         padded_BHWC = np.empty((len(batch), kind.height_px, kind.width_px, *first.shape[2:]), first.dtype)
         for job, padded_HWC in zip(batch, padded_BHWC, strict=True):
@@ -281,7 +258,7 @@ class Denoiser:
         for job, noisy_CHW, clean_CHW in zip(batch, noisy_BCHW, clean_BCHW, strict=True):
             job.write(noisy_CHW, clean_CHW)
 
-    def _run_network(self, noisy_BCHW: Tensor, level_B2: Tensor, kind: "Kind") -> Tensor:
+    def _run_network(self, noisy_BCHW: Tensor, level_B2: Tensor, kind: Kind) -> Tensor:
         is_autocast = kind.precision is not Precision.FLOAT32
         lower = getattr(torch, kind.precision.value) if is_autocast else None
         with torch.autocast(self.device.type, dtype=lower, enabled=is_autocast):
@@ -292,203 +269,6 @@ class Denoiser:
         if self.precision is not Precision.AUTO:
             return self.precision
         return self._fastest if dtype == np.uint8 else Precision.FLOAT32
-
-
-class Windowed(Protocol):
-    """A photo that gives the noisy pixels of a window, rows by columns, and takes the clean ones: each pixel once."""
-
-    shape: tuple[int, ...]
-    ndim: int
-    dtype: np.dtype[Any]
-
-    @property
-    def size(self) -> int: ...
-
-    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[Any]: ...  # Any: uint8 or uint16
-
-    def __setitem__(self, window: tuple[slice, slice], clean: NDArray[Any]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What jobs have in common that can share a batch: the network, the size that it is given, and how it computes."""
-
-    height_px: int
-    width_px: int
-    dtype: np.dtype[Any]
-    is_gray: bool
-    part: Part
-    precision: Precision
-
-    @property
-    def is_shareable(self) -> bool:
-        """Whether a job's result is the same whatever else is in its batch.
-
-        In float32 it is not, from the sixth digit on: oneDNN chooses another kernel for another size of the batch.
-        """
-        return self.precision is not Precision.FLOAT32
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """A photo, what is wanted of it, and where the result is written to.
-
-    Attributes:
-        noisy, clean: where the pixels are read from, and written to.
-        strength: share of the network's correction that is applied; 0 where it is not asked at all.
-        level: what the network is told: the sigma of luminance and of chrominance, in 8-bit levels.
-        is_white: whether it is the network for white noise, where the weights have one.
-        keeps_grain: see `model.grain`.
-        impulses: salt and pepper, filled before the network sees a tile. That is done whole at any strength but 0, as
-            half an impulse is one, and where grain is kept, too: it is none. Where the photo has no other noise, what
-            was not hit is as good as can be and stays as it is, whatever the strength.
-        only_channel, is_neutral: see `NoiseEstimate`: all of its tiles are shown as gray, or change as gray ones do.
-    """
-
-    noisy: NDArray[Any] | Windowed
-    strength: float
-    level: tuple[float, float]
-    keeps_grain: bool
-    clean: NDArray[Any] | Windowed
-    is_white: bool = False
-    impulses: Impulses | None = None
-    only_channel: int | None = None
-    is_neutral: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        noisy: NDArray[Any],
-        strength: float,
-        noise: NoiseEstimate | None,
-        *,
-        dtypes: tuple[np.dtype[Any], ...],
-        keeps_grain: bool = False,
-    ) -> "Request":
-        _check(noisy, strength, dtypes)
-        with _thread_pools().limit(limits=1, user_api="blas"):  # see `use_threads`
-            noise = noise or estimate_noise(noisy)
-        request = cls._with(noisy, strength, noise, keeps_grain, np.empty_like(noisy))
-        return dataclasses.replace(request, clean=noisy.copy()) if request.is_unchanged else request
-
-    @classmethod
-    def by_windows(
-        cls,
-        photo: Windowed,
-        strength: float,
-        noise: NoiseEstimate,
-        *,
-        dtypes: tuple[np.dtype[Any], ...],
-        keeps_grain: bool = False,
-    ) -> "Request":
-        _check(photo, strength, dtypes)
-        return cls._with(photo, strength, noise, keeps_grain, photo)
-
-    @classmethod
-    def _with(
-        cls,
-        noisy: NDArray[Any] | Windowed,
-        strength: float,
-        noise: NoiseEstimate,
-        keeps_grain: bool,
-        clean: NDArray[Any] | Windowed,
-    ) -> "Request":
-        impulses = noise.impulses if strength > 0 else None
-        if impulses is not None and not calls_for_network(noise, keeps_grain=keeps_grain, is_gray=noisy.ndim == 2):
-            strength = 0.0
-        is_gray = noisy.ndim == 2 or noise.only_channel is not None
-        return cls(
-            noisy=noisy,
-            strength=strength,
-            level=(noise.luma_sigma * (GRAY_GAIN if is_gray else 1), noise.chroma_sigma),
-            keeps_grain=keeps_grain,
-            clean=clean,
-            is_white=noise.is_white,
-            impulses=impulses,
-            only_channel=noise.only_channel,
-            is_neutral=noise.is_neutral,
-        )
-
-    @property
-    def is_unchanged(self) -> bool:
-        return self.impulses is None and (self.strength == 0 or (self.keeps_grain and self.noisy.ndim == 2))
-
-    def read(self, area: Rectangle) -> NDArray[Any]:
-        """The pixels there, of which impulses are filled. Any: the photo's dtype."""
-        if self.impulses is None:
-            return self.noisy[area.slices]
-        height_px, width_px = self.noisy.shape[:2]
-        around = Rectangle(
-            max(0, area.top - REACH_PX),
-            max(0, area.left - REACH_PX),
-            min(height_px, area.bottom + REACH_PX),
-            min(width_px, area.right + REACH_PX),
-        )
-        seen_HWC = self.noisy[around.slices]
-        seen_BHWC = seen_HWC.reshape(1, around.height_px, around.width_px, -1)
-        filled_BHWC = fill_impulses(seen_BHWC, self.impulses, peak=int(PEAKS[self.noisy.dtype]))
-        filled_HWC: NDArray[Any] = filled_BHWC.reshape(seen_HWC.shape)[area.within(around)]
-        return filled_HWC
-
-
-def _check(noisy: NDArray[Any] | Windowed, strength: float, dtypes: tuple[np.dtype[Any], ...]) -> None:
-    is_photo = noisy.ndim == 2 or (noisy.ndim == 3 and noisy.shape[2] == 3)
-    if not is_photo or noisy.dtype not in dtypes or noisy.size == 0:
-        expected = " or ".join(str(dtype) for dtype in dtypes)
-        raise ValueError(
-            f"cannot denoise an array of shape {noisy.shape} and dtype {noisy.dtype}: expected (H, W, 3) or (H, W) "
-            f"of {expected}, at least one pixel"
-        )
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength is {strength}: expected 0 to 1")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """One tile of one request."""
-
-    request: Request
-    tile: Tile
-    kind: Kind
-
-    @property
-    def core_shape(self) -> tuple[int, int]:
-        return self.tile.core.height_px, self.tile.core.width_px
-
-    def read_into(self, padded_HWC: NDArray[Any]) -> None:
-        """Copy what the tile reads, and pad it at the bottom and the right."""
-        height_px, width_px = self.tile.read.height_px, self.tile.read.width_px
-        padded_HWC[:height_px, :width_px] = self.request.read(self.tile.read)
-        _mirror(padded_HWC, height_px)
-        _mirror(padded_HWC.swapaxes(0, 1), width_px)
-
-    def write(self, noisy_CHW: Tensor, clean_CHW: Tensor) -> None:
-        """Blend the core by the photo's strength and write it into the clean photo, in the photo's levels."""
-        rows, columns = self.tile.core.within(self.tile.read)
-        clean_CHW, noisy_CHW = clean_CHW[:, rows, columns], noisy_CHW[:, rows, columns]
-        if not math.isfinite(float(clean_CHW.sum())):  # NaN and infinity survive a sum, which is the cheapest test
-            raise FloatingPointError(
-                f"the network's output for a photo of shape {self.request.noisy.shape} is not finite within "
-                f"{self.tile.core}: check the weights, or try precision float32"
-            )
-        is_gray, only = self.request.noisy.ndim == 2, self.request.only_channel
-        if only is not None:
-            gray_HW = clean_CHW.mean(dim=0)
-            clean_CHW = noisy_CHW.clone()
-            if not self.request.keeps_grain:
-                clean_CHW[only] = gray_HW
-        elif is_gray:
-            clean_CHW = ((clean_CHW[0] + clean_CHW[1] + clean_CHW[2]) / 3).expand_as(clean_CHW)
-        elif self.request.is_neutral:
-            clean_CHW = noisy_CHW + (clean_CHW - noisy_CHW).mean(dim=0)
-        if self.request.keeps_grain and only is None:
-            clean_CHW = keep_luminance(noisy_CHW, clean_CHW)
-        if is_gray:
-            clean, noisy = clean_CHW[0], noisy_CHW[0]
-        else:
-            clean, noisy = clean_CHW.permute(1, 2, 0), noisy_CHW.permute(1, 2, 0)
-        blended = torch.lerp(noisy, clean, self.request.strength)
-        self.request.clean[self.tile.core.slices] = _to_levels(blended, self.request.noisy.dtype)
 
 
 def _as_gray(noisy_BCHW: Tensor, only_B: Sequence[int | None]) -> Tensor:
@@ -502,66 +282,3 @@ def _as_gray(noisy_BCHW: Tensor, only_B: Sequence[int | None]) -> Tensor:
     return noisy_BCHW
 
 
-def _mirror(padded: NDArray[Any], filled: int) -> None:
-    """Fill what follows the first `filled` rows by their reflection, or where they are too few by the last of them."""
-    missing = padded.shape[0] - filled
-    if missing < filled:
-        padded[filled:] = padded[filled - 1 - missing : filled - 1][::-1]
-    else:
-        padded[filled:] = padded[filled - 1]
-
-
-def _to_levels(photo: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """From [0, 1] to the levels of the dtype: rounded and clipped, unless that is a float. Changes its argument."""
-    levels = photo.mul_(PEAKS[dtype])
-    if dtype in FILE_DTYPES:
-        levels = levels.round_().clamp_(0, PEAKS[dtype]).to(torch.uint8 if dtype == np.uint8 else torch.uint16)
-    return levels.cpu().numpy()
-
-
-def use_threads(count: int) -> None:
-    """How many threads torch may use on the CPU for what the calling thread asks of it.
-
-    NumPy's products get by with one in the whole process: the threads of its BLAS spin while they wait, and beside the
-    network on two cores they halve the speed of training, and make a photo of 512² take 1.7 times as long.
-    """
-    torch.set_num_threads(count)
-    threadpool_limits(1, user_api="blas")
-
-
-@functools.cache
-def _thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def count_gpus() -> int:
-    """GPUs that a denoiser can use here."""
-    return torch.cuda.device_count()
-
-
-def _find_device(name: str) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    try:
-        device = torch.device(("cuda" if has_gpu else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or the like") from error
-    if device.type == "cuda" and not has_gpu:
-        raise ValueError(f"device is {name!r}, but torch finds no GPU here: install its CUDA build, or use cpu")
-    return device
-
-
-def _fastest_precision(device: torch.device) -> Precision:
-    """The type that the hardware computes fastest: bfloat16 is only worth it where it has instructions of its own."""
-    if device.type == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Precision.BFLOAT16 if has_bfloat16 else Precision.FLOAT16
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    has_bfloat16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return Precision.BFLOAT16 if has_bfloat16 else Precision.FLOAT32
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: torch has a class for it on a GPU, and only a message on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))

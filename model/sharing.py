@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from model.denoiser import Denoiser, Job, Pixels, Request, Windowed, use_threads
+from model.denoiser import Denoiser, Pixels
+from model.device import use_threads
 from model.estimate import NoiseEstimate
+from model.request import Job, Request, Windowed
 
 
 @dataclass(slots=True, eq=False)

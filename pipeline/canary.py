@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from model.denoiser import count_gpus
+from model.device import count_gpus
 from pipeline.forecast import ForecastOptions, Outlook
 from pipeline.highlights import MAX_PICTURES, Picture, draw_picture
 from pipeline.jobs import DenoiseJob, denoise_work, forecast_denoise

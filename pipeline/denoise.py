@@ -15,10 +15,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from model.denoiser import Denoiser, Windowed
+from model.denoiser import Denoiser
 from model.estimate import NoiseEstimate, NoiseSampler, estimate_noise, estimate_sigma
 from model.haar import BLOCK_PX
 from model.metrics import psnr_of, squared_error
+from model.request import Windowed
 from model.sharing import SharedDenoiser
 from model.strength import TEXTURE, Dose, Strength, check_strength, choose_dose, why_left_alone
 from model.texture import Removed

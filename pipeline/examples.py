@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from model.denoiser import use_threads
+from model.device import use_threads
 from model.patches import BLOCK_STEPS, Patches, PatchPlan
 from model.training import Examples, TrainConfig
 from pipeline.clean_photos import clean_among, no_clean_photos

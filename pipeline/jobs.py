@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from model.denoiser import count_gpus
+from model.device import count_gpus
 from pipeline.collection_job import CollectionJob
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory
 from pipeline.forecast import ForecastOptions, Outlook

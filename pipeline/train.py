@@ -20,7 +20,8 @@ import ray
 from ray.exceptions import RayError
 from torch import nn
 
-from model.denoiser import Denoiser, count_gpus
+from model.denoiser import Denoiser
+from model.device import count_gpus
 from model.metrics import gaussian_psnr_db
 from model.training import StepMetrics, TrainConfig
 from model.weights import Card, Part, Provenance, Weights, dump_weights, parse_weights

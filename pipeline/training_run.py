@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from model.denoiser import Denoiser, use_threads
+from model.denoiser import Denoiser
+from model.device import use_threads
 from model.metrics import PEAK, score_db
 from model.patches import parts_of
 from model.training import NO_ORIGIN, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps

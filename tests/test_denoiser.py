@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 
 from model import Denoiser
-from model.denoiser import SMALLEST_TILE_PX, Precision, use_threads
+from model.denoiser import SMALLEST_TILE_PX
+from model.device import Precision, use_threads
 from model.estimate import NoiseEstimate, estimate_noise
 from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
@@ -462,7 +463,7 @@ def test_a_denoiser_alone_keeps_numpy_to_one_thread_only_while_it_measures(monke
         return estimate_noise(photo)
 
     during: list[set[int]] = []
-    monkeypatch.setattr("model.denoiser.estimate_noise", measure)
+    monkeypatch.setattr("model.request.estimate_noise", measure)
     with threadpool_limits(2, user_api="blas"):
         Denoiser.load("photo")(_photo(64, 64, 3))
         assert (during, threads()) == ([{1}], {2})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model import Denoiser
-from model.denoiser import Precision
+from model.device import Precision
 from model.estimate import NoiseEstimate
 from model.sharing import SharedDenoiser
 from model.weights import Part

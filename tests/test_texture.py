@@ -8,8 +8,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageFilter
 
-from model.denoiser import Windowed
 from model.estimate import estimate_noise
+from model.request import Windowed
 from model.strength import TEXTURE, Dose, Strength, why_left_alone
 from model.texture import Removed
 from pipeline.denoise import DenoiseConfig, denoise_by_bands, denoise_photo

@@ -27,7 +27,7 @@ from noisy_photos import SIZES_PX, scaled, write_noisy
 from numpy.typing import NDArray
 
 from model import Denoiser
-from model.denoiser import use_threads
+from model.device import use_threads
 from model.metrics import psnr_db
 from pipeline.images import Pixels, decode, encode, inspect
 

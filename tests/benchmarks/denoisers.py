@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from model import Denoiser
-from model.denoiser import use_threads
+from model.device import use_threads
 from pipeline.clean_photos import find_clean_photos
 from pipeline.room import keep_freed_memory
 

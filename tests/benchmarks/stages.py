@@ -19,7 +19,7 @@ import torch
 from noisy_photos import SIZES_PX, write_noisy
 
 from model import Denoiser
-from model.denoiser import use_threads
+from model.device import use_threads
 from model.estimate import estimate_noise
 from pipeline.denoise import Change
 from pipeline.images import decode, encode, inspect

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from contest import in_turn
 
-from model.denoiser import use_threads
+from model.device import use_threads
 from model.patches import CROPS_PER_PHOTO
 from model.training import Examples, StepMetrics, TrainConfig, TrainState, rmse
 from pipeline.clean_photos import find_clean_photos

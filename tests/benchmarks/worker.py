@@ -20,7 +20,7 @@ from contest import in_turn
 from noisy_photos import SIZES_PX, write_noisy
 
 from model import Denoiser
-from model.denoiser import use_threads
+from model.device import use_threads
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory, denoise_photo
 from pipeline.images import Pixels, decode, encode, inspect
 from pipeline.imageset import ImageSet
