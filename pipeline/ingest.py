@@ -12,7 +12,8 @@ from pipeline.errors import PhotoRejected
 from pipeline.forecast import ForecastOptions, Outlook
 from pipeline.images import Header, Limits, can_shrink, inspect, shrink
 from pipeline.imageset import ImageSet
-from pipeline.planning import PlanHeader, ShardSize
+from pipeline.plan_file import PlanHeader
+from pipeline.planning import ShardSize
 from pipeline.records import Layout, Outcome
 from pipeline.room import Room, usable_cores
 from pipeline.run import Progress, Summary, Work, do_work

@@ -11,7 +11,7 @@ from pipeline.collection_job import CollectionJob
 from pipeline.denoise import DenoiseConfig, DenoiseWorkerFactory
 from pipeline.forecast import ForecastOptions, Outlook
 from pipeline.imageset import ImageSet
-from pipeline.planning import PlanHeader
+from pipeline.plan_file import PlanHeader
 from pipeline.records import Layout, Outcome
 from pipeline.registry import read_weights
 from pipeline.run import Progress, Summary, Work, do_work

@@ -26,7 +26,7 @@ from pyarrow import orc
 from pipeline.database import explained, identifier, in_batches, literal, open_database
 from pipeline.errors import ObjectMissing, StorageError
 from pipeline.index import scan_index
-from pipeline.planning import write_listing
+from pipeline.listing import write_listing
 from pipeline.records import DUPLICATE_OF, LISTING_SCHEMA
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store, split_url

@@ -7,10 +7,9 @@ in Python objects.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, pairwise
-from operator import itemgetter
+from itertools import chain, pairwise
 from pathlib import Path
 
 import duckdb
@@ -22,14 +21,9 @@ from numpy.typing import NDArray
 
 from pipeline.database import create_unique_view, in_batches, literal, open_database, scan
 from pipeline.footer import mark_footer
-from pipeline.records import GONE, LISTING_SCHEMA, PLAN_SCHEMA, PlannedPhoto, ShardPlan, SourceObject, Status
+from pipeline.plan_file import PLAN_BATCH, PlanHeader, plan_schema, plan_writer
+from pipeline.records import GONE, PLAN_SCHEMA, Status
 from pipeline.subset import SAMPLE_HASH, sample_condition
-
-PLAN_HEADER = "degrain_plan"
-PLAN_COMMAND = "degrain_command"
-LISTING_BATCH = 50_000  # rows held while a listing streams to its file
-PLAN_BATCH = 100_000  # rows held while a plan streams to its file
-READ_BATCH = 10_000  # rows held while a plan streams from it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,20 +46,6 @@ class ShardSize:
         max_photos = min(self.max_photos, photos // self.min_shards)
         max_bytes = min(self.max_bytes, 2 * size_bytes // self.min_shards)
         return dataclasses.replace(self, max_photos=max(1, max_photos), max_bytes=max(1, max_bytes))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanHeader:
-    """What a plan was made for, kept in its Parquet metadata: work may go on only with the same.
-
-    Attributes:
-        source: where the listing came from.
-        weights, parameters: content hashes of what the run works with.
-    """
-
-    source: str
-    weights: str
-    parameters: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,21 +140,6 @@ class PlanCounts:
     @property
     def planned_photos(self) -> int:
         return self.planned.photos
-
-
-def write_listing(objects: Iterable[SourceObject], path: Path) -> int:
-    """Stream a listing to a Parquet file, a batch at a time; returns the number of objects."""
-    count = 0
-    batch: list[SourceObject] = []
-    with pq.ParquetWriter(path, LISTING_SCHEMA) as writer:
-        for listed in objects:
-            batch.append(listed)
-            if len(batch) == LISTING_BATCH:
-                writer.write_table(_listing_table(batch))
-                count += len(batch)
-                batch = []
-        writer.write_table(_listing_table(batch))
-    return count + len(batch)
 
 
 def write_plan(listing: Path, earlier: Earlier, plan: Path, options: PlanOptions) -> PlanCounts:
@@ -287,53 +252,6 @@ def find_twins(listing: Path, done: Sequence[Path]) -> tuple[str, str] | None:
         return found
 
 
-def read_header(plan: Path) -> PlanHeader:
-    """What a plan was made for."""
-    return PlanHeader(**json.loads(pq.read_schema(plan).metadata[PLAN_HEADER.encode()]))
-
-
-def read_command(plan: Path) -> str:
-    """Who made a plan; empty where that was an older degrain."""
-    return str(pq.read_schema(plan).metadata.get(PLAN_COMMAND.encode(), b"").decode())
-
-
-def read_shards(plan: Path, run: str) -> Iterator[ShardPlan]:
-    """The shards of a plan, in the order of their keys, read a batch of rows at a time."""
-    columns = ["shard", "key", "size_bytes", "etag", "attempt", "place"]
-    batches = pq.ParquetFile(plan).iter_batches(READ_BATCH, columns=columns)
-    rows = chain.from_iterable(zip(*(batch[name].to_pylist() for name in columns), strict=True) for batch in batches)
-    for shard, members in groupby(rows, key=itemgetter(0)):
-        yield ShardPlan(shard, run, tuple(PlannedPhoto(*values) for _, *values in members))
-
-
-def read_shard_sizes(plan: Path) -> dict[str, int]:
-    """What the shards of a plan are called, in the order of their keys, and how many photos each holds."""
-    sizes: dict[str, int] = {}
-    for batch in pq.ParquetFile(plan).iter_batches(PLAN_BATCH, columns=["shard"]):
-        for shard, photos in zip(*pc.value_counts(batch["shard"]).flatten(), strict=True):
-            sizes[shard.as_py()] = sizes.get(shard.as_py(), 0) + photos.as_py()
-    return sizes
-
-
-def write_open_part(plan: Path, committed: Collection[str], path: Path) -> None:
-    """Write those rows of a plan to `path` whose shards are not committed."""
-    file = pq.ParquetFile(plan)
-    done = pa.array(list(committed), pa.string())
-    with _plan_writer(path, file.schema_arrow) as writer:
-        for batch in file.iter_batches(PLAN_BATCH):
-            writer.write_batch(batch.filter(pc.invert(pc.is_in(batch["shard"], done))))
-
-
-def count_photos(plan: Path, *, without: Collection[str] = ()) -> int:
-    """Photos of a plan that are not in the given shards."""
-    file = pq.ParquetFile(plan)
-    if not without:
-        return int(file.metadata.num_rows)
-    done = pa.array(list(without), pa.string())
-    batches = file.iter_batches(PLAN_BATCH, columns=["shard"])
-    return sum(batch.num_rows - int(pc.sum(pc.is_in(batch["shard"], done)).as_py() or 0) for batch in batches)
-
-
 def amount_of(plan: Path) -> Amount:
     """How much a plan holds; none of it counts as opened."""
     batches = pq.ParquetFile(plan).iter_batches(PLAN_BATCH, columns=["size_bytes"])
@@ -428,11 +346,10 @@ def _amounts(database: duckdb.DuckDBPyConnection) -> dict[Status, Amount]:
 
 def _write_shards(todo: Iterator[pa.Table], size: ShardSize, plan: Path, options: PlanOptions) -> tuple[Amount, int]:
     """Cut sorted rows into shards, and write them as they come. Returns how much they are, and the number of shards."""
-    header = json.dumps(dataclasses.asdict(options.header))
-    schema = PLAN_SCHEMA.with_metadata({PLAN_HEADER: header, PLAN_COMMAND: options.command})
+    schema = plan_schema(options.header, options.command)
     planned, shards = Amount(), 0
     open_shard: list[pa.Table] = []  # the last photos so far, which more may join
-    with _plan_writer(plan, schema) as writer:
+    with plan_writer(plan, schema) as writer:
         for batch in chain(todo, [None]):
             rows = pa.concat_tables([*open_shard, *([] if batch is None else [batch])]).combine_chunks()
             ends = shard_ends(_numbers(rows["size_bytes"]), max_photos=size.max_photos, max_bytes=size.max_bytes)
@@ -490,21 +407,3 @@ def _amount(rows: pa.Table) -> Amount:
         megapixels=float(pc.sum(rows["pixels"]).as_py() or 0) / 1e6,
         unopened_bytes=pc.sum(unopened).as_py() or 0,
     )
-
-
-def _plan_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Keys in order are short when each is written as what it adds to the one before."""
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        use_dictionary=["status", "shard", "place"],
-        column_encoding={"key": "DELTA_BYTE_ARRAY"},
-        write_page_checksum=True,  # or a byte that rots in a key would be another key
-    )
-
-
-def _listing_table(batch: Sequence[SourceObject]) -> pa.Table:
-    columns = [[getattr(listed, name) for listed in batch] for name in LISTING_SCHEMA.names]
-    arrays = [pa.array(values, column.type) for values, column in zip(columns, LISTING_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=LISTING_SCHEMA)

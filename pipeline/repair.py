@@ -25,7 +25,7 @@ from pipeline.ingest import IngestJob, ingest_work
 from pipeline.jobs import DenoiseJob, denoise_work
 from pipeline.lease import refuse_if_leased
 from pipeline.packed import PackedReader
-from pipeline.planning import read_command, read_shard_sizes
+from pipeline.plan_file import read_command, read_shard_sizes
 from pipeline.records import DUPLICATE_OF, Fault, Layout, Outcome, index_rows
 from pipeline.registry import FOLDER, read_weights, split_reference
 from pipeline.run import Progress, Work, do_work

@@ -24,21 +24,16 @@ from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.imageset import ImageSet, Manifest
 from pipeline.lease import is_given_up
 from pipeline.meters import Meters
+from pipeline.plan_file import PlanHeader, count_photos, read_header, read_shard_sizes, read_shards, write_open_part
 from pipeline.planning import (
     Earlier,
     PlanCounts,
-    PlanHeader,
     PlanOptions,
     ShardSize,
     amount_of,
     count_outside_sample,
-    count_photos,
     find_twins,
     is_overtaken,
-    read_header,
-    read_shard_sizes,
-    read_shards,
-    write_open_part,
     write_plan,
 )
 from pipeline.records import Layout, Outcome, Receipt, ShardPlan, Status

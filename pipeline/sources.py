@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import ImageSetError, ObjectRefused
 from pipeline.imageset import ImageSet
 from pipeline.key_table import write_listing_from_index, write_listing_from_table
+from pipeline.listing import write_listing
 from pipeline.local_store import LocalStore
 from pipeline.packed import PackedReader
-from pipeline.planning import write_listing
 from pipeline.records import Layout, PlannedPhoto, SourceObject
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store, prefix_in

@@ -24,7 +24,7 @@ from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetI
 from pipeline.imageset import ImageSet, Manifest, is_as_published
 from pipeline.index import is_sorted, scan_index
 from pipeline.lease import refuse_if_leased
-from pipeline.planning import write_listing
+from pipeline.listing import write_listing
 from pipeline.records import FINDING_SCHEMA, PLAN_SCHEMA, Fault, Finding, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable
 from pipeline.scratch import scratch_folder

@@ -38,8 +38,10 @@ from pipeline.images import Limits
 from pipeline.imageset import ImageSet
 from pipeline.ingest import IngestConfig, IngestJob, forecast_ingest, run_ingest
 from pipeline.jobs import DenoiseJob, forecast_denoise, run_denoise
+from pipeline.listing import write_listing
 from pipeline.local_store import LocalStore
-from pipeline.planning import Amount, Earlier, PlanCounts, PlanHeader, PlanOptions, write_listing, write_plan
+from pipeline.plan_file import PlanHeader
+from pipeline.planning import Amount, Earlier, PlanCounts, PlanOptions, write_plan
 from pipeline.records import Layout, Outcome, SourceObject, Status
 from pipeline.run import Work
 from pipeline.sample import Tried, draw_photos, find_machine, sample_of, try_photos

@@ -14,24 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import planning
-from pipeline.planning import (
-    Amount,
-    Earlier,
-    PlanCounts,
-    PlanHeader,
-    PlanOptions,
-    ShardSize,
-    count_photos,
-    find_twins,
-    read_header,
-    read_shard_sizes,
-    read_shards,
-    shard_ends,
-    write_listing,
-    write_open_part,
-    write_plan,
-)
+from pipeline import plan_file, planning
+from pipeline.listing import write_listing
+from pipeline.plan_file import PlanHeader, count_photos, read_header, read_shard_sizes, read_shards, write_open_part
+from pipeline.planning import Amount, Earlier, PlanCounts, PlanOptions, ShardSize, find_twins, shard_ends, write_plan
 from pipeline.records import (
     GONE,
     LISTING_SCHEMA,
@@ -373,7 +359,7 @@ def test_a_header_comes_back_as_it_was(plan: Planner, source: str) -> None:
 
 
 def test_a_listing_streams_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "LISTING_BATCH", 3)
+    monkeypatch.setattr("pipeline.listing.LISTING_BATCH", 3)
     objects = [photo(str(number)) for number in range(8)]
 
     assert write_listing(iter(objects), tmp_path / "listing.parquet") == 8
@@ -437,14 +423,14 @@ def test_the_same_inputs_give_the_same_file(plan: Planner) -> None:
 
 
 def test_the_names_of_shards_are_read_without_their_photos(plan: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "PLAN_BATCH", 3)
+    monkeypatch.setattr(plan_file, "PLAN_BATCH", 3)
     _, shards = plan([photo(f"{number:02}") for number in range(11)], options=replace(OPTIONS, shard_size=PAIRS))
 
     assert list(read_shard_sizes(plan.newest).items()) == [(shard.shard, len(shard.photos)) for shard in shards]
 
 
 def test_shards_are_read_as_they_are_taken(plan: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "READ_BATCH", 2)
+    monkeypatch.setattr(plan_file, "READ_BATCH", 2)
     size = ShardSize(max_photos=3, min_shards=1)
     _, shards = plan([photo(f"{number:02}") for number in range(11)], options=replace(OPTIONS, shard_size=size))
 

@@ -16,8 +16,9 @@ from pipeline.denoise import DenoiseConfig
 from pipeline.errors import ImageSetError, ObjectMissing, RunFailed, TargetInUse
 from pipeline.ingest import IngestConfig, IngestJob, ingest_work, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
+from pipeline.listing import write_listing
 from pipeline.local_store import LocalStore
-from pipeline.planning import PlanCounts, write_listing
+from pipeline.planning import PlanCounts
 from pipeline.records import Layout, Status
 from pipeline.run import Progress, Summary, Work
 from pipeline.verify import VerifyJob, run_verify

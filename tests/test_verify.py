@@ -26,8 +26,8 @@ from pipeline.errors import ImageSetError, StorageError, TargetInUse
 from pipeline.ingest import IngestConfig, IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, run_denoise
 from pipeline.lease import Process
+from pipeline.listing import write_listing
 from pipeline.local_store import LocalStore
-from pipeline.planning import write_listing
 from pipeline.records import Fault, Layout
 from pipeline.registry import read_weights
 from pipeline.repair import Repaired, RepairJob, run_repair

@@ -30,7 +30,8 @@ from pipeline.database import in_batches, open_database
 from pipeline.imageset import ImageSet
 from pipeline.index import PART_ROWS, count_outcomes
 from pipeline.local_store import LocalStore
-from pipeline.planning import Earlier, PlanHeader, PlanOptions, read_shard_sizes, read_shards, write_plan
+from pipeline.plan_file import PlanHeader, read_shard_sizes, read_shards
+from pipeline.planning import Earlier, PlanOptions, write_plan
 from pipeline.records import LISTING_SCHEMA, Layout, index_rows
 
 SOURCE = "s3://photos"
