@@ -7,11 +7,9 @@ and the manifest last: a reader who follows the manifest never sees a row withou
 import dataclasses
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, count, islice
@@ -26,47 +24,17 @@ from pipeline.fault_points import FaultPoint, fault_point
 from pipeline.footer import mark_footer, read_footer
 from pipeline.index import Part, count_outcomes, merge
 from pipeline.lease import Lease, is_lease, leased, refuse_if_leased
-from pipeline.records import (
-    INDEX_SCHEMA,
-    Layout,
-    Outcome,
-    PhotoRecord,
-    SourceObject,
-    index_rows,
-    index_table,
-    photo_records,
-)
+from pipeline.manifest import Manifest, dump_manifest, dump_record, parse_manifest, parse_record
+from pipeline.records import INDEX_SCHEMA, Layout, PhotoRecord, SourceObject, index_rows, index_table, photo_records
 from pipeline.scratch import scratch_folder
 from pipeline.storage import TEMPORARY, Store
 
 MANIFEST = "manifest.json"
-FORMAT = "degrain image set"
-VERSION = 1
 GATHERED_ROWS = 100_000  # of committed shards, held while they are gathered in one file; or of a plan that is checked
 PARALLEL_PARTS = 4  # of an index, read at once: 40 MB each
 PARALLEL_READS = 16  # of small objects, when an index is published
 READINGS = 4  # of an index that runs publish anew meanwhile
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What an image set is, and which index is the published one.
-
-    Attributes:
-        source: where its photos came from.
-        layout: how it keeps them.
-        run: the run that published the index; empty before the first.
-        index: keys of the index's parts: together the newest row of every key.
-        counts: rows of the index by outcome.
-    """
-
-    source: str
-    layout: Layout
-    run: str = ""
-    index: tuple[str, ...] = ()
-    counts: dict[Outcome, int] = field(default_factory=dict)
-    published_at: str = ""
 
 
 class ImageSet:
@@ -128,19 +96,10 @@ class ImageSet:
             ImageSetError: there is something that this version cannot read.
         """
         try:
-            values = json.loads(self.store.read(MANIFEST))
-            found = values.pop("format", None), values.pop("version", None)
-            if found != (FORMAT, VERSION):
-                raise ImageSetError(
-                    f"{self.store.url}/{MANIFEST} is of format {found[0]!r} and version {found[1]!r}, and this degrain "
-                    f"reads {FORMAT!r} of version {VERSION}: use the release that made it, or name another target"
-                )
-            return _parse_manifest(values)
+            data = self.store.read(MANIFEST)
         except ObjectMissing:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ImageSetError(f"{self.store.url}/{MANIFEST} is damaged ({reason}): put a sound copy back") from error
+        return parse_manifest(data, f"{self.store.url}/{MANIFEST}")
 
     def check_for(self, source: str, layout: Layout) -> Manifest:
         """The manifest of this set, or that of the one that could be started here. Writes nothing.
@@ -174,7 +133,7 @@ class ImageSet:
         manifest = self.check_for(source, layout)
         if not self.store.exists(MANIFEST):
             with suppress(ObjectExists):
-                self.store.create(MANIFEST, _manifest_bytes(manifest))
+                self.store.create(MANIFEST, dump_manifest(manifest))
             manifest = self.check_for(source, layout)  # someone else may have been first
         fault_point(FaultPoint.SET_OPENED)
         return manifest
@@ -187,7 +146,7 @@ class ImageSet:
         """Freeze a plan before any of its work starts."""
         fault_point(FaultPoint.PLAN_MADE)
         self.check_lease()
-        self.store.create(f"plans/{run}.parquet", plan.read_bytes())
+        self.store.create(self.plan_key(run), plan.read_bytes())
         fault_point(FaultPoint.PLAN_FROZEN)
 
     def read_plan(self, run: str) -> bytes:
@@ -259,7 +218,7 @@ class ImageSet:
 
     def record_keys(self) -> dict[str, str]:
         """Where the record of each ended run lies."""
-        return {run: f"runs/{run}.json" for run in sorted(self._names("runs", ".json"))}
+        return {run: self.record_key(run) for run in sorted(self._names("runs", ".json"))}
 
     def read_record(self, run: str) -> dict[str, Any]:  # Any: JSON
         """What a run's own record says.
@@ -267,15 +226,11 @@ class ImageSet:
         Raises:
             ImageSetError: it is damaged.
         """
-        key = f"runs/{run}.json"
-        try:
-            record = json.loads(self.store.read(key))
-            if isinstance(record, dict):
-                return record
-            error: Exception | None = None
-        except (ValueError, RecursionError) as wrong:
-            error = wrong
-        raise ImageSetError(f"{self.store.url}/{key} is damaged: it is no JSON object") from error
+        key = self.record_key(run)
+        return parse_record(self.store.read(key), f"{self.store.url}/{key}")
+
+    def record_key(self, run: str) -> str:
+        return f"runs/{run}.json"
 
     def plan_key(self, run: str) -> str:
         return f"plans/{run}.parquet"
@@ -302,7 +257,7 @@ class ImageSet:
     def commit(self, shard: str, records: Sequence[PhotoRecord]) -> None:
         """Make a shard done, its payload being written. Of two workers with the same shard one wins; both may go on."""
         with suppress(ObjectExists):
-            self.store.create(f"commits/{shard}.parquet", _parquet_bytes(index_table(records)))
+            self.store.create(self.commit_key(shard), _parquet_bytes(index_table(records)))
 
     def read_commit(self, shard: str) -> list[PhotoRecord] | None:
         """The rows of a shard that is done; None where it is not.
@@ -346,7 +301,7 @@ class ImageSet:
             manifest, run=run, index=index, counts=counts, published_at=datetime.now(UTC).isoformat(timespec="seconds")
         )
         self.check_lease()
-        self.store.write(MANIFEST, _manifest_bytes(published))
+        self.store.write(MANIFEST, dump_manifest(published))
         fault_point(FaultPoint.MANIFEST_WRITTEN)
         for listed in list(self.store.list("index")):
             if listed.key not in index and listed.key.startswith("index/part-"):  # or it is somebody else's
@@ -360,7 +315,7 @@ class ImageSet:
         """Record the end of a run, once and for all; a second record of the same run changes nothing."""
         self.check_lease()
         with suppress(ObjectExists):
-            self.store.create(f"runs/{run}.json", _json_bytes(facts))
+            self.store.create(self.record_key(run), dump_record(facts))
         fault_point(FaultPoint.RUN_RECORDED)
 
     @contextmanager
@@ -409,7 +364,7 @@ class ImageSet:
 
     def _gather(self, shards: Iterable[str], path: Path) -> int:
         """Write the rows of committed shards to one local file, in the order given; returns how many there are."""
-        keys = (f"commits/{shard}.parquet" for shard in shards)
+        keys = map(self.commit_key, shards)
         waiting: list[pa.Table] = []
         rows = waiting_rows = 0
         with pq.ParquetWriter(path, INDEX_SCHEMA) as writer, ThreadPoolExecutor(PARALLEL_READS) as pool:
@@ -488,18 +443,6 @@ def _damage(name: str) -> Iterator[None]:
         raise ImageSetError(f"{name} is damaged: it is no whole Parquet file") from error
 
 
-def _parse_manifest(values: dict[str, Any]) -> Manifest:  # Any: JSON that a person may have edited
-    counts = {Outcome(name): count for name, count in values.pop("counts").items()}
-    layout, index = Layout(values.pop("layout")), values.pop("index")
-    manifest = Manifest(layout=layout, index=tuple(index), counts=counts, **values)
-    texts = [manifest.source, manifest.run, manifest.published_at, *index]
-    if not (isinstance(index, list) and all(isinstance(text, str) for text in texts)):
-        raise TypeError("'index' must be a list of texts, and 'source', 'run' and 'published_at' each a text")
-    if not all(type(count) is int for count in counts.values()):
-        raise TypeError("'counts' must be whole numbers")
-    return manifest
-
-
 def _is_named(key: str, folder: str, suffix: str) -> bool:
     """Whether an object is one of ours, and not what a desktop left."""
     return key.endswith(suffix) and not key.startswith(f"{folder}/.")
@@ -516,11 +459,3 @@ def _open_parquet(data: bytes) -> pq.ParquetFile:
     """A plan or a commit, whose damage comes to light when it is opened or read."""
     read_footer(len(data), lambda start, length: data[start : start + length])
     return pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-
-
-def _manifest_bytes(manifest: Manifest) -> bytes:
-    return _json_bytes({"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)})
-
-
-def _json_bytes(value: dict[str, object]) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()

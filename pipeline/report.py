@@ -25,8 +25,9 @@ from pipeline.charts import Series, draw_histogram, draw_spark, draw_timeline, n
 from pipeline.database import open_database
 from pipeline.errors import DegrainError, ObjectRefused, PhotoRejected, StorageError
 from pipeline.highlights import find_places
-from pipeline.imageset import ImageSet, Manifest
+from pipeline.imageset import ImageSet
 from pipeline.index import scan_index
+from pipeline.manifest import Manifest
 from pipeline.pictures import Pair, Picture, draw_pair, draw_whole, open_photo
 from pipeline.records import STAGES, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable, redacted

@@ -21,8 +21,9 @@ from pipeline.collection_job import CollectionJob
 from pipeline.connection import connected
 from pipeline.errors import RunFailed, RunStopped
 from pipeline.fault_points import FaultPoint, fault_point
-from pipeline.imageset import ImageSet, Manifest
+from pipeline.imageset import ImageSet
 from pipeline.lease import is_given_up
+from pipeline.manifest import Manifest
 from pipeline.meters import Meters
 from pipeline.plan_file import PlanHeader, count_photos, read_header, read_shard_sizes, read_shards, write_open_part
 from pipeline.planning import (

@@ -21,10 +21,11 @@ from pipeline.check import DIGEST, CheckedCommit, CheckedPhoto, CheckWorkerFacto
 from pipeline.cluster import ClusterConfig
 from pipeline.database import in_batches, literal, open_database, scan
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
-from pipeline.imageset import ImageSet, Manifest, is_as_published
+from pipeline.imageset import ImageSet, is_as_published
 from pipeline.index import is_sorted, scan_index
 from pipeline.lease import refuse_if_leased
 from pipeline.listing import write_listing
+from pipeline.manifest import Manifest
 from pipeline.records import FINDING_SCHEMA, PLAN_SCHEMA, Fault, Finding, Layout, Outcome, PlannedPhoto
 from pipeline.redaction import printable
 from pipeline.scratch import scratch_folder

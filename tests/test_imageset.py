@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from pipeline import imageset, index
 from pipeline.errors import ImageSetError, ObjectExists, ObjectMissing
-from pipeline.imageset import MANIFEST, ImageSet, Manifest, parse_commit
+from pipeline.imageset import MANIFEST, ImageSet, parse_commit
 from pipeline.local_store import LocalStore
+from pipeline.manifest import Manifest
 from pipeline.records import INDEX_SCHEMA, Layout, Outcome, PhotoRecord, index_table
 from pipeline.storage import Store, open_store
 
