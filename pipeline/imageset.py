@@ -1,4 +1,4 @@
-"""The image set at the target: plans, commits, the published index. The only module that knows where things lie in it.
+"""The image set at the target: plans, commits, the published index; and where all of it lies.
 
 A shard is done if and only if its commit exists. Payload is written before the commit, the commit before the index,
 and the manifest last: a reader who follows the manifest never sees a row without its object.
@@ -30,6 +30,9 @@ from pipeline.scratch import scratch_folder
 from pipeline.storage import TEMPORARY, Store
 
 MANIFEST = "manifest.json"
+# What `output_key`, `packed_key` and `commit_key` say, in SQL, of rows with a `key` and a `shard`.
+OUTPUT_KEY, PACKED_KEY = "'images/' || key", "'shards/' || shard || '.parquet'"
+COMMIT_KEY = "'commits/' || shard || '.parquet'"
 GATHERED_ROWS = 100_000  # of committed shards, held while they are gathered in one file; or of a plan that is checked
 PARALLEL_PARTS = 4  # of an index, read at once: 40 MB each
 PARALLEL_READS = 16  # of small objects, when an index is published

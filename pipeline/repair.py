@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.database import in_batches, literal, open_database, scan
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
-from pipeline.imageset import ImageSet
+from pipeline.imageset import COMMIT_KEY, OUTPUT_KEY, ImageSet
 from pipeline.ingest import IngestJob, ingest_work
 from pipeline.jobs import DenoiseJob, denoise_work
 from pipeline.lease import refuse_if_leased
@@ -197,7 +197,7 @@ def _repair_commits(found: Examined, aside: _Aside) -> None:
     image_set = found.image_set
     aside.move(_keys(found, [Fault.DAMAGED_COMMIT]))
     rows = found.database.sql(
-        f"SELECT * REPLACE (NULL AS {DUPLICATE_OF}) FROM photos WHERE 'commits/' || shard || '.parquet' IN "
+        f"SELECT * REPLACE (NULL AS {DUPLICATE_OF}) FROM photos WHERE {COMMIT_KEY} IN "
         f"(SELECT key {_of(found, OF_COMMITS)}) ORDER BY shard, key"
     )
     for shard, of_shard in _by_shard(rows):
@@ -470,7 +470,7 @@ def _process(found: Examined, aside: _Aside, recipe: _Recipe, work: Work, report
 
 def _in_the_way(found: Examined, listing: Path) -> Iterator[str]:
     """What lies where photos are to be written again, and what a folder of such a name holds."""
-    photos = f"(SELECT key, 'images/' || key AS place FROM {scan([listing])})"
+    photos = f"(SELECT key, {OUTPUT_KEY} AS place FROM {scan([listing])})"
     rows = found.database.sql(
         f"""
         SELECT place FROM {photos} ANTI JOIN (SELECT key {_of(found, [Fault.MISSING])}) USING (key)

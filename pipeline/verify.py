@@ -21,7 +21,7 @@ from pipeline.check import DIGEST, CheckedCommit, CheckedPhoto, CheckWorkerFacto
 from pipeline.cluster import ClusterConfig
 from pipeline.database import in_batches, literal, open_database, scan
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
-from pipeline.imageset import ImageSet, is_as_published
+from pipeline.imageset import COMMIT_KEY, OUTPUT_KEY, PACKED_KEY, ImageSet, is_as_published
 from pipeline.index import is_sorted, scan_index
 from pipeline.lease import refuse_if_leased
 from pipeline.listing import write_listing
@@ -191,12 +191,12 @@ ORPHANS = f"""
     ANTI JOIN photos ON payload.key = photos.output_key
     ANTI JOIN pending ON payload.key = pending.object_key
     ANTI JOIN pending AS packed ON payload.key = packed.shard_key
-    ANTI JOIN commits ON payload.key = 'shards/' || commits.shard || '.parquet'
+    ANTI JOIN (SELECT {PACKED_KEY} AS shard_key FROM commits) AS done ON payload.key = done.shard_key
     WHERE NOT regexp_matches(key, '(^|/)[.][^/]*$')
 """
 
 MISSING_COMMITS = f"""
-    SELECT '{Fault.MISSING_COMMIT}' AS kind, 'commits/' || shard || '.parquet' AS key,
+    SELECT '{Fault.MISSING_COMMIT}' AS kind, {COMMIT_KEY} AS key,
         'the index has ' || rows || ' rows of it' AS detail
     FROM shards ANTI JOIN commits USING (shard)
 """
@@ -226,7 +226,7 @@ def create_views(
         database.execute(f"CREATE TABLE {name} AS SELECT *, {shard} AS shard FROM {scan([path])}")
     plans = _plans(image_set, image_set.unfinished_runs(), folder)
     database.execute(
-        "CREATE TABLE pending AS SELECT 'images/' || key AS object_key, 'shards/' || shard || '.parquet' AS shard_key, "
+        f"CREATE TABLE pending AS SELECT {OUTPUT_KEY} AS object_key, {PACKED_KEY} AS shard_key, "
         f"shard IN (SELECT shard FROM commits) AS is_committed FROM {scan(plans)}"
     )
     if image_set.ignores_case():  # two folders of one name but for that are one, under the name of the first
@@ -289,7 +289,7 @@ def _write_settled(
         f"""
         COPY (
             FROM {scan(files)} ANTI JOIN (
-                SELECT unnest([key, 'images/' || key, 'shards/' || shard || '.parquet']) AS key FROM {scan(plans)}
+                SELECT unnest([key, {OUTPUT_KEY}, {PACKED_KEY}]) AS key FROM {scan(plans)}
                 UNION ALL SELECT output_key AS key FROM photos GROUP BY output_key
                 HAVING bool_and(photos.key IN (SELECT key FROM {scan(plans)}))
             ) USING (key) WHERE kind NOT IN ('{Fault.LEFTOVER}', '{Fault.STRAY_PART}')
@@ -375,7 +375,7 @@ def _find_lost_rows(database: duckdb.DuckDBPyConnection, image_set: ImageSet, fo
 
 def _check_rows(database: duckdb.DuckDBPyConnection, manifest: Manifest, parts: Sequence[Path], notes: _Notes) -> None:
     """Whether every key has one row, and each row tells of itself what is possible."""
-    expected = "'images/' || key" if manifest.layout == Layout.FILES else "'shards/' || shard || '.parquet'"
+    expected = OUTPUT_KEY if manifest.layout == Layout.FILES else PACKED_KEY
     outcomes = ", ".join(f"'{outcome}'" for outcome in Outcome)
     notes.add_rows(
         database.sql(
