@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from flows.child import Child, free_ports
@@ -74,7 +75,7 @@ def local_ray(
                 metrics_url=f"http://127.0.0.1:{ports['metrics-export-port']}/metrics",
             )
             try:
-                head.wait_until(lambda: _takes_jobs(address), timeout_s=READY_S)  # noqa: B023  # called in this turn
+                head.wait_until(partial(_takes_jobs, address), timeout_s=READY_S)
                 break
             except RunFailed:
                 head.stop()

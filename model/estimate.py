@@ -219,13 +219,13 @@ class NoiseSampler:
                 self._sample[number, first - start : last - start] = blocks
 
     def estimate(self) -> NoiseEstimate:
-        return _estimate(self._blocks_NPC)
+        return _estimate(self._blocks())
 
     def sigma(self) -> float:
-        return _estimate_sigma(self._blocks_NPC)
+        return _estimate_sigma(self._blocks())
 
-    @property
-    def _blocks_NPC(self) -> NDArray[Any]:  # noqa: N802  # the suffix names the axes
+    def _blocks(self) -> NDArray[Any]:
+        """The sampled blocks, (N, P, C)."""
         blocks = self._sample.reshape(*self._sample.shape[:4], -1).swapaxes(1, 2)
         return blocks.reshape(-1, BLOCK_PX**2, blocks.shape[-1])
 

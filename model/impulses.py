@@ -285,9 +285,10 @@ def _solved(moments: dict[tuple[int, int], Tensor], ridge: float) -> list[Tensor
     """
     size = max(column for _, column in moments)
     upper: dict[tuple[int, int], Tensor] = {}  # on its diagonal the inverse
-    for (row, column), rest in moments.items():
+    for (row, column), moment in moments.items():
+        rest = moment  # less what the terms before it meet
         for before in range(row):
-            rest = rest - upper[before, row] * upper[before, column]  # noqa: PLW2901  # the moment less what is met
+            rest = rest - upper[before, row] * upper[before, column]
         upper[row, column] = (rest + ridge).rsqrt_() if row == column else rest * upper[row, row]
     found: dict[int, Tensor] = {}
     for row in reversed(range(size)):

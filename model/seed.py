@@ -76,7 +76,8 @@ class SeedNetwork(nn.Module):
         )
         self.head = nn.Conv2d(at_full_size, 3, kernel_size=1)
 
-    def forward(self, noisy_BCHW: Tensor, level_B2: Tensor | None = None) -> Tensor:  # noqa: ARG002 - it is blind
+    def forward(self, noisy_BCHW: Tensor, level_B2: Tensor | None = None) -> Tensor:
+        del level_B2  # it is blind
         features = noisy_BCHW
         skips = []
         for stage, dropout in zip(self.encoder, self.dropout, strict=True):
@@ -92,7 +93,8 @@ class SeedNetwork(nn.Module):
 def _conv(before: int, after: int) -> nn.Conv2d:
     conv = nn.Conv2d(before, after, kernel_size=3, padding=1)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # He et al. 2015, eq. 10
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # torch types a Conv2d's bias as optional
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
     return conv
 
 

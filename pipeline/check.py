@@ -57,7 +57,7 @@ class CheckWorkerFactory:
 
     target: str
 
-    def __call__(self, threads: int) -> "CheckWorker":  # noqa: ARG002  # the codecs take what they need
+    def __call__(self, _threads: int) -> "CheckWorker":  # the codecs take what they need
         return CheckWorker(ImageSet(open_store(self.target)))
 
 

@@ -93,9 +93,7 @@ def clean_among(files: Iterable[tuple[str, bytes | ObjectRefused]], *, min_side_
         try:
             if isinstance(data, ObjectRefused):
                 raise data
-            pixels = _decode_colour(data, key)
-            if (side_px := min(pixels.shape[:2])) < min_side_px:
-                raise PhotoRejected(f"a side has {side_px} pixels, and {min_side_px} are needed")  # noqa: TRY301
+            pixels = _decode_colour(data, key, min_side_px)
         except (PhotoRejected, ObjectRefused) as error:
             log.warning("left out %s: %s", key, error)
             continue
@@ -111,11 +109,13 @@ def digest_of(photos: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
-def _decode_colour(data: bytes, key: str) -> NDArray[np.uint8]:
+def _decode_colour(data: bytes, key: str, min_side_px: int) -> NDArray[np.uint8]:
     header = inspect(data, name=promise_of(key, data))
     if header.untouched_reason is not None:
         raise PhotoRejected(header.untouched_reason)
     colour = decode(data, header).colour
     if colour.ndim != 3 or colour.dtype != np.uint8:
         raise PhotoRejected("not an 8-bit colour photo")
+    if (side_px := min(colour.shape[:2])) < min_side_px:
+        raise PhotoRejected(f"a side has {side_px} pixels, and {min_side_px} are needed")
     return colour

@@ -5,6 +5,7 @@ Each library would repeat failed requests by itself, uncounted, and multiplied b
 
 import errno
 import functools
+import importlib
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,7 @@ class Azure(Cloud):
 
     @classmethod
     def connect(cls, url: str) -> tuple["Cloud", str]:
-        import adlfs  # noqa: F401 - says that it is missing before fsspec looks for it
+        importlib.import_module("adlfs")  # says that it is missing before fsspec looks for it
 
         filesystem, path = fsspec.core.url_to_fs(
             url,

@@ -181,9 +181,14 @@ class PhotoDenoiser:
 
     def __call__(self, data: bytes, key: str) -> PhotoResult:
         return denoise_photo(
-            data, key, self._denoise, self._config,
-            by_windows=self._denoise_by_windows, room=self._room, cores=self._cores,
-        )  # fmt: skip
+            data,
+            key,
+            self._denoise,
+            self._config,
+            by_windows=self._denoise_by_windows,
+            room=self._room,
+            cores=self._cores,
+        )
 
     def denoise_file(self, file: BinaryIO, key: str, target: Path) -> PhotoResult:
         """The same for a file on this disk, and into another one, as far as its format can be done by parts."""

@@ -217,7 +217,7 @@ class DiffWorkerFactory:
     target_a: str
     target_b: str
 
-    def __call__(self, threads: int) -> "DiffWorker":  # noqa: ARG002  # the codecs take what they need
+    def __call__(self, _threads: int) -> "DiffWorker":  # the codecs take what they need
         return DiffWorker(self.target_a, self.target_b)
 
 

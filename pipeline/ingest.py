@@ -138,7 +138,7 @@ class IngestWorkerFactory:
         source, target = open_store(self.source), ImageSet(open_store(self.target))
         return Worker(source, target, Layout.PACKED, self.recipe(threads), knows_hashes=self.knows_hashes)
 
-    def recipe(self, threads: int) -> Recipe:  # noqa: ARG002  # the codecs take what they need
+    def recipe(self, _threads: int) -> Recipe:  # the codecs take what they need
         return Recipe(
             process=partial(pack_photo, config=self.config, room=Room(PHOTO_BYTES)),
             limits=self.config.limits,

@@ -4,6 +4,7 @@ import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.container import SIGNED, SIGNED_ELSEWHERE, Header, Pixels, Samples
 from pipeline.errors import PhotoRejected
 from pipeline.ifd import read_shot
 
+IsalError: Any = isal_zlib.IsalError  # Any: its stub says that it is no class
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
@@ -129,7 +131,7 @@ def _stored(packed: bytes, size_bytes: int) -> list[Part] | None:
     try:
         raw = inflate.decompress(packed, size_bytes)
         more = b"" if inflate.eof else inflate.decompress(inflate.unconsumed_tail, 1)
-    except isal_zlib.IsalError:  # type: ignore[misc]  # its stub says that it is no class
+    except IsalError:
         return None
     if len(raw) != size_bytes or more or not inflate.eof or inflate.unused_data:
         return None
@@ -181,7 +183,7 @@ def colour_profile(data: bytes, *, most_bytes: int) -> bytes:
     inflate = isal_zlib.decompressobj()
     try:
         profile = inflate.decompress(packed[1:], most_bytes)
-    except isal_zlib.IsalError:  # type: ignore[misc]  # its stub says that it is no class
+    except IsalError:
         return b""
     return profile if inflate.eof else b""
 

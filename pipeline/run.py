@@ -50,10 +50,10 @@ LIBRARIES = ("degrain", "torch", "ray", "pillow", "imagecodecs", "isal", "numpy"
 class WorkerFactory(Protocol):
     """Makes the workers of a run: called in each actor's process, so that it must be picklable."""
 
-    def __call__(self, threads: int) -> ShardWorker:
+    def __call__(self, threads: int, /) -> ShardWorker:
         """A worker with so many threads for itself."""
 
-    def recipe(self, threads: int) -> Recipe:
+    def recipe(self, threads: int, /) -> Recipe:
         """What such a worker does to each photo."""
 
 
