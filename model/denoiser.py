@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.device import Precision, fastest_precision, find_device, is_out_of_memory
+from model.device import Precision, fastest_precision, find_device, is_out_of_memory, move
 from model.estimate import NoiseEstimate
 from model.request import FILE_DTYPES, PEAKS, Job, Kind, Request, Windowed
 from model.tiling import Rectangle, Tile, padded_px, plan_tiles
@@ -71,10 +71,7 @@ class Denoiser:
         self.device = find_device(device)
         self.precision = Precision(precision)
         self._fastest = fastest_precision(self.device)
-        self._networks = {
-            part: network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
-            for part, network in weights.networks().items()
-        }
+        self._networks = {part: move(network, self.device) for part, network in weights.networks().items()}
         self._tile_px = tile_px
         self._batch_px = batch_px or (CPU_BATCH_PX if self.device.type == "cpu" else GPU_BATCH_PX)
 
@@ -280,5 +277,3 @@ def _as_gray(noisy_BCHW: Tensor, only_B: Sequence[int | None]) -> Tensor:
         if only is not None:
             noisy_CHW[:] = noisy_CHW[only].clone()
     return noisy_BCHW
-
-

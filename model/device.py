@@ -2,9 +2,13 @@
 
 import functools
 from enum import StrEnum
+from typing import TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Precision(StrEnum):
@@ -51,6 +55,12 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and not has_gpu:
         raise ValueError(f"device is {name!r}, but torch finds no GPU here: install its CUDA build, or use cpu")
     return device
+
+
+def move(network: Network, device: torch.device | str) -> Network:
+    """Have a network compute on a device: its kernels with channels last, as its photos are. Returns the same one."""
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
+    return network
 
 
 def fastest_precision(device: torch.device) -> Precision:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.device import move
 from model.estimate import measure_noise
 from model.jpeg import BLOCK_PX
 from model.muon import Muon
@@ -369,7 +370,7 @@ def train_steps(
     state.network.to(device).train()
     state.average.to(device)
     if teacher is not None:
-        teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
+        move(teacher, device)
     for optimizer in state.optimizers:
         optimizer.load_state_dict(optimizer.state_dict())  # moves the moments to where the weights are now
     processes = dist.get_world_size() if dist.is_initialized() else 1
@@ -472,8 +473,7 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {Loss.RMSE: rmse, Loss.
 
 def _new_network(config: TrainConfig) -> nn.Module:
     """One with random weights: channels last, as its average is, or what mixes both would take twice the time."""
-    network: nn.Module = NETWORKS[config.network]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack it
-    return network
+    return move(NETWORKS[config.network](), "cpu")
 
 
 def _optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
