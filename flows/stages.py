@@ -95,7 +95,7 @@ def run_stage(stage: str, verb: Verb, job: Values, ray: RaySettings) -> Values:
                 try:
                     jobs.stop(job_id)
                 except DegrainError as failure:  # as the flow ends, its hook tries again
-                    log_of_run.error("%s", failure)  # noqa: TRY400  # its message says all
+                    log_of_run.error("%s", failure)
             raise
 
 
@@ -110,7 +110,7 @@ def stop_stages(flow: "Flow[..., Any]", flow_run: FlowRun, state: State) -> None
         try:
             stopped = RayJobs(address).stop_all(str(flow_run.id))
         except (ClusterLost, RunFailed) as error:
-            logger.error("%s", error)  # noqa: TRY400  # its message says all
+            logger.error("%s", error)
         else:
             logger.info("stopped %s", ", ".join(stopped) or "none: all had ended")
 

@@ -56,7 +56,7 @@ def ssim(photo: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
     """
     from skimage.metrics import structural_similarity
 
-    similarity = structural_similarity(  # type: ignore[no-untyped-call]  # the library has no types
+    similarity = structural_similarity(
         photo,
         reference,
         data_range=PEAK,

@@ -56,7 +56,7 @@ class Cluster:
     @classmethod
     def now(cls, *, use_gpus: bool) -> "Cluster":
         check_own_cluster()
-        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         leaving = frozenset(_draining_nodes())
         staying = tuple(
             Node.of(resources, use_gpus=use_gpus) for node, resources in alive.items() if node not in leaving

@@ -67,7 +67,7 @@ def read_job(argument: str) -> dict[str, Any]:  # Any: JSON that is not checked 
     except ValueError as error:
         raise ValueError(f"the job is no JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"the job is {type(values).__name__}: expected one JSON object")  # noqa: TRY004  # bad input, no bug
+        raise ValueError(f"the job is {type(values).__name__}: expected one JSON object")
     return values
 
 
@@ -102,7 +102,7 @@ def _ingest(values: Values, say: EventWriter) -> dict[str, object]:
     return _collection(job.target, lambda report: run_ingest(job, report), say)
 
 
-def _plan(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: ARG001  # it has nothing to say meanwhile
+def _plan(values: Values, _: EventWriter) -> dict[str, object]:
     from pipeline.canary import PlanJob, run_plan
 
     return run_plan(build(PlanJob, values))
@@ -122,7 +122,7 @@ def _verify(values: Values, say: EventWriter) -> dict[str, object]:
     return run_verify(build(VerifyJob, values), say.progress).as_dict()
 
 
-def _report(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: ARG001  # as above
+def _report(values: Values, _: EventWriter) -> dict[str, object]:
     from pipeline.report import ReportJob, run_report
 
     return run_report(build(ReportJob, values))
@@ -171,13 +171,13 @@ def _evaluate(values: Values, say: EventWriter) -> dict[str, object]:
     return {"rows": [row.as_dict() for row in evaluation.rows]}
 
 
-def _promote(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: ARG001  # it has nothing to say meanwhile
+def _promote(values: Values, _: EventWriter) -> dict[str, object]:
     from pipeline.promotion import PromoteJob, promote
 
     return promote(build(PromoteJob, values))
 
 
-def _incumbent(values: Values, say: EventWriter) -> dict[str, object]:  # noqa: ARG001  # as above
+def _incumbent(values: Values, _: EventWriter) -> dict[str, object]:
     from pipeline.promotion import IncumbentJob, find_incumbent
 
     return find_incumbent(build(IncumbentJob, values))

@@ -41,7 +41,7 @@ class _Backend(_TorchBackend):
 
 def _be_reachable() -> bool:
     """Tell Gloo where to listen, in a worker's process, unless the environment does; whether this worker has a GPU."""
-    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    address: str = ray.util.get_node_ip_address()
     if (interface := interface_of(address)) is not None:
         os.environ.setdefault(INTERFACE, interface)
     has_gpu = device_of_worker() != "cpu"

@@ -339,7 +339,7 @@ def _works(job: RepairJob, found: Examined) -> dict[_Recipe, Work]:
         try:
             works[recipe] = _work(job, found, recipe, records.get(recipe))
         except _UnrepeatableError as error:  # what others made is made right: of these, the sources may be gone, too
-            log.error("%s", error)  # noqa: TRY400  # where it was raised tells no more
+            log.error("%s", error)
     return works
 
 

@@ -38,7 +38,7 @@ def draw_scores(rows: Sequence[Row]) -> bytes:
         buffer = io.BytesIO()
         figure.patch.set_visible(False)
         metadata = {"Date": None, "Title": "PSNR gained, noise left and detail lost"}
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=metadata)  # type: ignore[no-untyped-call]  # no types
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=metadata)
     return buffer.getvalue()
 
 

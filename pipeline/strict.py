@@ -21,7 +21,7 @@ def build(kind: type[T], values: object, *, name: str = "") -> T:
         ValueError: a key is unknown or missing, a value has another type, or the dataclass refuses it.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{name or 'the job'} is {values!r}: expected settings by name")  # noqa: TRY004  # bad input, no bug
+        raise ValueError(f"{name or 'the job'} is {values!r}: expected settings by name")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # it is a dataclass
     unknown = sorted(str(key) for key in values if key not in fields)
     if unknown:
@@ -64,13 +64,13 @@ def _value(hint: Any, value: object, name: str) -> object:  # Any: a type, or an
 
 def _tuple(kind: Any, value: object, name: str) -> tuple[object, ...]:  # Any: the one type of its values
     if not isinstance(value, list):
-        raise ValueError(f"{name} is {value!r}: expected a list")  # noqa: TRY004  # the caller's error, as all here
+        raise ValueError(f"{name} is {value!r}: expected a list")
     return tuple(_value(kind, each, f"{name}[{number}]") for number, each in enumerate(value))
 
 
 def _mapping(kind: Any, value: object, name: str) -> Mapping[str, object]:  # Any: the one type of its values
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name} is {value!r}: expected values by name")  # noqa: TRY004  # the caller's error, as all here
+        raise ValueError(f"{name} is {value!r}: expected values by name")
     return {str(key): _value(kind, each, _inside(name, str(key))) for key, each in value.items()}
 
 

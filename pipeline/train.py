@@ -263,7 +263,7 @@ def _size_of_workers(job: TrainJob) -> Size:
     cores = sum(node.cores for node in cluster.limit)
     if job.workers > cores:
         raise RunFailed(f"the cluster has {cores} cores, and {job.workers} workers need one each: ask for fewer")
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    free: dict[str, float] = ray.available_resources()
     size = cluster.size_for(job.workers)
     if free.get("CPU", 0) < size.cores or free.get("GPU", 0) < size.gpus:
         log.warning("no worker can start before the cluster has %g cores and %d GPUs free", size.cores, size.gpus)
