@@ -47,6 +47,12 @@ def in_batches(rows: duckdb.DuckDBPyRelation, size: int) -> Iterator[pa.Table]:
     yield waiting.combine_chunks()
 
 
+def count_rows(database: duckdb.DuckDBPyConnection, rows: str) -> int:
+    """How many rows there are, by SQL from FROM on."""
+    ((count,),) = database.sql(f"SELECT count(*) {rows}").fetchall()
+    return int(count)
+
+
 def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
@@ -66,7 +72,7 @@ def create_unique_view(database: duckdb.DuckDBPyConnection, name: str, table: st
     )
     twice = f"hash(key) IN (SELECT hashed FROM {name}_twice)"
     first = f"SELECT * FROM {table} WHERE {twice} QUALIFY row_number() OVER (PARTITION BY key ORDER BY {order}) = 1"
-    if database.execute(f"SELECT count(*) FROM {name}_twice").fetchone() == (0,):
+    if not count_rows(database, f"FROM {name}_twice"):
         database.execute(f"CREATE TEMP VIEW {name} AS SELECT * FROM {table}")
     else:
         database.execute(f"CREATE TEMP VIEW {name} AS SELECT * FROM {table} WHERE NOT {twice} UNION ALL ({first})")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from model.metrics import psnr_db
 from pipeline.check import COPIES, IN_MEMORY_BYTES
 from pipeline.cluster import ClusterConfig
-from pipeline.database import in_batches, literal, open_database, scan
+from pipeline.database import count_rows, in_batches, literal, open_database, scan
 from pipeline.errors import ObjectRefused, PhotoRejected
 from pipeline.images import NO_LIMITS, Header, decode, inspect
 from pipeline.imageset import ImageSet
@@ -149,7 +149,7 @@ def run_diff(job: DiffJob, report: Callable[[int, int], None]) -> Difference:
         if job.sample is not None:
             chosen += f" AND {sample_condition(job.sample)}"
         found = folder / "differences.parquet"
-        total = _one(database, f"SELECT count(*) FROM pairs WHERE {chosen}")
+        total = count_rows(database, f"FROM pairs WHERE {chosen}")
         survey(
             _photos(database, chosen, layouts),
             DiffWorkerFactory(target_a=job.target_a, target_b=job.target_b),
@@ -347,8 +347,8 @@ def _summary(database: duckdb.DuckDBPyConnection, job: DiffJob, seconds: float) 
         same_bytes=same_bytes,
         other_source=other_source,
         outcomes={(a, b): count for a, b, count in outcomes},
-        compared=_one(database, "SELECT count(*) FROM differences"),
-        same_pixels=_one(database, f"SELECT count(*) FROM differences WHERE note = {literal(SAME)}"),
+        compared=count_rows(database, "FROM differences"),
+        same_pixels=count_rows(database, f"FROM differences WHERE note = {literal(SAME)}"),
         incomparable=_incomparable(database),
         psnr_db=None if lowest is None else (lowest, median, highest),
         most_different=tuple(most.to_arrow_table().to_pylist()),
@@ -364,7 +364,7 @@ def _incomparable(database: duckdb.DuckDBPyConnection) -> dict[str, int]:
             f"SELECT note, count(*) {others} GROUP BY note ORDER BY count(*) DESC, note LIMIT {NOTES}"
         ).fetchall()
     )
-    left = _one(database, f"SELECT count(*) {others}") - sum(notes.values())
+    left = count_rows(database, others) - sum(notes.values())
     return {**notes, OTHER_NOTES: left} if left else notes
 
 
@@ -379,7 +379,7 @@ def _side(database: duckdb.DuckDBPyConnection, target: str, here: str, there: st
     return Side(
         target=target,
         photos=photos,
-        only_here=_one(database, f"SELECT count(*) FROM {here} ANTI JOIN {there} USING (key)"),
+        only_here=count_rows(database, f"FROM {here} ANTI JOIN {there} USING (key)"),
         output_bytes=int(output_bytes),
         noise_sigma_after=noise,
         change_psnr_db=change,
@@ -392,7 +392,3 @@ def _export(database: duckdb.DuckDBPyConnection, path: Path, destination: Destin
         f"TO {literal(str(path))} (FORMAT parquet, COMPRESSION zstd)"
     )
     destination.write(path.read_bytes(), found=difference.summary)
-
-
-def _one(database: duckdb.DuckDBPyConnection, query: str) -> int:
-    return int(database.sql(query).fetchall()[0][0])

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import orc
 
-from pipeline.database import explained, identifier, in_batches, literal, open_database
+from pipeline.database import count_rows, explained, identifier, in_batches, literal, open_database
 from pipeline.errors import ObjectMissing, StorageError
 from pipeline.index import scan_index
 from pipeline.listing import write_listing
@@ -222,7 +222,7 @@ def _check(database: duckdb.DuckDBPyConnection, table_url: str, source_url: str)
         found = database.execute(f"SELECT key FROM listed WHERE {condition} LIMIT 1").fetchone()
         if found is not None:
             raise ValueError(f"{table_url} holds {what.format(key=found[0])}")
-    if database.execute("SELECT count(*) FROM listed").fetchone() == (0,):
+    if not count_rows(database, "FROM listed"):
         raise ValueError(f"{table_url} lists nothing in {source_url}")
 
 

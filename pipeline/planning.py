@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.database import create_unique_view, in_batches, literal, open_database, scan
+from pipeline.database import count_rows, create_unique_view, in_batches, literal, open_database, scan
 from pipeline.footer import mark_footer
 from pipeline.plan_file import PLAN_BATCH, PlanHeader, plan_schema, plan_writer
 from pipeline.records import GONE, PLAN_SCHEMA, Status
@@ -170,7 +170,7 @@ def write_plan(listing: Path, earlier: Earlier, plan: Path, options: PlanOptions
             open_keys = f"FROM compared WHERE status IN ({statuses}, 'planned')"
             first = f"{SAMPLE_HASH} = (SELECT min({SAMPLE_HASH}) {open_keys})"  # one at least
             chosen = f"({sample_condition(options.sample)} OR {first})"
-            photos = database.sql(f"FROM wanted WHERE {chosen}").count("*").fetchall()[0][0]
+            photos = count_rows(database, f"FROM wanted WHERE {chosen}")
         photos = photos if options.limit is None else min(photos, options.limit)
         todo = database.sql(f"SELECT * FROM wanted WHERE {chosen}")
         if photos < wanted_photos:  # what failed waits for all else, and for what was tried less often
@@ -180,7 +180,7 @@ def write_plan(listing: Path, earlier: Earlier, plan: Path, options: PlanOptions
         planned, shards = _write_shards(in_batches(todo, PLAN_BATCH), size, plan, options)
         retried = 0
         if options.retry_failed and Status.FAILED in amounts:
-            retried = database.sql(f"FROM {scan([plan])} WHERE status = '{Status.FAILED}'").count("*").fetchall()[0][0]
+            retried = count_rows(database, f"FROM {scan([plan])} WHERE status = '{Status.FAILED}'")
         is_complete = photos == wanted_photos and not (options.is_subset and _has_unlisted(database, earlier))
     return PlanCounts(
         amounts=amounts,
@@ -219,8 +219,7 @@ def processed_statuses(retry_failed: bool) -> list[Status]:
 def count_outside_sample(plan: Path, sample: float) -> int:
     """Photos of a plan that do not belong to that share of all keys."""
     with duckdb.connect() as database:
-        outside = database.sql(f"FROM {scan([plan])} WHERE NOT {sample_condition(sample)}")
-        return int(outside.count("*").fetchall()[0][0])
+        return count_rows(database, f"FROM {scan([plan])} WHERE NOT {sample_condition(sample)}")
 
 
 def is_overtaken(plan: Path, done: Sequence[Path]) -> bool:

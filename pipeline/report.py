@@ -22,7 +22,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from pipeline.charts import Series, draw_histogram, draw_spark, draw_timeline, nice_step
-from pipeline.database import open_database
+from pipeline.database import count_rows, open_database
 from pipeline.errors import DegrainError, ObjectRefused, PhotoRejected, StorageError
 from pipeline.highlights import find_places
 from pipeline.imageset import ImageSet
@@ -245,7 +245,7 @@ def _noise(database: duckdb.DuckDBPyConnection) -> dict[str, Any]:  # Any: value
 
 def _bins(database: duckdb.DuckDBPyConnection) -> int:
     """Few photos make few bins."""
-    ((photos,),) = database.sql(f"SELECT count(*) FROM photos WHERE outcome = '{Outcome.DENOISED}'").fetchall()
+    photos = count_rows(database, f"FROM photos WHERE outcome = '{Outcome.DENOISED}'")
     return int(min(MAX_BINS, max(MIN_BINS, 2 * photos**0.5)))
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.check import DIGEST, CheckedCommit, CheckedPhoto, CheckWorkerFactory, findings_table
 from pipeline.cluster import ClusterConfig
-from pipeline.database import in_batches, literal, open_database, scan
+from pipeline.database import count_rows, in_batches, literal, open_database, scan
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
 from pipeline.imageset import COMMIT_KEY, OUTPUT_KEY, PACKED_KEY, ImageSet, is_as_published
 from pipeline.index import is_sorted, scan_index
@@ -175,7 +175,7 @@ def examined(image_set: ImageSet, cluster: ClusterConfig, report: Report) -> Ite
             objects=seen.objects,
             bytes_read=seen.bytes_read,
             seconds=round(time.monotonic() - start, 3),
-            interrupted=_number(database, "FROM pending WHERE NOT is_committed"),
+            interrupted=count_rows(database, "FROM pending WHERE NOT is_committed"),
             is_in_use=is_in_use,
             kinds=kinds,
             first=first,
@@ -425,7 +425,7 @@ def _survey(
     report: Report,
 ) -> Seen:
     known = "output_key IS NOT NULL AND output_size_bytes IS NOT NULL AND output_sha256 IS NOT NULL AND key <> ''"
-    total = _number(database, f"FROM photos WHERE {known}") + _number(database, "FROM commits")
+    total = count_rows(database, f"FROM photos WHERE {known}") + count_rows(database, "FROM commits")
 
     def everything() -> Iterator[PlannedPhoto]:
         is_packed = manifest.layout == Layout.PACKED
@@ -450,10 +450,6 @@ def _survey(
     return survey(
         everything(), factory, cluster, path=path, schema=FINDING_SCHEMA, report=lambda seen: report(seen, total)
     )
-
-
-def _number(database: duckdb.DuckDBPyConnection, rows: str) -> int:
-    return int(database.sql(f"SELECT count(*) {rows}").fetchall()[0][0])
 
 
 def _count(files: Sequence[Path]) -> tuple[dict[Fault, int], tuple[Finding, ...]]:
