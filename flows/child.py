@@ -15,6 +15,7 @@ from pipeline.errors import RunFailed
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 POLL_S = 0.05
+GRACE_S = 20.0  # for a process to end, once it is asked to
 
 
 class Child:
@@ -79,11 +80,11 @@ class Child:
         self._process = self._begin()
         self.wait_until(self._is_ready, timeout_s=self._ready_s)
 
-    def stop(self, *, grace_s: float = 20.0) -> None:
+    def stop(self) -> None:
         """Ask it to end; end it if it does not, and whatever it has left behind."""
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(grace_s)
+            self._process.wait(GRACE_S)
         self._end()
 
     def _end(self) -> None:

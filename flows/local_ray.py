@@ -47,7 +47,6 @@ def local_ray(
     *,
     token: str = "",
     port: int | None = None,
-    cpus: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[RayAddress, Child]]:
     """A Ray head on loopback while the block runs, and its process; everything that runs on it ends with it.
@@ -56,7 +55,6 @@ def local_ray(
         folder: where its log goes; None for a temporary one.
         token: that it asks for; a random one if it is empty.
         port: of its dashboard; None for any that is free.
-        cpus: how many it says it has; None for those that are there.
         environment: of its jobs, beside this process's own.
 
     Raises:
@@ -68,7 +66,7 @@ def local_ray(
         log = (folder or scratch) / "ray.log"
         for attempt in range(ATTEMPTS):
             ports = _free_ports(port)
-            head = Child("Ray", _command(scratch, ports, cpus), log, _environment(token, environment or {}))
+            head = Child("Ray", _command(scratch, ports), log, _environment(token, environment or {}))
             address = RayAddress(
                 url=f"http://127.0.0.1:{ports['dashboard-port']}",
                 token=token,
@@ -99,14 +97,14 @@ def _free_ports(dashboard: int | None) -> dict[str, int]:
     return ports if dashboard is None else {**ports, "dashboard-port": dashboard}
 
 
-def _command(temporary: Path, ports: Mapping[str, int], cpus: int | None) -> list[str]:
+def _command(temporary: Path, ports: Mapping[str, int]) -> list[str]:
     return [
         *(sys.executable, "-m", "flows.ray_head", "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"),
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={temporary}",
         *(f"--{name}={port}" for name, port in ports.items()),
-        f"--num-cpus={cpus or usable_cores()}",
+        f"--num-cpus={usable_cores()}",
     ]
 
 

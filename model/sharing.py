@@ -43,11 +43,6 @@ class SharedDenoiser:
         self._lock = threading.Lock()
         self._model_thread = ThreadPoolExecutor(1, "model", use_threads, (threads,))
 
-    @property
-    def waiting(self) -> int:
-        """Photos of which at least a tile has not begun."""
-        return len(self._turns)
-
     def __call__(
         self, noisy: NDArray[Pixels], *, strength: float, noise: NoiseEstimate, keeps_grain: bool = False
     ) -> NDArray[Pixels]:

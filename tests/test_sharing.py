@@ -52,7 +52,7 @@ def denoise_together(
         results = []
         for photo in photos:
             results.append(pool.submit(shared, photo, strength=1.0, noise=NOISE))
-            while shared.waiting < len(results):
+            while len(shared._turns) < len(results):
                 pass
         network.gate.set()
     return results
