@@ -16,6 +16,7 @@ from flows.standard_streams import output_written, prepare_process
 from flows.train_command import add_train, train
 from flows.upkeep_commands import add_upkeep
 from flows.weights_commands import add_evaluate, add_registry_option, add_weights, evaluate, weights_of
+from pipeline.errors import EXIT_CALL, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from pipeline.redaction import printable, redacted
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 J = TypeVar("J")
 
-EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 OF_COLLECTIONS = (  # options of `degrain denoise` that mean nothing for one photo
     *("layout", "key_table", "where", "limit", "sample", "retry_failed", "max_rejected_fraction", "photo_timeout_s"),
     *("workers", "cluster", "sample_photos", "price_per_hour", "gpu_megapixels_per_s"),

@@ -25,13 +25,12 @@ from flows.local_ray import local_ray
 from flows.patience import passes, patiently
 from flows.ray_jobs import ClusterLost, JobName, RayJobs, address_of
 from flows.settings import RaySettings, Values, Verb
-from pipeline.errors import DegrainError, RunFailed, RunStopped, may_pass
+from pipeline.errors import EXIT_CALL, DegrainError, RunFailed, RunStopped, may_pass
 from pipeline.events import Event, parse_event
 
 PROGRESS_INTERVAL_S = 2.0
 RETRY_DELAYS_S = [10.0, 60.0, 120.0]  # in all, longer than a lost run holds its lease on the target
 LINGER_S = 60.0  # that a job may take to end once it has said its last word
-EXIT_CALL = 2
 MOST_BEGINNINGS = 20  # of a flow run: its worker may be replaced, a person may resume it; a crash would go on for ever
 JANITOR = "janitor"  # the flow of that name
 TARGET_LIMIT = "degrain-target-"  # names of concurrency limits begin with it

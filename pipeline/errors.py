@@ -17,6 +17,9 @@
 Every class takes exactly one message, or it would not survive the trip back from a Ray worker.
 """
 
+# How a process ends, of the command line or of a job: well, by an error of this tree, by a `ValueError`, interrupted.
+EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
+
 
 class DegrainError(Exception):
     """Base of the tree. The message is one line that names the thing, the value seen, and what to do."""

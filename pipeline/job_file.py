@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.errors import RunFailed, may_pass
+from pipeline.errors import EXIT_CALL, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, RunFailed, may_pass
 from pipeline.events import Event, EventWriter, JsonLines
 from pipeline.redaction import redacted
 from pipeline.strict import build
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXIT_OK, EXIT_FAILED, EXIT_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 USAGE = "usage: python -m pipeline.jobs JOB.json (a path, a URL, or the JSON itself)"
 
 
