@@ -87,7 +87,7 @@ class Cloud:
         """Put the object if there is none, and `writer` into its metadata.
 
         Raises:
-            FileExistsError: there is one. Or it is a server's own error: see `means_taken`.
+            FileExistsError: there is one. Of some servers, it is an error of their library, which `object_store` knows.
         """
         del writer  # nothing is lost on the way to memory
         await self.filesystem._pipe_file(path, data, mode="create")

@@ -228,7 +228,7 @@ class _Pool:
         worker.calls[call] = task
         return True
 
-    def collect(self) -> "_Results":
+    def collect(self) -> _Results:
         """Wait a while for calls to end; their tasks with the receipt, nothing (of a probe), or how they failed.
 
         Raises:
@@ -241,7 +241,7 @@ class _Pool:
         calls = {call: worker for worker in self._workers for call in worker.calls}
         looks = {worker.looking: worker for worker in self._workers if worker.looking is not None}
         ended, seen = (_ready(calls, LOOK_S), _ready(looks, 0)) if calls else ([], _ready(looks, LOOK_S))
-        results: list[tuple[Task, Receipt | Ending | None]] = []
+        results: _Results = []
         for call in ended:
             results += self._end(calls[call], call)
         for look in seen:
@@ -259,7 +259,7 @@ class _Pool:
         for worker in self._workers:
             ray.kill(worker.actor)
 
-    def _end(self, worker: _Worker, call: Any) -> "_Results":  # Any: Ray's object reference
+    def _end(self, worker: _Worker, call: Any) -> _Results:  # Any: Ray's object reference
         """What a call gave; and the other calls of its worker, if that is dead."""
         if call not in worker.calls:
             return []  # the death of its worker came to light by another one
@@ -272,7 +272,7 @@ class _Pool:
         self._deaths_in_a_row = 0
         return [(worker.calls.pop(call), result)]
 
-    def _see(self, worker: _Worker) -> "_Results":
+    def _see(self, worker: _Worker) -> _Results:
         """Take in what a worker said of itself."""
         if worker not in self._workers:
             return []
@@ -287,7 +287,7 @@ class _Pool:
         worker.node, worker.look, worker.looking, worker.looked_s = node, look, None, time.monotonic()
         return []
 
-    def _bury(self, worker: _Worker, error: RayError) -> "_Results":
+    def _bury(self, worker: _Worker, error: RayError) -> _Results:
         """An actor that died takes all its calls with it, and a new one takes its place."""
         is_lost = bool(worker.node) and worker.node not in Cluster.now(use_gpus=False).nodes
         self._deaths_in_a_row += not is_lost
@@ -299,7 +299,7 @@ class _Pool:
         ending = Ending(End.NODE_LOST) if is_lost else Ending(End.DIED, suspects)
         return [(task, ending) for task in self._remove(worker)]
 
-    def _end_slow_photos(self) -> "_Results":
+    def _end_slow_photos(self) -> _Results:
         """End workers of which a photo takes too long, or that do not answer for as long as a photo may take."""
         results: _Results = []
         for worker in [worker for worker in self._workers if worker.calls]:
@@ -316,7 +316,7 @@ class _Pool:
                 ]
         return results
 
-    def _end_for(self, worker: _Worker, slow: PhotoInWork) -> "_Results":
+    def _end_for(self, worker: _Worker, slow: PhotoInWork) -> _Results:
         """End a worker for the sake of one photo; what else it did is not to blame."""
         log.warning("photo %s takes too long, and its worker is ended", slow)
         too_slow = Ending(

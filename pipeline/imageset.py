@@ -92,6 +92,23 @@ class ImageSet:
         if self._lease is not None:
             self._lease.check()
 
+    def plan_key(self, run: str) -> str:
+        return f"plans/{run}.parquet"
+
+    def commit_key(self, shard: str) -> str:
+        return f"commits/{shard}.parquet"
+
+    def record_key(self, run: str) -> str:
+        return f"runs/{run}.json"
+
+    def output_key(self, key: str) -> str:
+        """Where the layout `files` keeps the photo of a source key."""
+        return f"images/{key}"
+
+    def packed_key(self, shard: str) -> str:
+        """Where the layout `packed` keeps the photos of a shard."""
+        return f"shards/{shard}.parquet"
+
     def read_manifest(self) -> Manifest | None:
         """The manifest, or None where there is no image set yet.
 
@@ -232,15 +249,6 @@ class ImageSet:
         key = self.record_key(run)
         return parse_record(self.store.read(key), f"{self.store.url}/{key}")
 
-    def record_key(self, run: str) -> str:
-        return f"runs/{run}.json"
-
-    def plan_key(self, run: str) -> str:
-        return f"plans/{run}.parquet"
-
-    def commit_key(self, shard: str) -> str:
-        return f"commits/{shard}.parquet"
-
     def restore_commit(self, shard: str, rows: pa.Table) -> None:
         """Write a commit that was lost or damaged again, by the rows that the index has of its shard."""
         self.store.write(self.commit_key(shard), _parquet_bytes(rows))
@@ -248,14 +256,6 @@ class ImageSet:
     def committed_shards(self) -> set[str]:
         """Every shard that is done."""
         return self._names("commits", ".parquet")
-
-    def output_key(self, key: str) -> str:
-        """Where the layout `files` keeps the photo of a source key."""
-        return f"images/{key}"
-
-    def packed_key(self, shard: str) -> str:
-        """Where the layout `packed` keeps the photos of a shard."""
-        return f"shards/{shard}.parquet"
 
     def commit(self, shard: str, records: Sequence[PhotoRecord]) -> None:
         """Make a shard done, its payload being written. Of two workers with the same shard one wins; both may go on."""

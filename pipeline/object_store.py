@@ -251,6 +251,21 @@ class ObjectStore:
             tried = f" (tried {error.attempts} times)" if isinstance(error, GaveUp) else ""
             raise kind(f"cannot {what}: {reason}{tried}") from showable(last)
 
+    async def _is_its_own(self, error: Exception, path: str, *, gave_up: bool) -> bool:
+        """Whether others can be read: beside an object that is refused, or one that fails at every attempt."""
+        if gave_up:
+            return not answer_of(error).is_throttling and await self._reads_last_again(path)
+        return _may_be_its_own(error) and await self._reads_others(path)
+
+    async def _reads_last_again(self, path: str) -> bool:
+        """Whether the object that was read last, if it is another one, can be read at the first attempt."""
+        if self._last_read in (None, path):
+            return False
+        with suppress(Exception):
+            await self._getting(self._last_read, 0, 1)()
+            return True
+        return False
+
     async def _reads_others(self, path: str) -> bool:
         """Whether some other object can be read now."""
         last = self._last_read
@@ -264,21 +279,6 @@ class ObjectStore:
         for other in others[:: max(1, len(others) // PROBES)][:PROBES]:
             if await self._reads(other):
                 return True
-        return False
-
-    async def _is_its_own(self, error: Exception, path: str, *, gave_up: bool) -> bool:
-        """Whether others can be read: beside an object that is refused, or one that fails at every attempt."""
-        if gave_up:
-            return not answer_of(error).is_throttling and await self._gives_another(path)
-        return _may_be_its_own(error) and await self._reads_others(path)
-
-    async def _gives_another(self, path: str) -> bool:
-        """Whether the object that was read last can be read at once."""
-        if self._last_read in (None, path):
-            return False
-        with suppress(Exception):
-            await self._getting(self._last_read, 0, 1)()
-            return True
         return False
 
     async def _reads(self, path: str) -> bool:

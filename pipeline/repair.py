@@ -182,12 +182,13 @@ class _Aside:
 
 
 def _keys(found: Examined, kinds: Sequence[Fault]) -> Iterator[str]:
-    """Read lazily: nothing else may be asked of the database meanwhile."""
+    """Of the findings of these kinds. Read lazily: nothing else may be asked of the database meanwhile."""
     for batch in in_batches(found.database.sql(f"SELECT key {_of(found, kinds)} ORDER BY key"), BATCH):
         yield from batch["key"].to_pylist()
 
 
 def _of(found: Examined, kinds: Sequence[Fault]) -> str:
+    """SQL from FROM on: the findings of these kinds."""
     names = ", ".join(literal(kind) for kind in kinds)
     return f"FROM {scan(found.findings)} WHERE kind IN ({names})"
 

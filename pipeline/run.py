@@ -162,7 +162,7 @@ def planned(work: Work) -> Iterator[tuple[PlanCounts, list[Path]]]:
     _check_verb(work, work.target.check_for(work.header.source, work.layout))
     with scratch_folder() as folder:
         _list(work, folder / LISTING)
-        interrupted = _interrupted(work, folder)
+        interrupted = _find_interrupted(work, folder)
         counts = _plan(work, interrupted, folder)
         unfinished = len(interrupted.resumed) + len(interrupted.superseded)
         counts = dataclasses.replace(counts, unfinished_runs=unfinished)
@@ -208,7 +208,7 @@ def _do_listed(work: Work, folder: Path, report: Callable[[Progress], None]) -> 
     target = work.target
     manifest = target.open_for(work.header.source, work.layout)
     _check_verb(work, manifest)
-    interrupted = _interrupted(work, folder)
+    interrupted = _find_interrupted(work, folder)
     for run_name, committed in interrupted.committed.items():
         manifest = target.publish(run_name, committed)
         _check_verb(work, manifest)
@@ -292,7 +292,7 @@ def _list(work: Work, path: Path) -> None:
         raise ValueError(f"there are no photos in {work.header.source}: it is empty, or does not exist")
 
 
-def _interrupted(work: Work, folder: Path) -> _Interrupted:
+def _find_interrupted(work: Work, folder: Path) -> _Interrupted:
     found = _Interrupted([], [], {})
     names = work.target.unfinished_runs()
     committed = work.target.committed_shards() if names else set()
