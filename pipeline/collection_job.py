@@ -17,6 +17,7 @@ class CollectionJob:
         sample: process that share of what is to be done, drawn by the hash of the key, and at least one photo.
         retry_failed: process inputs again that were rejected before.
         max_rejected_fraction: fail as soon as more than this share of the planned photos is rejected.
+        cluster: where the work is done.
     """
 
     source: str

@@ -60,6 +60,7 @@ class PlanOptions:
             tried least often: what fails each time keeps nothing else waiting.
         is_subset: whether the listing leaves out photos that the source has.
         lists_gone: whether it may hold photos that the source no longer has.
+        shard_size: how large the unit of work is.
         command: who plans, for the plan's own record.
     """
 

@@ -69,6 +69,7 @@ class Work:
         target: the image set to make or go on with.
         layout: how it keeps its photos.
         outcomes: how inputs may end.
+        make_worker: makes the workers, in their processes.
         shard_size: how large the unit of work is.
         cluster: where the work is done: as the job says, or without its GPUs.
         is_subset: whether the listing leaves out photos that the source has. What any other one lacks is gone, and what

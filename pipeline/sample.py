@@ -99,7 +99,8 @@ def try_photos(work: Work, plans: Sequence[Path], machine: Machine, *, photos: i
     """Read and process photos of the plans of a run, drawn at random.
 
     As many at once as there will be workers on one machine, each in a process of its own, so that they share its cores
-    as workers do. It ends early when it takes too long. Photos that are read as files are left out.
+    as workers do. It ends early when it takes too long. Photos of more than FILE_BYTES are left out, but for those that
+    the recipe refuses by their size.
 
     Raises:
         StorageError: the source cannot be read.

@@ -49,14 +49,24 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the samples of the photo are laid out."""
+    """How the samples of the photo are laid out.
+
+    Attributes:
+        samples: of a pixel, alpha among them.
+        dtype: of a sample, in the file's byte order.
+        photometric, compression, predictor, alpha_kind: values of the tags, where they are left out their defaults.
+        is_planar: whether each sample of the pixels lies in a plane of its own.
+        segment_width_px, segment_height_px: of a strip or tile; the last strip may have fewer rows.
+        offsets_tag, sizes_tag: which tags tell where the strips or tiles lie.
+        is_trailed: by data to which nothing known points, or by what is said to be there and is not.
+    """
 
     file: File
     directory: Directory
     width_px: int
     height_px: int
     samples: int
-    dtype: np.dtype[np.unsignedinteger[Any]]  # in the file's byte order
+    dtype: np.dtype[np.unsignedinteger[Any]]
     photometric: int
     compression: int
     predictor: int
@@ -67,7 +77,7 @@ class Layout:
     offsets_tag: int
     sizes_tag: int
     segments: tuple[Segment, ...]
-    is_trailed: bool = False  # by data to which nothing known points, or by what is said to be there and is not
+    is_trailed: bool = False
 
     def decoded_bytes(self, segment: Segment) -> int:
         """What the samples of a strip or tile take, padding included."""

@@ -21,7 +21,7 @@ from pipeline.check import DIGEST, CheckedCommit, CheckedPhoto, CheckWorkerFacto
 from pipeline.cluster import ClusterConfig
 from pipeline.database import count_rows, in_batches, literal, open_database, scan
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
-from pipeline.imageset import COMMIT_KEY, OUTPUT_KEY, PACKED_KEY, ImageSet, is_as_published
+from pipeline.imageset import COMMIT_KEY, MANIFEST, OUTPUT_KEY, PACKED_KEY, ImageSet, is_as_published
 from pipeline.index import is_sorted, scan_index
 from pipeline.lease import refuse_if_leased
 from pipeline.listing import write_listing
@@ -412,7 +412,7 @@ def _check_counts(database: duckdb.DuckDBPyConnection, manifest: Manifest, notes
         told = manifest.counts.get(outcome, 0)
         if told != counted.get(outcome, 0):
             detail = f"it tells of {told:,} {outcome} photos, and the index has {counted.get(outcome, 0):,}"
-            notes.add(Finding(Fault.WRONG_COUNTS, "manifest.json", detail))
+            notes.add(Finding(Fault.WRONG_COUNTS, MANIFEST, detail))
 
 
 def _survey(
