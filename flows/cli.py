@@ -22,7 +22,7 @@ from pipeline.redaction import printable, redacted
 if TYPE_CHECKING:
     from model.strength import Strength
     from pipeline.forecast import ForecastOptions, Outlook
-    from pipeline.run import Progress, Summary
+    from pipeline.work import Progress, Summary
 
 J = TypeVar("J")
 

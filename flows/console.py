@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TextIO
 
 if TYPE_CHECKING:
     from pipeline.events import EventWriter
-    from pipeline.run import Progress
+    from pipeline.work import Progress
 
 Run = Callable[[argparse.Namespace], int]
 AddCommand = Callable[[Any, str, Run, str], argparse.ArgumentParser]  # Any: argparse keeps the type to itself

@@ -16,11 +16,12 @@ from pipeline.plan_file import PlanHeader
 from pipeline.planning import ShardSize
 from pipeline.records import Layout, Outcome
 from pipeline.room import Room, usable_cores
-from pipeline.run import Progress, Summary, Work, do_work
+from pipeline.run import do_work
 from pipeline.sample import look_ahead
 from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker, rejecting, timed
 from pipeline.sources import open_both
 from pipeline.storage import open_store
+from pipeline.work import Progress, Summary, Work
 
 RESIZED_VERSION = 2  # raise it when --resize makes another copy of the same photo: those that are finished become stale
 SHARD_BYTES = 256 * 1024**2

@@ -22,8 +22,8 @@ from pipeline.strict import build
 
 if TYPE_CHECKING:
     from model.training import StepMetrics
-    from pipeline.run import Progress, Summary
     from pipeline.training_run import TrainJob
+    from pipeline.work import Progress, Summary
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from pipeline.imageset import ImageSet
 from pipeline.plan_file import PlanHeader
 from pipeline.records import Layout, Outcome
 from pipeline.registry import read_weights
-from pipeline.run import Progress, Summary, Work, do_work
+from pipeline.run import do_work
 from pipeline.sample import look_ahead
 from pipeline.sources import open_both
+from pipeline.work import Progress, Summary, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

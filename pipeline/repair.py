@@ -28,7 +28,7 @@ from pipeline.packed import PackedReader
 from pipeline.plan_file import read_command, read_shard_sizes
 from pipeline.records import DUPLICATE_OF, Fault, Layout, Outcome, index_rows
 from pipeline.registry import FOLDER, read_weights, split_reference
-from pipeline.run import Progress, Work, do_work
+from pipeline.run import do_work
 from pipeline.scratch import scratch_folder
 from pipeline.sources import photos_of
 from pipeline.storage import Destination, open_store, split_url
@@ -46,6 +46,7 @@ from pipeline.verify import (
     run_verify,
     write_findings,
 )
+from pipeline.work import Progress, Work
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,11 @@ from pipeline.errors import ObjectRefused
 from pipeline.forecast import ForecastOptions, Machine, Outlook, Sample, SampledPhoto, make_forecast
 from pipeline.records import Layout, Outcome, PlannedPhoto
 from pipeline.room import usable_cores
-from pipeline.run import Work, planned
+from pipeline.run import planned
 from pipeline.shard import FILE_BYTES, PhotoResult, promised_name
 from pipeline.sources import read_photos
 from pipeline.storage import Store, open_store
+from pipeline.work import Work
 
 SEED = 0
 MAX_BYTES = 256 * 1024**2  # of photos read: they are held until they are processed; one at least is read

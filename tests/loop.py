@@ -15,7 +15,8 @@ from pipeline.imageset import ImageSet
 from pipeline.local_store import LocalStore
 from pipeline.planning import PlanCounts
 from pipeline.records import Receipt, ShardPlan
-from pipeline.run import Work, planned
+from pipeline.run import planned
+from pipeline.work import Work
 
 
 def plan_work(work: Work) -> PlanCounts:

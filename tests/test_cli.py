@@ -20,7 +20,7 @@ from flows.console import Bar, LogHandler, ProgressBar
 from model.weights import Card, dump_weights
 from pipeline.images import decode, inspect
 from pipeline.records import Outcome
-from pipeline.run import Progress
+from pipeline.work import Progress
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_progress_bar_tells_of_rejected_photos_before_what_a_narrow_terminal_c
 
 
 def test_all_of_a_log_in_json_is_json(photo: Path) -> None:
-    program = "from flows.cli import main; from flows.console import ProgressBar; from pipeline.run import Progress; "
+    program = "from flows.cli import main; from flows.console import ProgressBar; from pipeline.work import Progress; "
     program += f"main(['verify', '{photo.parent}', '--log-json']); "
     program += "ProgressBar()(Progress(planned=9, outcomes={'denoised': 1, 'rejected': 2}, megapixels=3.0))"
 

@@ -43,9 +43,9 @@ from pipeline.local_store import LocalStore
 from pipeline.plan_file import PlanHeader
 from pipeline.planning import Amount, Earlier, PlanCounts, PlanOptions, write_plan
 from pipeline.records import Layout, Outcome, SourceObject, Status
-from pipeline.run import Work
 from pipeline.sample import Tried, draw_photos, find_machine, sample_of, try_photos
 from pipeline.shard import PhotoResult, Recipe
+from pipeline.work import Work
 
 MB = 10**6
 TODO = Amount(photos=3600, size_bytes=3600 * MB, unopened_bytes=3600 * MB)

@@ -28,8 +28,8 @@ from pipeline.images import Limits
 from pipeline.ingest import IngestConfig, IngestJob, ingest_work, pack_photo, run_ingest
 from pipeline.local_store import LocalStore
 from pipeline.records import Outcome, PlannedPhoto, ShardPlan, Status
-from pipeline.run import Summary
 from pipeline.shard import PhotoResult
+from pipeline.work import Summary
 
 # One photo
 

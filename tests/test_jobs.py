@@ -20,7 +20,7 @@ from pipeline.local_store import LocalStore
 from pipeline.one_photo import denoise_one
 from pipeline.records import Layout, Status
 from pipeline.registry import read_weights
-from pipeline.run import Summary
+from pipeline.work import Summary
 
 
 @pytest.fixture

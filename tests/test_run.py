@@ -20,8 +20,8 @@ from pipeline.listing import write_listing
 from pipeline.local_store import LocalStore
 from pipeline.planning import PlanCounts
 from pipeline.records import Layout, Status
-from pipeline.run import Progress, Summary, Work
 from pipeline.verify import VerifyJob, run_verify
+from pipeline.work import Progress, Summary, Work
 
 ONE_A_SHARD = ClusterConfig(workers=4)
 

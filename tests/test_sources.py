@@ -17,12 +17,12 @@ from pipeline.ingest import IngestJob, run_ingest
 from pipeline.jobs import DenoiseJob, denoise_work, run_denoise
 from pipeline.local_store import LocalStore
 from pipeline.records import LISTING_SCHEMA, Layout, PlannedPhoto, SourceObject, Status
-from pipeline.run import Summary
 from pipeline.scratch import scratch_folder
 from pipeline.sources import Source, open_both, read_photos
 from pipeline.sources import photos_of as source_of
 from pipeline.storage import open_store
 from pipeline.subset import Subset
+from pipeline.work import Summary
 
 SIDES_PX = {"a.png": 32, "b.png": 48, "2019/c.png": 64}
 

@@ -37,8 +37,9 @@ from pipeline.jobs import DenoiseJob, denoise_work, read_weights
 from pipeline.local_store import LocalStore
 from pipeline.records import Layout, Outcome, PlannedPhoto, Receipt, ShardPlan
 from pipeline.room import Room
-from pipeline.run import Progress, do_work
+from pipeline.run import do_work
 from pipeline.shard import PHOTO_BYTES, PhotoResult, Recipe, Worker
+from pipeline.work import Progress
 
 RAY_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112  # on top of the driver's
 CORES = os.cpu_count() or 1

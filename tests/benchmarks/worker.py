@@ -27,8 +27,8 @@ from pipeline.imageset import ImageSet
 from pipeline.local_store import LocalStore
 from pipeline.records import Layout, PlannedPhoto, ShardPlan
 from pipeline.registry import read_weights
-from pipeline.run import Work
 from pipeline.shard import PhotoResult, Recipe, Worker
+from pipeline.work import Work
 
 SHARD_PHOTOS = 16
 
