@@ -1,7 +1,6 @@
 """The command `degrain train`."""
 
 import argparse
-import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -56,15 +55,12 @@ def add_train(command: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace) -> int:
     """`degrain train`: a network on a collection of clean photos."""
     from flows.settings import TrainSettings
-    from model.training import PRESETS
+    from model.training import recipe_of
     from pipeline.train import run_train
     from pipeline.training_run import TrainJob
 
     given = {name: getattr(options, name) for name in TrainSettings.CONFIG}
     changes = {name: value for name, value in given.items() if value is not None}
-    if options.steps is not None:
-        changes["epochs"] = None
-    config = dataclasses.replace(PRESETS[options.preset], **changes)
     job = TrainJob(
         source=options.source,
         run=options.run,
@@ -77,7 +73,7 @@ def train(options: argparse.Namespace) -> int:
         licence=options.licence,
         workers=options.workers,
         address=options.cluster,
-        config=config,
+        config=recipe_of(options.preset, changes),
     )
     bar = Bar("step")
 

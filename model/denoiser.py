@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.device import Precision, fastest_precision, find_device, is_out_of_memory, move
 from model.estimate import NoiseEstimate
+from model.metrics import PEAK
 from model.request import FILE_DTYPES, PEAKS, Job, Kind, Request, Windowed
 from model.tiling import Rectangle, Tile, padded_px, plan_tiles
 from model.weights import Part, Weights, load_weights
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 Pixels = TypeVar("Pixels", bound=np.generic)
 
-PEAK = 255.0  # of the levels in which noise is measured
 CPU_BATCH_PX = 256**2
 GPU_BATCH_PX = 2048**2
 SMALLEST_TILE_PX = 64  # below this the halo is nearly all of the work, and a smaller tile would hardly need less memory

@@ -190,6 +190,12 @@ WHITE_PRESET = dataclasses.replace(
 PRESETS = {"photo": TrainConfig(), "tune": TUNE_PRESET, "white": WHITE_PRESET, "seed": SEED_PRESET}
 
 
+def recipe_of(preset: str, changes: Mapping[str, Any]) -> TrainConfig:
+    """A preset with other values for some of its fields. A number of steps takes the place of its epochs."""
+    replaced = {"epochs": None, **changes} if "steps" in changes else changes
+    return dataclasses.replace(PRESETS[preset], **replaced)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
     """What one step of so many did.

@@ -106,15 +106,16 @@ def map_shards(
         RunFailed: workers cannot be made, keep dying, or nothing moves any more.
         DegrainError: what a worker raised.
     """
-    cluster, remaining = Cluster.now(use_gpus=config.use_gpus), iter(plans)
+    cluster = Cluster.now(use_gpus=config.use_gpus)
     workers = config.workers or cluster.room
-    waiting = deque(_task(plan, config) for plan in islice(remaining, workers))
+    remaining = (Task(Case(plan, photo_timeout_s=config.photo_timeout_s)) for plan in plans)
+    waiting = deque(islice(remaining, workers))
     if not waiting:
         return
     pool = _Pool(make_worker, config, cluster, shards=len(waiting) if len(waiting) < workers else None)
     try:
         while True:
-            while (task := _next_task(waiting, remaining, config)) is not None:
+            while (task := waiting.popleft() if waiting else next(remaining, None)) is not None:
                 if not pool.submit(task):
                     waiting.appendleft(task)
                     break
@@ -128,17 +129,6 @@ def map_shards(
             on_look(pool.finished_photos)
     finally:
         pool.stop()
-
-
-def _next_task(waiting: deque[Task], remaining: Iterator[ShardPlan], config: ClusterConfig) -> Task | None:
-    if waiting:
-        return waiting.popleft()
-    plan = next(remaining, None)
-    return None if plan is None else _task(plan, config)
-
-
-def _task(plan: ShardPlan, config: ClusterConfig) -> Task:
-    return Task(Case(plan, photo_timeout_s=config.photo_timeout_s))
 
 
 @dataclass(slots=True, eq=False)

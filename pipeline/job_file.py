@@ -145,7 +145,7 @@ def train_job(values: Values) -> "TrainJob":
     Raises:
         ValueError: a value is wrong.
     """
-    from model.training import PRESETS, TrainConfig
+    from model.training import PRESETS, TrainConfig, recipe_of
     from pipeline.training_run import TrainJob
 
     rest = dict(values)
@@ -154,9 +154,7 @@ def train_job(values: Values) -> "TrainJob":
         raise ValueError(f"preset is {preset!r}: expected {' or '.join(PRESETS)}")
     changed = build(TrainConfig, changes, name="config")
     given = {name: getattr(changed, name) for name in changes}
-    if "steps" in given:
-        given.setdefault("epochs", None)
-    return dataclasses.replace(build(TrainJob, rest), config=dataclasses.replace(PRESETS[preset], **given))
+    return dataclasses.replace(build(TrainJob, rest), config=recipe_of(preset, given))
 
 
 def _evaluate(values: Values, say: EventWriter) -> dict[str, object]:
