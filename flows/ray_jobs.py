@@ -273,8 +273,9 @@ class _Client(JobSubmissionClient):
 
     def __init__(self, address: RayAddress) -> None:
         self._client_ray_version = ray.__version__
-        super(JobSubmissionClient, self).__init__(address.url)
-        if address.token is not None:
+        is_told = address.token is not None
+        super(JobSubmissionClient, self).__init__(address.url, headers={"Authorization": ""} if is_told else None)
+        if is_told:  # Ray looks for a token of its own where it has no such header, and fails if there is none
             self._headers = address.headers
         self._check_connection_and_version()
 

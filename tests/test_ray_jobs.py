@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -146,6 +149,20 @@ def test_the_token_of_this_process_is_for_its_own_cluster_alone(
     api.heard.clear()
     RayJobs(address_of(address.url.replace("127.0.0.1", "localhost")))
     assert set(api.heard) == {""}
+
+
+@pytest.mark.parametrize("token", ["", TOKEN])
+def test_a_process_in_token_mode_that_has_no_token_tells_the_one_that_it_is_given(
+    token: str, address: RayAddress, api: Api, tmp_path: Path
+) -> None:
+    code = f"from flows.ray_jobs import RayJobs, RayAddress; RayJobs(RayAddress(url={address.url!r}, token={token!r}))"
+    tokenless = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+
+    subprocess.run(
+        [sys.executable, "-c", code], env={**tokenless, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}, check=True
+    )
+
+    assert set(api.heard) == {f"Bearer {token}" if token else ""}
 
 
 def test_jobs_go_where_a_form_says_and_not_where_the_environment_does(
