@@ -177,6 +177,7 @@ class TrainSettings(Settings):
     patch_px: Positive | None = Field(None, description="Side of a patch in pixels.")
     learning_rate: float | None = Field(None, gt=0, description="Its peak.")
     cooldown_share: Fraction | None = Field(None, description="Share of the steps in which it cools down.")
+    halved_share: Fraction | None = Field(None, description="Share of the patches that are seen at half the size.")
     seed: int | None = Field(None, description="Of the weights, the patches and the noise.")
     where: str = Field("", description="Of an image set, those photos (SQL over its index).")
     validation_fraction: Fraction = Field(
@@ -191,7 +192,10 @@ class TrainSettings(Settings):
     log_every: Positive = Field(100, description="Steps whose mean is one point of the training curve.")
     ray: RaySettings = Field(RaySettings(), description="Where the work is done.")
 
-    CONFIG: ClassVar = ("network", "steps", "batch_size", "patch_px", "learning_rate", "cooldown_share", "seed")
+    CONFIG: ClassVar = (
+        *("network", "steps", "batch_size", "patch_px"),
+        *("halved_share", "learning_rate", "cooldown_share", "seed"),
+    )
 
     @property
     def job(self) -> dict[str, object]:

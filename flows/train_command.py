@@ -27,6 +27,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
     recipe.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the whole run")
     recipe.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
     recipe.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
+    recipe.add_argument("--halved-share", type=float, metavar="F", help="share of the patches seen at half the size")
     recipe.add_argument("--learning-rate", type=float, metavar="F", help="its peak")
     recipe.add_argument("--cooldown-share", type=float, metavar="F", help="share of the steps in which it cools down")
     recipe.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")

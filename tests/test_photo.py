@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from receptive_field import changes_a_cell
 from torch import nn
 
-from model.photo import FineNetwork, PhotoNetwork
+from model.photo import ConvShuffle, FineNetwork, PhotoNetwork
 
 LEVEL_B2 = torch.tensor([[0.1, 0.05]])
 KINDS = pytest.mark.parametrize("kind", [PhotoNetwork, FineNetwork])
@@ -38,7 +39,7 @@ def test_it_takes_at_most_75_thousand_multiplications_a_pixel(kind):
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
-    with torch.inference_mode():
+    with torch.enable_grad():  # else some are asked for their kernels alone
         network(torch.zeros(1, 3, 64, 64), LEVEL_B2)
     assert 60_000 < sum(multiplications) / 64**2 <= 75_000
 
@@ -70,6 +71,20 @@ def test_a_new_network_is_blind():
 def test_only_the_fine_one_hears_what_is_below_the_threshold_of_its_relus():
     slopes = [kind().bottleneck[0].relu(torch.tensor([-1.0])).item() for kind in (PhotoNetwork, FineNetwork)]
     assert slopes == [0, pytest.approx(-0.01)]
+
+
+@pytest.mark.parametrize("is_lower", [False, True])
+@pytest.mark.parametrize("side_px", [1, 3])
+def test_channels_that_become_pixels_are_the_same_in_whichever_order_they_are_computed(side_px, is_lower):
+    conv = nn.Conv2d(16, 4 * 5, side_px, padding=side_px // 2, bias=False)
+    features_BCHW = torch.rand(2, 16, 12, 20).contiguous(memory_format=torch.channels_last)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_lower), torch.inference_mode():
+        photo_BCHW = ConvShuffle(conv)(features_BCHW)
+        expected_BCHW = F.pixel_shuffle(conv(features_BCHW), 2)
+
+    assert torch.equal(photo_BCHW, expected_BCHW)
+    assert photo_BCHW.is_contiguous(memory_format=torch.channels_last)
 
 
 @KINDS
