@@ -172,8 +172,13 @@ SEED_PRESET = TrainConfig(
     noise=NoiseConfig.only(impulse_share=1, impulse_density_min=0.2, impulse_density_max=0.2, jpeg_share=0),
 )
 # To go on from weights that are good already: whole patches from the start, and most of the time for the cool-down.
-TUNE_PRESET = TrainConfig(steps=20_000, small_share=0, cooldown_share=0.6)
-# The same for noise that nothing has filtered since: what a network of this size must know beside it costs it 0.1 dB.
+# Noise that nothing has filtered since has a network of its own: to know it, too, costs one of this size 0.1 dB.
+TUNE_PRESET = TrainConfig(
+    steps=20_000,
+    small_share=0,
+    cooldown_share=0.6,
+    noise=NoiseConfig(float_share=0.1, file_share=0.3, camera_share=0.45, grain_share=0.1),
+)
 WHITE_PRESET = dataclasses.replace(
     TUNE_PRESET,
     network="fine",

@@ -40,6 +40,7 @@ from pipeline.training_run import (
     TrainJob,
     Worker,
     check_job,
+    find_start,
     identify,
     read_metrics,
     read_origin,
@@ -137,7 +138,7 @@ def _beside_other_part(
 
 def _card(job: TrainJob, config: TrainConfig, origin: Mapping[str, Any], start: Weights | None) -> Card:
     """What a person must know of the network, but for its scores."""
-    goes_on_from = start if start is not None and start.card.of(config.part).network == config.network else None
+    goes_on_from = start if start is not None and find_start(start, config) is not None else None
     return Card(
         network=config.network,
         data=job.data or f"{origin['photos']:,} files of {job.source}",

@@ -26,7 +26,7 @@ from model.device import use_threads
 from model.metrics import PEAK, score_db
 from model.patches import parts_of
 from model.training import NO_ORIGIN, StepMetrics, TrainConfig, TrainState, read_checkpoint_header, train_steps
-from model.weights import NETWORKS, Card, Part, dump_weights, parse_weights
+from model.weights import NETWORKS, Card, Part, Weights, dump_weights, parse_weights
 from pipeline.clean_photos import CleanPhotos, digest_of, find_clean_photos
 from pipeline.errors import RunFailed
 from pipeline.examples import ExampleStream
@@ -63,7 +63,8 @@ class TrainJob:
         validation: collection that the weights are scored on, now and then and at the end, by white Gaussian noise in
             the protocol of papers; the card holds the scores.
         start_from: weights to begin with, by name, path or URL; None begins with random ones. Where their network for
-            white noise is of another architecture, a new one for it begins with random ones, too.
+            white noise is of another architecture, a new one for it begins with random ones, too; and a general one
+            begins with theirs for white noise where only that is of its architecture.
         teacher: weights whose answers are learnt in place of the clean photos, by name, path or URL (see
             `model.teacher`); None learns from the photos alone.
         data, licence: what the card says of the photos, and under which terms the weights may be used.
@@ -406,8 +407,8 @@ def _begin(state: TrainState, job: TrainJob, config: TrainConfig, teacher: _Teac
     if job.start_from is not None:
         _, weights = read_weights(job.start_from)
         sha256, found = weights.sha256, weights.card.of(config.part).network
-        if found == config.network:
-            state.start_from(weights.part(config.part))
+        if (part := find_start(weights, config)) is not None:
+            state.start_from(weights.part(part))
         elif config.part == Part.GENERAL:
             raise ValueError(f"{job.start_from} holds a network {found!r}, not {config.network!r}")
         else:
@@ -423,6 +424,11 @@ def _begin(state: TrainState, job: TrainJob, config: TrainConfig, teacher: _Teac
         "start_from": sha256,
         "teacher": teacher.sha256 if teacher is not None else "",
     }
+
+
+def find_start(weights: Weights, config: TrainConfig) -> Part | None:
+    """Which network of the weights a run begins with: its own, or that for white noise where only it is of its kind."""
+    return next((part for part in (config.part, Part.WHITE) if weights.card.of(part).network == config.network), None)
 
 
 def _card(config: TrainConfig) -> Card:

@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from model.metrics import MOST_DB
-from model.photo import PhotoNetwork
+from model.photo import FineNetwork, PhotoNetwork
 from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState, read_checkpoint_header
 from model.weights import Card, Part, dump_weights, load_weights, parse_weights
 from pipeline import train, training_run
@@ -319,6 +319,27 @@ def test_weights_of_another_network_are_no_start(folder: Path) -> None:
 
     with pytest.raises(ValueError, match="photo holds a network 'photo', not 'seed'"):
         run_train(_job(folder, start_from="photo", config=config), lambda metrics: None)
+
+
+def test_a_general_network_begins_with_the_one_for_white_noise_where_only_that_is_of_its_architecture(
+    folder: Path,
+) -> None:
+    card = Card(network="photo", data="", licence="", noise="")
+    pair = dataclasses.replace(card, white=dataclasses.replace(card, network="fine"))
+    start = folder.parent / "start.safetensors"
+    start.write_bytes(dump_weights(PhotoNetwork(), pair, white=FineNetwork()))
+    config = TrainConfig(network="fine", steps=1, batch_size=1, patch_px=32, learning_rate=1e-9)
+    job = _job(folder, start_from=str(start), config=config)
+
+    run_train(job, lambda metrics: None)
+
+    before, after = load_weights(start), load_weights(f"{job.run}/weights.safetensors")
+    assert {part: after.card.of(part).network for part in Part} == {Part.GENERAL: "fine", Part.WHITE: "fine"}
+    white, general = before.part(Part.WHITE), after.part(Part.GENERAL)
+    assert all((general[name].float() - white[name].float()).abs().max() < 1e-5 for name in white)
+    assert _are_equal(after.part(Part.WHITE), white)
+    assert after.card.provenance is not None
+    assert after.card.provenance.start_from == before.sha256
 
 
 def test_a_run_keeps_its_metrics_pictures_and_tensorboard(folder: Path) -> None:
