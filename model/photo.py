@@ -1,9 +1,9 @@
 """The networks for photos: bias-free residual U-Nets made for speed.
 
-`PhotoNetwork` has 1,937,184 parameters and takes 69 kMAC a pixel; `FineNetwork` has 1,308,736 and takes 72, more of
-them at the finest level. Bias-free networks generalise over noise levels (Mohan et al. 2020); everything at full
-resolution is kept out of the way by a pixel-unshuffle stem, as in FFDNet (Zhang et al. 2018). As in FFDNet, the network
-is told how noisy the photo is; here of luminance and chrominance apart, at each resolution.
+`FineNetwork` has 1,308,736 parameters and takes 72 kMAC a pixel; `PhotoNetwork`, which came before it, has 1,937,184
+and takes 69, fewer of them at the finest level. Bias-free networks generalise over noise levels (Mohan et al. 2020);
+everything at full resolution is kept out of the way by a pixel-unshuffle stem, as in FFDNet (Zhang et al. 2018). As in
+FFDNet, the network is told how noisy the photo is; here of luminance and chrominance apart, at each resolution.
 """
 
 import torch

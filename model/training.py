@@ -77,7 +77,7 @@ class TrainConfig:
         seed: of the initial weights, the patches and the noise. The same seed gives the same batches at every step.
     """
 
-    network: str = "photo"
+    network: str = "fine"
     part: Part = Part.GENERAL
     steps: int = 60_000
     epochs: int | None = None
@@ -181,7 +181,6 @@ TUNE_PRESET = TrainConfig(
 )
 WHITE_PRESET = dataclasses.replace(
     TUNE_PRESET,
-    network="fine",
     part=Part.WHITE,
     steps=24_000,
     batch_size=8,
