@@ -253,9 +253,9 @@ def test_the_shipped_weights_are_listed_and_name_their_sources(capsys: pytest.Ca
 
     card = json.loads(run(capsys, "weights", "show", "photo")[1])
 
-    assert card["network"] == "photo"
+    assert card["network"] == "fine"
     assert "CC BY-SA" in card["data"]
-    assert card["scores"]["cbsd68_psnr_db_sigma_25"] >= 30.7
+    assert card["scores"]["cbsd68_psnr_db_sigma_25"] >= 31.1
 
 
 def test_weights_are_listed_and_shown_as_one_line_of_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model import Denoiser
 from model.denoiser import SMALLEST_TILE_PX
-from model.device import Precision, use_threads
+from model.device import Precision, thread_pools, use_threads
 from model.estimate import NoiseEstimate, estimate_noise
 from model.photo import PhotoNetwork
 from model.seed import SeedNetwork
@@ -464,6 +464,7 @@ def test_a_denoiser_alone_keeps_numpy_to_one_thread_only_while_it_measures(monke
 
     during: list[set[int]] = []
     monkeypatch.setattr("model.request.estimate_noise", measure)
+    thread_pools.cache_clear()  # other tests may have loaded libraries since
     with threadpool_limits(2, user_api="blas"):
         Denoiser.load("photo")(_photo(64, 64, 3))
         assert (during, threads()) == ([{1}], {2})

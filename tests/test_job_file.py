@@ -138,7 +138,7 @@ def test_training_evaluating_and_promoting_weights(tmp_path: Path) -> None:
     second, _ = run({"verb": "promote", "weights": trained["weights"], "to": promoted})
 
     assert [(event["done"], event["planned"]) for event in events] == [(1, 2), (2, 2)]
-    assert ([row["step"] for row in trained["metrics"]], trained["card"]["network"]) == ([1, 2], "photo")
+    assert ([row["step"] for row in trained["metrics"]], trained["card"]["network"]) == ([1, 2], "fine")
     assert len(evaluated["rows"]) == len(standard_trials())
     assert (first["before"], second["before"], second["sha256"]) == (None, first["sha256"], trained["sha256"])
     kept = tmp_path / f"weights/current-{first['sha256'][:16]}.safetensors"

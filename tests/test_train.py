@@ -270,17 +270,17 @@ def test_the_network_for_white_noise_needs_another_beside_it(folder: Path) -> No
 
 def test_a_network_for_white_noise_may_be_of_another_architecture(folder: Path) -> None:
     """It begins anew where that of the weights is another one, and goes on where it is the same."""
-    fine = TrainConfig(network="fine", part=Part.WHITE, steps=1, batch_size=1, patch_px=32, learning_rate=1e-9)
-    first = _job(folder, config=fine, start_from="photo")
+    other = TrainConfig(network="photo", part=Part.WHITE, steps=1, batch_size=1, patch_px=32, learning_rate=1e-9)
+    first = _job(folder, config=other, start_from="photo")
     second = dataclasses.replace(first, run=f"{first.run}-2", start_from=f"{first.run}/weights.safetensors")
 
     for job in (first, second):
         run_train(job, lambda metrics: None)
 
-    shipped, one, other = map(load_weights, ("photo", *(f"{job.run}/weights.safetensors" for job in (first, second))))
-    assert {part: other.card.of(part).network for part in Part} == {Part.GENERAL: "photo", Part.WHITE: "fine"}
-    assert _are_equal(other.part(Part.GENERAL), shipped.part(Part.GENERAL))
-    before, after = one.part(Part.WHITE), other.part(Part.WHITE)
+    shipped, one, two = map(load_weights, ("photo", *(f"{job.run}/weights.safetensors" for job in (first, second))))
+    assert {part: two.card.of(part).network for part in Part} == {Part.GENERAL: "fine", Part.WHITE: "photo"}
+    assert _are_equal(two.part(Part.GENERAL), shipped.part(Part.GENERAL))
+    before, after = one.part(Part.WHITE), two.part(Part.WHITE)
     assert all((after[name].float() - before[name].float()).abs().max() < 1e-5 for name in before)
 
 
@@ -317,7 +317,7 @@ def test_a_run_of_an_earlier_version_had_no_teacher(folder: Path) -> None:
 def test_weights_of_another_network_are_no_start(folder: Path) -> None:
     config = TrainConfig(network="seed", steps=1, batch_size=1, patch_px=32, small_share=0)
 
-    with pytest.raises(ValueError, match="photo holds a network 'photo', not 'seed'"):
+    with pytest.raises(ValueError, match="photo holds a network 'fine', not 'seed'"):
         run_train(_job(folder, start_from="photo", config=config), lambda metrics: None)
 
 
@@ -548,7 +548,7 @@ def test_a_run_keeps_to_its_photos_and_to_what_it_started_from(folder: Path) -> 
         ({"run": "other", "teacher": "nothing"}, "unknown weights 'nothing'"),
         (
             {"run": "other", "start_from": "photo", "config": SEED_FOR_WHITE},
-            "the network for white noise is a 'seed': expected one that the tiles of a 'photo' fit",
+            "the network for white noise is a 'seed': expected one that the tiles of a 'fine' fit",
         ),
         ({"run": "other", "validation": "nothing"}, "there are no photos in .*/nothing: it is empty"),
     ],
