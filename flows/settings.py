@@ -175,9 +175,9 @@ class TrainSettings(Settings):
     steps: Positive | None = Field(None, description="Optimiser steps of the whole run.")
     batch_size: Positive | None = Field(None, description="Patches of a step.")
     patch_px: Positive | None = Field(None, description="Side of a patch in pixels.")
+    halved_share: Fraction | None = Field(None, description="Share of the patches that are seen at half the size.")
     learning_rate: float | None = Field(None, gt=0, description="Its peak.")
     cooldown_share: Fraction | None = Field(None, description="Share of the steps in which it cools down.")
-    halved_share: Fraction | None = Field(None, description="Share of the patches that are seen at half the size.")
     seed: int | None = Field(None, description="Of the weights, the patches and the noise.")
     where: str = Field("", description="Of an image set, those photos (SQL over its index).")
     validation_fraction: Fraction = Field(
@@ -193,8 +193,14 @@ class TrainSettings(Settings):
     ray: RaySettings = Field(RaySettings(), description="Where the work is done.")
 
     CONFIG: ClassVar = (
-        *("network", "steps", "batch_size", "patch_px"),
-        *("halved_share", "learning_rate", "cooldown_share", "seed"),
+        "network",
+        "steps",
+        "batch_size",
+        "patch_px",
+        "halved_share",
+        "learning_rate",
+        "cooldown_share",
+        "seed",
     )
 
     @property

@@ -102,11 +102,8 @@ class ConvShuffle(nn.Sequential):
     """A convolution of which every four channels become 2 × 2 pixels of one, by `nn.PixelShuffle`'s rule.
 
     Where no gradient is asked for, the channels are computed in another order, so that those of neighbours lie side by
-    side: moving them takes a quarter of the time, and no bit of the result is another. Its gradient would take longer.
+    side: moving them takes a third of the time, and no bit of the result is another. Its gradient would take longer.
     """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(conv)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         conv = self[0]

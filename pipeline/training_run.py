@@ -409,6 +409,11 @@ def _begin(state: TrainState, job: TrainJob, config: TrainConfig, teacher: _Teac
         sha256, found = weights.sha256, weights.card.of(config.part).network
         if (part := find_start(weights, config)) is not None:
             state.start_from(weights.part(part))
+            if part != config.part:
+                log.warning(
+                    "the %s network of %s is a %r: a %r begins as the one for white noise",
+                    *(config.part, job.start_from, found, config.network),
+                )
         elif config.part == Part.GENERAL:
             raise ValueError(f"{job.start_from} holds a network {found!r}, not {config.network!r}")
         else:

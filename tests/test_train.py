@@ -322,7 +322,7 @@ def test_weights_of_another_network_are_no_start(folder: Path) -> None:
 
 
 def test_a_general_network_begins_with_the_one_for_white_noise_where_only_that_is_of_its_architecture(
-    folder: Path,
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = Card(network="photo", data="", licence="", noise="")
     pair = dataclasses.replace(card, white=dataclasses.replace(card, network="fine"))
@@ -333,6 +333,7 @@ def test_a_general_network_begins_with_the_one_for_white_noise_where_only_that_i
 
     run_train(job, lambda metrics: None)
 
+    assert f"the general network of {start} is a 'photo': a 'fine' begins as the one for white noise" in caplog.text
     before, after = load_weights(start), load_weights(f"{job.run}/weights.safetensors")
     assert {part: after.card.of(part).network for part in Part} == {Part.GENERAL: "fine", Part.WHITE: "fine"}
     white, general = before.part(Part.WHITE), after.part(Part.GENERAL)
