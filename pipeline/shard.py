@@ -197,9 +197,12 @@ class Worker:
         under_way: deque[Future[T]] = deque()
         try:
             for planned, found, read_s in self._read(photos, poisonous):
+                # First the place, and then the room: one that has room never waits for those that wait for it.
                 self._places.acquire()
+                if size_bytes := len(found) if isinstance(found, bytes) else 0:
+                    self._source_room.take(size_bytes)
                 under_way.append(self._threads.submit(self._do, planned, found, read_s, finish))
-                under_way[-1].add_done_callback(partial(self._make_room, len(found) if isinstance(found, bytes) else 0))
+                under_way[-1].add_done_callback(partial(self._make_room, size_bytes))
                 while under_way and under_way[0].done():
                     yield under_way.popleft().result()
             while under_way:
@@ -214,7 +217,7 @@ class Worker:
     def _read(
         self, photos: tuple[PlannedPhoto, ...], poisonous: Mapping[str, str]
     ) -> Iterator[tuple[PlannedPhoto, bytes | str | None, float]]:
-        """Each photo with its bytes, for which room is taken, and how long it took to read them.
+        """Each photo with its bytes, and how long it took to read them.
 
         In their place is the reason why there are none, or None of a photo that is to be read as a file.
         """
@@ -232,7 +235,6 @@ class Worker:
             if isinstance(data, ObjectRefused):
                 yield planned, self._refused_reason(data), read_s
                 continue
-            self._source_room.take(len(data))
             yield planned, data, read_s
 
     def _whole(self, planned: PlannedPhoto, data: bytes | ObjectRefused) -> bytes | ObjectRefused:

@@ -8,6 +8,8 @@ import os
 import resource
 import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,8 +30,8 @@ from pipeline.images import Limits
 from pipeline.imageset import ImageSet
 from pipeline.jobs import read_weights
 from pipeline.local_store import LocalStore
-from pipeline.records import Layout, PlannedPhoto, ShardPlan
-from pipeline.shard import Recipe, Worker
+from pipeline.records import Layout, Outcome, PlannedPhoto, ShardPlan
+from pipeline.shard import PhotoResult, Recipe, Worker
 
 
 def brighten(noisy: np.ndarray, _dose: Dose) -> np.ndarray:
@@ -357,6 +359,45 @@ def test_photos_that_are_read_as_files_have_the_same_rows_and_objects(
 
     assert rows[0] == rows[1]
     assert objects_of(tmp_path / "memory") == objects_of(tmp_path / "files")
+
+
+def test_a_photo_that_has_grown_beyond_the_room_and_a_large_one_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = LocalStore(tmp_path / "source")
+    sizes_bytes = {"b/1.jpg": 10, "b/2.tif": 600, "a/grown.jpg": 700}
+    for key, size_bytes in sizes_bytes.items():
+        source.write(key, bytes(size_bytes))
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def process(data: bytes, key: str) -> PhotoResult:
+        if key == "b/1.jpg":
+            begun.set()
+            goes_on.wait()
+        return PhotoResult(outcome=Outcome.UNTOUCHED, data=data)
+
+    def process_file(file: BinaryIO, key: str, target: Path) -> PhotoResult:
+        return process(file.read(), key)
+
+    monkeypatch.setattr(shard, "FILE_BYTES", 500)
+    monkeypatch.setattr(shard, "SOURCE_BYTES", 1000)
+    recipe = Recipe(
+        process=process, process_file=process_file, limits=Limits(), weights="", parameters="", photos_at_once=1
+    )
+    doing = Worker(source, ImageSet(LocalStore(tmp_path / "target")), Layout.FILES, recipe)
+    grown, *others = plan_of(source).photos
+    grown = dataclasses.replace(grown, size_bytes=10)
+
+    with ThreadPoolExecutor(2) as threads:
+        other = threads.submit(doing.run, ShardPlan("other", "run", tuple(others)), {})
+        begun.wait()
+        time.sleep(0.3)  # the large one is the next
+        one = threads.submit(doing.run, ShardPlan("one", "run", (grown,)), {})
+        time.sleep(0.3)
+        goes_on.set()
+        receipts = one.result(60), other.result(60)
+
+    assert [receipt.outcomes for receipt in receipts] == [{"untouched": 1}, {"untouched": 2}]
 
 
 def test_a_large_photo_that_is_gone_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
