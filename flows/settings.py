@@ -176,6 +176,7 @@ class TrainSettings(Settings):
     batch_size: Positive | None = Field(None, description="Patches of a step.")
     patch_px: Positive | None = Field(None, description="Side of a patch in pixels.")
     halved_share: Fraction | None = Field(None, description="Share of the patches that are seen at half the size.")
+    drawn_share: Fraction | None = Field(None, description="Share of the patches with flat shapes drawn on them.")
     learning_rate: float | None = Field(None, gt=0, description="Its peak.")
     cooldown_share: Fraction | None = Field(None, description="Share of the steps in which it cools down.")
     seed: int | None = Field(None, description="Of the weights, the patches and the noise.")
@@ -198,6 +199,7 @@ class TrainSettings(Settings):
         "batch_size",
         "patch_px",
         "halved_share",
+        "drawn_share",
         "learning_rate",
         "cooldown_share",
         "seed",

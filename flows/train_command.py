@@ -28,6 +28,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
     recipe.add_argument("--batch-size", type=int, metavar="N", help="patches of a step")
     recipe.add_argument("--patch-px", type=int, metavar="N", help="side of a patch")
     recipe.add_argument("--halved-share", type=float, metavar="F", help="share of the patches seen at half the size")
+    recipe.add_argument("--drawn-share", type=float, metavar="F", help="share of the patches with flat shapes on them")
     recipe.add_argument("--learning-rate", type=float, metavar="F", help="its peak")
     recipe.add_argument("--cooldown-share", type=float, metavar="F", help="share of the steps in which it cools down")
     recipe.add_argument("--seed", type=int, metavar="N", help="of weights, patches and noise")
@@ -56,9 +57,9 @@ def add_train(command: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace) -> int:
     """`degrain train`: a network on a collection of clean photos."""
     from flows.settings import TrainSettings
-    from model.training import recipe_of
+    from model.recipe import recipe_of
     from pipeline.train import run_train
-    from pipeline.training_run import TrainJob
+    from pipeline.train_job import TrainJob
 
     given = {name: getattr(options, name) for name in TrainSettings.CONFIG}
     changes = {name: value for name, value in given.items() if value is not None}

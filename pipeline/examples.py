@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from model.device import use_threads
 from model.patches import BLOCK_STEPS, Patches, PatchPlan
-from model.training import Examples, TrainConfig
+from model.recipe import TrainConfig
+from model.training import Examples
 from pipeline.clean_photos import clean_among, no_clean_photos
 from pipeline.sources import Source
 

@@ -22,7 +22,7 @@ from pipeline.strict import build
 
 if TYPE_CHECKING:
     from model.training import StepMetrics
-    from pipeline.training_run import TrainJob
+    from pipeline.train_job import TrainJob
     from pipeline.work import Progress, Summary
 
 log = logging.getLogger(__name__)
@@ -145,8 +145,8 @@ def train_job(values: Values) -> "TrainJob":
     Raises:
         ValueError: a value is wrong.
     """
-    from model.training import PRESETS, TrainConfig, recipe_of
-    from pipeline.training_run import TrainJob
+    from model.recipe import PRESETS, TrainConfig, recipe_of
+    from pipeline.train_job import TrainJob
 
     rest = dict(values)
     preset, changes = rest.pop("preset", "photo"), rest.pop("config", {})

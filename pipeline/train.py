@@ -23,7 +23,8 @@ from torch import nn
 from model.denoiser import Denoiser
 from model.device import count_gpus
 from model.metrics import gaussian_psnr_db
-from model.training import StepMetrics, TrainConfig
+from model.recipe import TrainConfig
+from model.training import StepMetrics
 from model.weights import Card, Part, Provenance, Weights, dump_weights, parse_weights
 from pipeline.charts import draw_loss
 from pipeline.clean_photos import CleanPhoto
@@ -34,20 +35,11 @@ from pipeline.interruption import Interruption, asking_first
 from pipeline.lease import Claim, leased, refuse_if_lost
 from pipeline.registry import read_weights
 from pipeline.room import KEEPING_FREED_MEMORY, keep_freed_memory
+from pipeline.run_folder import read_metrics, read_origin, read_state, read_step
 from pipeline.scratch import scratch_folder
 from pipeline.storage import Store, open_store, prefix_in
-from pipeline.training_run import (
-    TrainJob,
-    Worker,
-    check_job,
-    find_start,
-    identify,
-    read_metrics,
-    read_origin,
-    read_state,
-    read_step,
-    train_worker,
-)
+from pipeline.train_job import TrainJob
+from pipeline.training_run import Worker, check_job, find_start, identify, train_worker
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import torch
 from photos import saved, scene
 
 from model.patches import BLOCK_STEPS
-from model.training import Examples, TrainConfig
+from model.recipe import TrainConfig
+from model.training import Examples
 from pipeline import examples
 from pipeline.errors import ObjectRefused
 from pipeline.examples import ExampleStream

@@ -32,7 +32,7 @@ from flows.settings import (
     RetrainSettings,
     TrainSettings,
 )
-from model.training import PRESETS
+from model.recipe import PRESETS
 from pipeline.cluster import ClusterConfig
 from pipeline.comparison import compare
 from pipeline.denoise import DenoiseConfig
@@ -41,7 +41,7 @@ from pipeline.ingest import IngestJob
 from pipeline.job_file import train_job
 from pipeline.jobs import DenoiseJob
 from pipeline.strict import build
-from pipeline.training_run import TrainJob
+from pipeline.train_job import TrainJob
 
 ROOT = Path(__file__).parents[1]
 PLACES = {"source": "s3://photos/in", "target": "s3://photos/out"}

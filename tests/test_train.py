@@ -24,28 +24,21 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from model.metrics import MOST_DB
 from model.photo import FineNetwork, PhotoNetwork
-from model.training import OptimizerName, StepMetrics, TrainConfig, TrainState, read_checkpoint_header
+from model.recipe import OptimizerName, TrainConfig
+from model.training import StepMetrics, TrainState, read_checkpoint_header
 from model.weights import Card, Part, dump_weights, load_weights, parse_weights
-from pipeline import train, training_run
+from pipeline import train, train_job
 from pipeline.clean_photos import CleanPhoto, find_clean_photos
 from pipeline.errors import RunFailed, StorageError, TargetInUse
 from pipeline.ingest import IngestJob, run_ingest
 from pipeline.interruption import Interruption
 from pipeline.lease import leased, refuse_if_lost
+from pipeline.run_folder import CHECKPOINT, METRICS, read_metrics, read_origin, read_state, read_step
 from pipeline.storage import open_store
 from pipeline.subset import Split, split_of
 from pipeline.train import read_run, run_train
-from pipeline.training_run import (
-    CHECKPOINT,
-    METRICS,
-    TrainJob,
-    Worker,
-    read_metrics,
-    read_origin,
-    read_state,
-    read_step,
-    train_worker,
-)
+from pipeline.train_job import TrainJob
+from pipeline.training_run import Worker, train_worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -206,7 +199,7 @@ def test_few_of_the_photos_that_weights_are_scored_on_are_in_memory(
                 in_memory.append(sum(each() is not None for each in seen))
                 yield CleanPhoto(str(number), "", pixels)
 
-    monkeypatch.setattr(training_run, "find_clean_photos", lambda _: Photos())
+    monkeypatch.setattr(train_job, "find_clean_photos", lambda _: Photos())
     run_train(_job(folder, validation="clean"), lambda metrics: None)
 
     assert max(in_memory) <= 3
@@ -390,7 +383,7 @@ def test_a_card_tells_of_the_photos_that_were_trained_on_whatever_came_since(
 
 
 def test_steps_that_take_long_are_not_lost_for_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training_run.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("pipeline.run_folder.CHECKPOINT_S", 0.0)
     job = _job(folder, config=TrainConfig(steps=3, batch_size=1, patch_px=32))
 
     def stop_at_3(metrics: StepMetrics) -> None:

@@ -11,17 +11,8 @@ import torch
 
 from model import training
 from model.noise import NoiseConfig
-from model.training import (
-    Examples,
-    Loss,
-    OptimizerName,
-    TrainConfig,
-    TrainState,
-    read_checkpoint_header,
-    rmse,
-    tell_level,
-    train_steps,
-)
+from model.recipe import Loss, OptimizerName, TrainConfig
+from model.training import Examples, TrainState, read_checkpoint_header, rmse, tell_level, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 from model.noise import NoiseConfig
-from model.training import OptimizerName, TrainConfig
+from model.recipe import OptimizerName, TrainConfig
 from pipeline.train import SCORED_SIGMAS, run_train
-from pipeline.training_run import TrainJob
+from pipeline.train_job import TrainJob
 
 CONTENDERS = (
     (OptimizerName.ADAMW, 1e-3),

@@ -22,10 +22,11 @@ from contest import in_turn
 
 from model.device import use_threads
 from model.patches import CROPS_PER_PHOTO
-from model.training import Examples, StepMetrics, TrainConfig, TrainState, rmse
+from model.recipe import TrainConfig
+from model.training import Examples, StepMetrics, TrainState, rmse
 from pipeline.clean_photos import find_clean_photos
 from pipeline.train import run_train
-from pipeline.training_run import TrainJob
+from pipeline.train_job import TrainJob
 
 WARM_UP_STEPS = 20
 Ended = dict[int, float]  # when each step was done, counted from 1, in seconds

@@ -15,14 +15,14 @@ from photos import saved, scene
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import ClusterConfig as AutoscalerConfig
 
-from model.training import TrainConfig
+from model.recipe import TrainConfig
 from pipeline import cluster as module
 from pipeline.cluster import ClusterConfig, map_shards
 from pipeline.connection import connected
 from pipeline.errors import RunFailed
 from pipeline.records import ShardPlan
 from pipeline.train import run_train
-from pipeline.training_run import TrainJob
+from pipeline.train_job import TrainJob
 
 pytestmark = pytest.mark.faults
 

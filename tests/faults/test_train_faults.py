@@ -6,11 +6,11 @@ import pytest
 import torch
 from photos import saved, scene
 
-from model.training import TrainConfig
+from model.recipe import TrainConfig
 from model.weights import parse_weights
 from pipeline.storage import open_store
 from pipeline.train import run_train
-from pipeline.training_run import TrainJob
+from pipeline.train_job import TrainJob
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("one_thread")]
 
