@@ -47,7 +47,7 @@ class TrainConfig:
             learn nearly as much (progressive learning, Zamir et al. 2022).
         halved_share: of the patches of photos that are large enough, those that show four times the area at half the
             size.
-        drawn_share: of the patches, those with flat shapes drawn on them (see `model.drawn`).
+        drawn_share: of the patches, those with flat shapes drawn on them (see `model.shapes`).
         learning_rate: its peak, after `warmup_steps`.
         cooldown_share: share of the steps, at the end, in which it goes to zero as 1 - sqrt (Hägele et al. 2024).
         gradient_clip: largest L2 norm of a step's gradient.

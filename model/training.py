@@ -20,12 +20,12 @@ from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.device import move
-from model.drawn import draw_shapes
 from model.estimate import measure_noise
 from model.muon import Muon
 from model.noise import PEAK, sample_noisy
 from model.recipe import Loss, OptimizerName, TrainConfig
 from model.seed import seed_dropout
+from model.shapes import draw_shapes
 from model.teacher import VIEWS, teach
 from model.weights import NETWORKS, find_not_finite, header_size_bytes
 
@@ -74,10 +74,8 @@ class Examples:
     def make(cls, patches_BHWC: NDArray[np.uint8], config: TrainConfig, *, step: int, part: int) -> "Examples":
         """The patches of a part with shapes and noise, which depend on the seed, the step and the part alone."""
         shapes = np.random.default_rng([config.seed, step, part])
-        drawn = [
-            draw_shapes(patch, shapes) if shapes.random() < config.drawn_share else patch for patch in patches_BHWC
-        ]
-        clean_BCHW = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / PEAK
+        patches = [draw_shapes(each, shapes) if shapes.random() < config.drawn_share else each for each in patches_BHWC]
+        clean_BCHW = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).float() / PEAK
         # 32 bits that all three are mixed into: of a longer seed, torch's generator on a CPU takes the last 32 alone.
         (mixed,) = np.random.SeedSequence([config.seed, step, part]).generate_state(1)
         draw = Generator().manual_seed(int(mixed))

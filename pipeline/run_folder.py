@@ -34,11 +34,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.parquet"
-UNTOLD: Mapping[str, object] = {
-    "teacher": "",
-    "halved_share": 0.3,
-    "drawn_share": 0.0,
-}  # by checkpoints of earlier versions
+# What checkpoints of earlier versions do not tell.
+UNTOLD: Mapping[str, object] = {"teacher": "", "halved_share": 0.3, "drawn_share": 0.0}
 CHECKPOINT_S = 300.0  # of steps that take long no more is lost than those of so many seconds
 MAY_CHANGE = ("steps", "small_share", "cooldown_share")  # how long a run takes may be decided while it runs
 VALIDATION_PHOTOS, VALIDATION_PX, VALIDATION_SIGMA = 16, 256, 25.0
