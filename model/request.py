@@ -14,6 +14,7 @@ from model.device import Precision, thread_pools
 from model.estimate import NoiseEstimate, estimate_noise
 from model.grain import keep_luminance
 from model.impulses import REACH_PX, Impulses, fill_impulses
+from model.restraint import hold_back
 from model.strength import calls_for_network
 from model.tiling import Rectangle, Tile
 from model.weights import Part
@@ -202,6 +203,7 @@ class Job:
             clean_CHW = ((clean_CHW[0] + clean_CHW[1] + clean_CHW[2]) / 3).expand_as(clean_CHW)
         elif self.request.is_neutral:
             clean_CHW = noisy_CHW + (clean_CHW - noisy_CHW).mean(dim=0)
+        clean_CHW = hold_back(noisy_CHW, clean_CHW, max(self.request.level))
         if self.request.keeps_grain and only is None:
             clean_CHW = keep_luminance(noisy_CHW, clean_CHW)
         if is_gray:

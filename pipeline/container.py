@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.haar import BLOCK_PX
 from pipeline.ifd import Data, Shot
 
 Samples = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16: NumPy's type parameter for the width has no union
@@ -84,10 +85,16 @@ class Pixels:
 
     @property
     def seen(self) -> Samples:
-        """The colour, black where alpha hides it: programs put there what they like, and nobody sees its noise."""
+        """The colour, black in blocks of which alpha hides any: programs put there what they like, and nobody sees it.
+
+        A block is seen whole or not at all: black pixels among others would pass for noise.
+        """
         if self.alpha is None or not self.hides or self.alpha.all():
             return self.colour
-        is_seen = self.alpha > 0
+        height_px, width_px = self.alpha.shape
+        hidden = np.pad(self.alpha == 0, ((0, -height_px % BLOCK_PX), (0, -width_px % BLOCK_PX)))
+        is_seen = ~hidden.reshape(-1, BLOCK_PX, hidden.shape[1] // BLOCK_PX, BLOCK_PX).any(axis=(1, 3))
+        is_seen = is_seen.repeat(BLOCK_PX, 0).repeat(BLOCK_PX, 1)[:height_px, :width_px]
         return self.colour * (is_seen if self.colour.ndim == 2 else is_seen[..., None])
 
     def joined(self) -> Samples:

@@ -7,6 +7,7 @@ import tracemalloc
 import zipfile
 import zlib
 from functools import cache
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, JpegImagePlugin
 
 import pipeline.png
+from model.estimate import estimate_noise
 from pipeline import images
 from pipeline.errors import PhotoKept, PhotoRejected
 from pipeline.images import Limits, Pixels, decode, encode, inspect
@@ -859,6 +861,24 @@ def test_the_same_pixels_give_the_same_bytes(kind):
 def test_a_photo_of_one_pixel_is_denoised(kind):
     source = FORMATS[kind](photo()[:1, :1])
     assert read(inverted(source)).colour.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("shape", [(100, 90, 3), (100, 90), (5, 7, 3)])
+def test_blocks_in_which_alpha_hides_anything_are_not_seen(shape):
+    alpha = np.full(shape[:2], 200, np.uint8)
+    alpha[::31, ::31] = 0  # at 0, 31, 62 and 93
+    colour = np.full(shape, 100, np.uint8)
+    seen = Pixels(colour, alpha).seen
+    rows, columns = (np.isin(np.arange(extent) // 16, np.arange(0, extent, 31) // 16) for extent in shape[:2])
+    expected = ~(rows[:, None] & columns)
+    assert ((seen.reshape(*shape[:2], -1) == 100).all(axis=2) == expected).all()
+
+
+@pytest.mark.parametrize("share", [0.03, 0.5])
+def test_holes_strewn_over_a_photo_are_no_noise(share):
+    photo = np.asarray(Image.open(Path(images.__file__).parent / "demo_photos/kingfisher.jpg").convert("RGB"))
+    alpha = np.where(np.random.default_rng(0).random(photo.shape[:2]) < share, 0, 255).astype(np.uint8)
+    assert estimate_noise(Pixels(photo, alpha).seen).sigma < estimate_noise(photo).sigma + 1
 
 
 def test_the_colour_of_an_opaque_photo_is_seen_without_a_copy():
