@@ -29,6 +29,8 @@ CODING = FRAMES | {HUFFMAN, SCAN, END, TABLES, RESTART_INTERVAL, 0xC8, 0xCC, 0xD
 COLOUR_HEADERS = {0xE0, 0xEE}  # APP0 with JFIF and APP14 of Adobe tell YCbCr from RGB
 # Of the Multi-Picture Format (CIPA DC-007, 5.2.3): the list of pictures, and the type of those that are of equal rank.
 MP_ENTRIES, MP_ENTRY_BYTES, MULTI_FRAME = 0xB002, 16, 2
+# What XMP names where it holds the picture of the other eye (Google's Photo Sphere XMP).
+OTHER_EYE = (b"ns.google.com/photos/1.0/panorama", b"ns.google.com/photos/1.0/image")
 SUBSAMPLINGS: dict[tuple[tuple[int, int], ...], int] = {
     ((1, 1), (1, 1), (1, 1)): 0,
     ((2, 1), (1, 1), (1, 1)): 1,
@@ -314,6 +316,10 @@ def _is_signed(data: bytes, layout: Layout) -> bool:
 
 def _is_multi_frame(data: bytes, layout: Layout) -> bool:
     """Whether it is one of a panorama, a stereo pair or several angles; a preview or a gain map is none of these."""
+    if any(
+        s.marker == 0xE1 and all(data.find(name, s.payload, s.end) > 0 for name in OTHER_EYE) for s in layout.segments
+    ):
+        return True
     lists = [data[s.payload + 4 : s.end] for s in layout.segments if _is_list_of_pictures(data, s)]
     return any(attribute >> 16 & 0xFF == MULTI_FRAME for pictures in lists for attribute in _attributes(pictures))
 

@@ -1,7 +1,9 @@
 """PNG: walk its chunks, decode, and put new image data between the source's own chunks."""
 
 import functools
+import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from pipeline.container import SIGNED, SIGNED_ELSEWHERE, Header, Pixels, Samples
+from pipeline.container import LOOK_BYTES, SIGNED, SIGNED_ELSEWHERE, Header, Pixels, Samples
 from pipeline.errors import PhotoRejected
 from pipeline.ifd import read_shot
 
@@ -31,6 +33,8 @@ COLOUR_CHUNKS = {b"cHRM": 32, b"cICP": 4, b"gAMA": 4, b"sRGB": 1}
 # Left, top, step across and step down of the seven passes of an interlaced picture; one pass holds all of another.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 ONE_PASS = ((0, 0, 1, 1),)
+# The head of a text chunk whose XMP is compressed: keyword, flag and method, language, translated keyword.
+PACKED_XMP = re.compile(rb"XML:com\.adobe\.xmp\0\x01\0[^\0]{0,255}+\0[^\0]{0,255}+\0")
 MAX_DEFLATE_RATIO = 1032
 AVERAGE = 3
 STRIPE_BYTES = 1 << 18  # they stay in the cache
@@ -246,9 +250,22 @@ def _untouched_reason(data: bytes, layout: Layout) -> str | None:
         (APPLE in kinds, "Apple's private kind of PNG is not denoised"),
         (bool(unknown), f"PNG with unknown critical parts ({', '.join(unknown)}) is not denoised"),
         (b"caBX" in kinds, SIGNED),
-        (any(SIGNED_ELSEWHERE.search(data, c.start, c.end) for c in layout.chunks if c.kind == b"iTXt"), SIGNED),
+        (any(_is_signed_elsewhere(data[c.start : c.end]) for c in layout.chunks if c.kind == b"iTXt"), SIGNED),
     )
     return next((reason for applies, reason in reasons if applies), None)
+
+
+def _is_signed_elsewhere(text: bytes) -> bool:
+    """Whether an iTXt chunk says so; one that is compressed does where it is too long to be read."""
+    found = PACKED_XMP.search(text)
+    if found is None:
+        return SIGNED_ELSEWHERE.search(text) is not None
+    inflate = zlib.decompressobj()
+    try:
+        xmp = inflate.decompress(text[found.end() :], LOOK_BYTES)
+    except zlib.error:
+        return False  # no program can read it
+    return not inflate.eof or SIGNED_ELSEWHERE.search(xmp) is not None
 
 
 def _filtered(samples: Samples) -> Iterator[NDArray[np.uint8]]:

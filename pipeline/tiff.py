@@ -172,8 +172,8 @@ def _untouched_reason(file: File, pages: list[Directory], others: list[Directory
         (value(photo, COMPRESSION, 1) not in WRITABLE, "TIFF of this compression cannot be written back"),
         (value(photo, PREDICTOR, 1) not in (1, HORIZONTAL), "TIFF of this predictor cannot be written back"),
         (
-            value(photo, COMPRESSION, 1) == PACKBITS and value(photo, PREDICTOR, 1) != 1,
-            "TIFF of PackBits with a predictor is not denoised: programs disagree on what it shows",
+            value(photo, COMPRESSION, 1) in (NONE, PACKBITS) and value(photo, PREDICTOR, 1) != 1,
+            "TIFF with a predictor and PackBits or nothing is not denoised: programs disagree on what it shows",
         ),
         (value(photo, PLANAR, 1) not in (1, 2), "TIFF of this planar configuration cannot be written back"),
         (value(photo, FILL_ORDER, 1) != 1, "TIFF of reversed bits cannot be written back"),

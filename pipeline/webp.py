@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import imagecodecs
 from PIL import Image
 
-from pipeline.container import SIGNED, SIGNED_ELSEWHERE, Header, Pixels
+from pipeline.container import SIGNED, SIGNED_ELSEWHERE, Header, Pixels, Samples
 from pipeline.errors import PhotoRejected
 from pipeline.ifd import read_shot
 
@@ -14,6 +14,7 @@ LOSSY, LOSSLESS, ALPHA, EXTENDED, ANIMATION = b"VP8 ", b"VP8L", b"ALPH", b"VP8X"
 START_CODE = b"\x9d\x01\x2a"
 LOSSLESS_SIGNATURE = 0x2F
 ALPHA_HINT = 0x10  # in byte 4 of VP8L
+OPAQUE = 255
 ANIMATION_FLAG, ALPHA_FLAG = 0x02, 0x10  # in byte 0 of VP8X
 MAX_CHUNKS = 1 << 16
 LOSSY_METHOD = 4
@@ -78,11 +79,14 @@ def decode(data: bytes) -> Pixels:
         PhotoRejected: the bitstream is damaged or too short.
     """
     layout = _layout(data)
+    return Pixels.split(_decoded(data, layout, has_alpha=layout.has_alpha))
+
+
+def _decoded(data: bytes, layout: Layout, *, has_alpha: bool) -> Samples:
     try:
-        samples = imagecodecs.webp_decode(_bare(data, layout), hasalpha=layout.has_alpha)
+        return imagecodecs.webp_decode(_bare(data, layout), hasalpha=has_alpha)
     except (RuntimeError, ValueError) as error:
         raise PhotoRejected(UNDECODABLE) from error
-    return Pixels.split(samples)
 
 
 def encode(pixels: Pixels, data: bytes) -> bytes:
@@ -99,6 +103,9 @@ def encode(pixels: Pixels, data: bytes) -> bytes:
     assert source is not None  # an animation is never encoded
     if source.kind == LOSSLESS:
         options = {"lossless": True, "exact": True, "quality": LOSSLESS_EFFORT, "method": LOSSLESS_METHOD}
+        if not layout.has_alpha:  # as it says; RFC 9649, 3.4, calls that a hint
+            alpha = _decoded(data, layout, has_alpha=True)[..., 3]
+            pixels = pixels if (alpha == OPAQUE).all() else Pixels(pixels.colour, alpha)
         samples = pixels.joined()
     else:
         options = {"quality": _lossy_quality(data[source.payload : source.payload_end]), "method": LOSSY_METHOD}

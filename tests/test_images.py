@@ -881,6 +881,17 @@ def test_holes_strewn_over_a_photo_are_no_noise(share):
     assert estimate_noise(Pixels(photo, alpha).seen).sigma < estimate_noise(photo).sigma + 1
 
 
+def test_alpha_that_a_lossless_webp_says_it_has_not_survives():
+    alpha = photo()[..., 0]
+    source = bytearray(webp(np.dstack([photo(), alpha]), lossless=True, exact=True))
+    source[source.index(b"VP8L") + 12] &= ~0x10
+    assert images.inspect(bytes(source)).mode == "RGB"
+    result = inverted(bytes(source))
+    assert result[result.index(b"VP8L") + 12] & 0x10 == 0
+    decoded = imagecodecs.webp_decode(result, hasalpha=True)
+    np.testing.assert_array_equal(decoded, np.dstack([255 - photo(), alpha]))
+
+
 def test_the_colour_of_an_opaque_photo_is_seen_without_a_copy():
     pixels = Pixels.split(np.dstack([photo(), np.full((HEIGHT, WIDTH), 1, np.uint8)]))
     assert np.shares_memory(pixels.seen, pixels.colour)
@@ -975,10 +986,18 @@ def sparse_tiff(**options: object) -> bytes:
     return bytes(data)
 
 
+def packed_xmp(xmp: bytes) -> bytes:
+    return png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\x01\0en\0\0" + zlib.compress(xmp))
+
+
 CREDENTIALS = riff_chunk(b"C2PA", b"jumb")
 SIGNED_ELSEWHERE = (
     b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF><rdf:Description rdf:about=''>"
     b"<dcterms:provenance>https://cai-manifests.adobe.com/manifests/adobe-urn-uuid-1</dcterms:provenance>"
+)
+OTHER_EYE = (
+    b"<rdf:Description xmlns:GPano='http://ns.google.com/photos/1.0/panorama/' GImage:Mime='image/jpeg'"
+    b" xmlns:GImage='http://ns.google.com/photos/1.0/image/'/>"
 )
 WIDE_TABLE = segment(0xDB, b"\x10" + struct.pack(">64H", *[300] * 64))
 FOUR_BYTES = png_chunk(b"IDAT", zlib.compress(bytes(5)))
@@ -1003,7 +1022,10 @@ UNTOUCHED = {
     " photo carries Content Credentials": lambda: tiff_with_tag(700, bytes(2**20 - 100) + SIGNED_ELSEWHERE),
     " carries Content Credentials": lambda: webp(xmp=SIGNED_ELSEWHERE),
     " Content Credentials": lambda: png_with(png_chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + SIGNED_ELSEWHERE)),
+    "carries Content Credentials ": lambda: png_with(packed_xmp(SIGNED_ELSEWHERE)),
+    "photo carries Content Credentials ": lambda: png_with(packed_xmp(bytes(2**20 + 1))),
     "JPEG of several pictures": stereo_pair,
+    "JPEG of several pictures is": lambda: jpeg(None, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + OTHER_EYE)),
     "a palette": lambda: saved(Image.fromarray(photo()).convert("P"), "PNG"),
     "a palette is": lambda: saved(Image.fromarray(photo()).convert("P"), "TIFF"),
     "a 1-bit picture": lambda: saved(Image.fromarray(photo()).convert("1"), "PNG"),
@@ -1045,7 +1067,8 @@ UNTOUCHED = {
     "JPEG inside": lambda: tiff(photo(1), compression="jpeg"),
     "this compression": lambda: tiff(compression="webp"),
     "this predictor": lambda: retagged(tiff(compression="zlib", predictor=True), 317, 3),
-    "PackBits with a predictor": lambda: retagged(tiff(compression="packbits", software="x"), 305, 2, new_tag=317),
+    "a predictor and PackBits or nothing": lambda: retagged(tiff(software="x"), 305, 2, new_tag=317),
+    "with a predictor and PackBits": lambda: retagged(tiff(compression="packbits", software="x"), 305, 2, new_tag=317),
     "missing pixels have a value": lambda: tiff(extratags=[(42113, 2, 2, "0", True)]),
     "reversed bits": lambda: retagged(tiff(subfiletype=0, software="x"), 305, 2, new_tag=266),
     "cloud-optimised GeoTIFF": cloud_optimised_tiff,
