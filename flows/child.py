@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import os
+import random
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +16,9 @@ from pathlib import Path
 from pipeline.errors import RunFailed
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+CONNECTION_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")  # the first and the last
+FIRST_PORT = 20_000  # above those of Ray's workers
+FATAL = re.compile(r"F\d{4} ")  # how programs in Go begin the reason for which they end; their stacks follow
 POLL_S = 0.05
 GRACE_S = 20.0  # for a process to end, once it is asked to
 
@@ -93,12 +98,24 @@ class Child:
         self._process.wait()
 
     def _last_line(self) -> str:
-        lines = self._log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), f"see {self._log}")[:300]
+        lines = [line.strip() for line in self._log.read_text(errors="replace").split("\n") if line.strip()]
+        told = [line for line in lines if FATAL.match(line)] or lines or [f"see {self._log}"]
+        return told[-1][:300]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listened on a moment ago."""
+    """Ports of loopback that nobody listened on a moment ago.
+
+    None of them is one that the system gives to a connection, or a server might lose it to its own before it listens.
+    """
+    free: list[int] = []
+    last = int(CONNECTION_PORTS.read_text().split()[0]) if CONNECTION_PORTS.exists() else 0
+    for port in random.sample(range(FIRST_PORT, last), last - FIRST_PORT) if last > FIRST_PORT + count else []:
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            free.append(port)
+        if len(free) == count:
+            return free
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

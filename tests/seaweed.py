@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,8 @@ from typing import Any
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from flows.child import free_ports
 
 BUCKET = "photos"
 PORTS = ("s3", "master", "volume", "filer", "admin")
@@ -132,8 +133,4 @@ def seaweed(folder: Path, options: Mapping[str, object] | None = None) -> Iterat
 
 def _free_ports() -> dict[str, int]:
     names = [f"{name}.{kind}" for name in PORTS for kind in ("port", "port.grpc")]
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in names]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+    return dict(zip(names, free_ports(len(names)), strict=True))
