@@ -79,6 +79,11 @@ class ClusterConfig:
             raise ValueError(f"photo_timeout_s is {self.photo_timeout_s}: expected more than 0")
 
     @property
+    def outlives_us(self) -> bool:
+        """Whether workers go on when this process is killed, until they find that nobody looks: as of Ray's client."""
+        return self.address is not None and self.address.startswith("ray://")
+
+    @property
     def longest_stall_s(self) -> float:
         """Seconds without any progress that are no error yet."""
         return self.stall_s or max(2 * self.photo_timeout_s, STALL_S)

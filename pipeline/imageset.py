@@ -48,13 +48,14 @@ class ImageSet:
         self._lease: Lease | None = None
 
     @contextmanager
-    def leased(self, command: str) -> Iterator[None]:
+    def leased(self, command: str, *, is_outlived: bool = False) -> Iterator[None]:
         """Let no other run write to this set, as long as the context lasts. Workers are let in by their run.
 
         Who holds the lease of this set may take it again inside: a repair does runs.
 
         Args:
             command: what the holder is called where others are refused.
+            is_outlived: see `pipeline.lease.Claim`.
 
         Raises:
             TargetInUse: another run holds the lease.
@@ -63,7 +64,7 @@ class ImageSet:
             yield
             return
         try:
-            with leased(self.store, command) as self._lease:
+            with leased(self.store, command, is_outlived=is_outlived) as self._lease:
                 self.store.clean()  # what killed writers have left behind
                 try:
                     yield

@@ -243,7 +243,7 @@ def _read_table(name: str, path: Path, csv_columns: Sequence[str] | None = None)
             _convert_orc(path)
         if kind in ("orc", "parquet"):
             columns = pq.read_schema(path).names
-            rows = f"read_parquet({literal(str(path))}, binary_as_string = true)"
+            rows = f"read_parquet({literal(str(path))}, binary_as_string = true, hive_partitioning = false)"
             return _Table(name, path, rows, tuple(columns))
         if kind == "gzip":
             _unzip(path)
@@ -253,7 +253,7 @@ def _read_table(name: str, path: Path, csv_columns: Sequence[str] | None = None)
     types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in columns)
     rows = (
         f"read_csv({literal(str(path))}, columns = {{{types}}}, header = {csv_columns is None}, auto_detect = false, "
-        f"delim = ',', quote = '\"', escape = '\"')"
+        f"delim = ',', quote = '\"', escape = '\"', hive_partitioning = false)"
     )
     return _Table(name, path, rows, columns, is_encoded=csv_columns is not None)
 

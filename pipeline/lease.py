@@ -76,16 +76,21 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a lease's object says: who holds the lease, and until when unless it is renewed."""
+    """What a lease's object says: who holds the lease, and until when unless it is renewed.
+
+    Attributes:
+        is_outlived: whether workers may go on for a while where its process is gone, so that it holds until it expires.
+    """
 
     command: str
     process: Process
     taken_at: datetime
     expires_at: datetime
     is_released: bool = False
+    is_outlived: bool = False
 
     def holds(self, now: datetime) -> bool:
-        if self.is_released or self.process.is_gone:
+        if self.is_released or (self.process.is_gone and not self.is_outlived):
             return False
         return now < self.expires_at + timedelta(seconds=CLOCK_SKEW_S)
 
@@ -117,8 +122,8 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     @classmethod
-    def take(cls, store: Store, command: str) -> "Lease":
-        """The lease of a target, whose holder before was released, has expired or is dead.
+    def take(cls, store: Store, command: str, *, is_outlived: bool = False) -> "Lease":
+        """The lease of a target, whose holder before was released, has expired or is dead, with all of his workers.
 
         Raises:
             TargetInUse: someone holds it.
@@ -127,7 +132,9 @@ class Lease:
         for _ in range(ATTEMPTS):
             highest = refuse_if_leased(store)
             now = datetime.now(UTC)
-            lease = cls(store, Claim(command=command, process=Process.this(), taken_at=now, expires_at=now), highest)
+            process = Process.this()
+            claim = Claim(command=command, process=process, taken_at=now, expires_at=now, is_outlived=is_outlived)
+            lease = cls(store, claim, highest)
             with suppress(RunFailed):  # someone was faster: who that is comes to light in the next attempt
                 lease._renew()
                 if not highest:
@@ -241,17 +248,18 @@ class Lease:
 
 
 @contextmanager
-def leased(store: Store, command: str) -> Iterator[Lease]:
+def leased(store: Store, command: str, *, is_outlived: bool = False) -> Iterator[Lease]:
     """Hold the lease of a target for as long as the context lasts.
 
     Args:
         store: the target.
         command: what the holder is called in the message that refuses others.
+        is_outlived: see `Claim`.
 
     Raises:
         TargetInUse: someone holds it.
     """
-    lease = Lease.take(store, command)
+    lease = Lease.take(store, command, is_outlived=is_outlived)
     try:
         yield lease
     finally:

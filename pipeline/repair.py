@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.cluster import ClusterConfig
 from pipeline.database import in_batches, literal, open_database, scan
 from pipeline.errors import ImageSetError, ObjectMissing, ObjectRefused, TargetInUse
 from pipeline.imageset import COMMIT_KEY, OUTPUT_KEY, ImageSet
@@ -123,7 +124,7 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
                 write_findings(found, destination)
             return Repaired(before=before, after=before, processed=0, rejected=0, moved=0)
         aside = _Aside(image_set)
-        with _unchanged(found):
+        with _unchanged(found, cluster):
             _repair_commits(found, aside)
             has_new_rows = _repair_index(found, aside)
             aside.move(_keys(found, OF_RUNS))
@@ -131,7 +132,7 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
             if not has_new_rows:
                 processed, rejected = _repair_photos(job, found, aside, report_run)
     if has_new_rows:  # nobody has looked at their photos
-        with examined(image_set, cluster, report) as found, _unchanged(found):
+        with examined(image_set, cluster, report) as found, _unchanged(found, cluster):
             aside.move(_keys(found, OF_RUNS))  # plans of ended runs are looked at where the index is sound
             processed, rejected = _repair_photos(job, found, aside, report_run)
     after = aside.explained(run_verify(job.verify, report))
@@ -139,12 +140,12 @@ def run_repair(job: RepairJob, report: Report, report_run: Callable[[Progress], 
 
 
 @contextmanager
-def _unchanged(found: Examined) -> Iterator[None]:
+def _unchanged(found: Examined, cluster: ClusterConfig) -> Iterator[None]:
     """Hold the lease of a set in which nobody has written since it was looked at: what was found then is true now."""
     url = found.image_set.store.url
     if refuse_if_leased(found.image_set.store) != found.lease:
         raise TargetInUse(f"a run was at work on {url} while it was verified, and may have changed it: repair it again")
-    with found.image_set.leased(COMMAND):
+    with found.image_set.leased(COMMAND, is_outlived=cluster.outlives_us):
         yield
 
 

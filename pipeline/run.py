@@ -89,7 +89,7 @@ def do_work(work: Work, report: Callable[[Progress], None]) -> Summary:
             counts = _plan(work, _Interrupted([], [], {}), folder)
             if not counts.planned_photos:  # the target stays as it is, without a trace of this run
                 return _summary(work, counts, _no_progress(work), 0.0, manifest)
-        with work.target.leased(work.command):
+        with work.target.leased(work.command, is_outlived=work.cluster.outlives_us):
             try:
                 return _do_listed(work, folder, report)
             except KeyboardInterrupt as interrupt:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +35,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return open_store(str(tmp_path / "target"))
     return open_store(request.getfixturevalue("memory_url"))
+
+
+def test_folders_for_temporary_files_whose_names_look_like_columns_change_no_row(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "weights=v2" / "run=7" / "key=k"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    for run in ("run-1", "run-2"):
+        images.commit(run, [row(f"{run}.jpg", run)])
+        images.publish(run, [run])
+    found = [(each["key"], each["weights"], each["run"]) for each in published(images).to_pylist()]
+    assert sorted(found) == [("run-1.jpg", "w1", "run-1"), ("run-2.jpg", "w1", "run-2")]
 
 
 @pytest.fixture

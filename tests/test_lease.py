@@ -106,6 +106,19 @@ def test_of_two_that_take_it_at_once_where_both_creates_succeed_one_learns_that_
     second.release()
 
 
+@pytest.mark.parametrize("is_outlived", [False, True])
+def test_the_lease_of_a_process_that_is_gone_is_free_unless_its_workers_may_go_on(
+    folder: LocalStore, is_outlived: bool
+) -> None:
+    gone, now = dataclasses.replace(Process.this(), started="1"), datetime.now(UTC)
+    claim(folder, 1, process=gone, is_outlived=is_outlived, expires_at=now + timedelta(seconds=20))
+    if is_outlived:
+        with pytest.raises(TargetInUse):
+            refuse_if_leased(folder)
+        claim(folder, 2, process=gone, is_outlived=True, expires_at=now - timedelta(seconds=lease.CLOCK_SKEW_S + 5))
+    refuse_if_leased(folder)
+
+
 def test_what_a_stranger_holds_is_refused_until_it_has_expired_on_any_clock(folder: LocalStore) -> None:
     claim(folder, 1, expires_at=datetime.now(UTC) - timedelta(seconds=lease.CLOCK_SKEW_S - 5))
     with pytest.raises(TargetInUse, match=r"'degrain denoise' \(process 4711 on beta, since "):

@@ -62,10 +62,10 @@ def test_the_shipped_networks_invent_nothing_beside_flat_shapes(part: Part, monk
     monkeypatch.setattr(request, "hold_back", lambda _noisy, clean, _sigma: clean)
     draw = np.random.default_rng(2026)
     denoiser = Denoiser.load("photo")
-    worst = 0.0
+    painted = []
     for _ in range(30):
         drawn = draw_shapes(np.full((256, 256, 3), draw.integers(256, size=3), np.uint8), draw)
         noise = dataclasses.replace(estimate_noise(drawn), is_white=part is Part.WHITE, impulses=None)
         change = np.abs(denoiser(drawn, strength=1.0, noise=noise).astype(int) - drawn).max(axis=2)
-        worst = max(worst, float((change > 40).mean()))
-    assert worst < 0.001
+        painted.append(float((change > 40).mean()))
+    assert np.mean(painted) < 3e-4  # and 1.7e-3 and 2.9e-3 before shapes were drawn on patches to train on
