@@ -1,6 +1,6 @@
 """Pictures that no photo shows: what networks make of shapes in flat colours, and how much of it reaches the picture.
 
-    python tests/benchmarks/shapes.py photo OTHER.safetensors
+    python tests/benchmarks/shapes.py photo [OTHER.safetensors ...]
 
 Each set of weights denoises the same pictures, by each of its networks, with `model.restraint` and without it. Printed
 are the pictures of which more than a thousandth is painted over, and the share of all pixels that is: changed by more
@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import io
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +23,30 @@ from model.shapes import draw_shapes
 from model.weights import Part
 
 PICTURES, SIDE_PX = 100, 256
+PANELS, PANEL_PX = 24, 384
+COLOURS = ((255, 0, 0), (0, 0, 255), (255, 0, 255), (230, 20, 40), (30, 40, 220), (200, 30, 160))
 PAINTED, PAINTED_SIGMAS = 40.0, 8.0  # 8-bit levels; times sigma
 MANY = 0.001  # of a picture's pixels
 
 Photo = NDArray[np.uint8]
 
 
-def pictures() -> list[Photo]:
+def drawn() -> list[Photo]:
+    """Shapes as training draws them, on grounds of any colour."""
     draw = np.random.default_rng(2026)
-    return [
-        draw_shapes(np.full((SIDE_PX, SIDE_PX, 3), draw.integers(256, size=3), np.uint8), draw) for _ in range(PICTURES)
-    ]
+    grounds = (np.full((SIDE_PX, SIDE_PX, 3), draw.integers(256, size=3), np.uint8) for _ in range(PICTURES))
+    return [draw_shapes(ground, draw) for ground in grounds]
+
+
+def panels() -> list[Photo]:
+    """One rectangle in a saturated colour on black, larger than any patch: the hardest that is known."""
+    draw, found = np.random.default_rng(2026), []
+    for number in range(PANELS):
+        panel = np.zeros((PANEL_PX, PANEL_PX, 3), np.uint8)
+        (top, left), (bottom, right) = draw.integers(40, 140, 2), draw.integers(220, 340, 2)
+        panel[top:bottom, left:right] = COLOURS[number % len(COLOURS)]
+        found.append(panel)
+    return found
 
 
 def as_jpeg(clean: Photo) -> Photo:
@@ -66,19 +80,16 @@ def painted_share(denoiser: Denoiser, noisy: Photo, part: Part, sigma: float) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="+")
-    drawn, held = pictures(), request.hold_back
+    sets, held = {"shapes": drawn(), "panels": panels()}, request.hold_back
     print("| weights | network | pictures | painted over | with restraint |\n|---|---|---|---|---|")
-    for name in parser.parse_args().weights:
-        denoiser = Denoiser.load(name)
-        for part in Part:
-            for kind, (make, sigma) in KINDS.items():
-                cells = []
-                for hold_back in (lambda _noisy, clean, _sigma: clean, held):
-                    request.hold_back = hold_back
-                    shares = [painted_share(denoiser, make(clean), part, sigma) for clean in drawn]
-                    many = sum(share > MANY for share in shares)
-                    cells.append(f"{many} of {PICTURES}, {100 * np.mean(shares):.3f} %")
-                print(f"| {name} | {part} | {kind} | {cells[0]} | {cells[1]} |", flush=True)
+    for name, part, (said, pictures), kind in product(parser.parse_args().weights, Part, sets.items(), KINDS):
+        denoiser, (make, sigma), cells = Denoiser.load(name), KINDS[kind], []
+        for hold_back in (lambda _noisy, clean, _sigma: clean, held):
+            request.hold_back = hold_back
+            shares = [painted_share(denoiser, make(clean), part, sigma) for clean in pictures]
+            many = sum(share > MANY for share in shares)
+            cells.append(f"{many} of {len(pictures)}, {100 * np.mean(shares):.3f} %")
+        print(f"| {name} | {part} | {said}, {kind} | {cells[0]} | {cells[1]} |", flush=True)
 
 
 if __name__ == "__main__":
