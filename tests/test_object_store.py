@@ -214,7 +214,7 @@ def test_a_bucket_that_is_not_there_cannot_be_listed(server: str, scheme: str, r
 
 def test_no_more_requests_are_under_way_than_may_be() -> None:
     class Counting(Cloud):
-        """Holds each request for a turn of the loop, and counts those that it holds."""
+        """Holds each request for a moment, and counts those that it holds."""
 
         def __init__(self) -> None:
             super().__init__(fsspec.filesystem("memory"))
@@ -223,7 +223,7 @@ def test_no_more_requests_are_under_way_than_may_be() -> None:
         async def get(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
             self.held += 1
             self.most = max(self.most, self.held)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
             self.held -= 1
             return b"1"
 
