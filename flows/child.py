@@ -108,18 +108,17 @@ def free_ports(count: int) -> list[int]:
 
     None of them is one that the system gives to a connection, or a server might lose it to its own before it listens.
     """
-    free: list[int] = []
     last = int(CONNECTION_PORTS.read_text().split()[0]) if CONNECTION_PORTS.exists() else 0
-    for port in random.sample(range(FIRST_PORT, last), last - FIRST_PORT) if last > FIRST_PORT + count else []:
-        with contextlib.suppress(OSError), socket.socket() as one:
-            one.bind(("127.0.0.1", port))
-            free.append(port)
-        if len(free) == count:
-            return free
+    ours = range(FIRST_PORT, last)
+    untried = random.sample(ours, len(ours))
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
-            one.bind(("127.0.0.1", 0))
+            while untried and one.getsockname()[1] == 0:
+                with contextlib.suppress(OSError):
+                    one.bind(("127.0.0.1", untried.pop()))
+            if one.getsockname()[1] == 0:  # all are taken, or there are none: better one of the system's
+                one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
 
 

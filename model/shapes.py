@@ -8,7 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-PEAK = 255
+from model.metrics import PEAK
+
 SHAPES_MAX = 4
 PLAIN_SHARE = 0.4  # of the patches: the ground is of one colour, too
 AT_AN_END_SHARE = 0.7  # of the channels of a colour: 0 or 255

@@ -22,7 +22,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from pipeline.bench import Look, PhotoInWork
 from pipeline.cases import DEATHS_BEFORE_FAILURE, Case, End, Ending, Task, after
 from pipeline.cluster_size import Cluster
-from pipeline.connection import check_own_cluster
+from pipeline.connection import check_own_cluster, is_client
 from pipeline.errors import DegrainError, RunFailed
 from pipeline.records import PlannedPhoto, Receipt, ShardPlan
 from pipeline.room import KEEPING_FREED_MEMORY
@@ -81,7 +81,7 @@ class ClusterConfig:
     @property
     def outlives_us(self) -> bool:
         """Whether workers go on when this process is killed, until they find that nobody looks: as of Ray's client."""
-        return self.address is not None and self.address.startswith("ray://")
+        return is_client(self.address)
 
     @property
     def longest_stall_s(self) -> float:

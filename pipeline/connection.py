@@ -29,6 +29,11 @@ CONNECT_TIMEOUT_S = 10.0
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}  # Ray's own variables
 
 
+def is_client(address: str | None) -> bool:
+    """Whether a process at this address is none of the cluster's own, but speaks to one of them: Ray's client."""
+    return address is not None and address.startswith("ray://")
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """The Ray cluster at an address, or one on this machine that is stopped on every way out of the context.
@@ -45,7 +50,7 @@ def connected(address: str | None) -> Iterator[None]:
         _check_reachable(address)
     handlers = {each: signal.getsignal(each) for each in INTERRUPTS}
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
-    if address is None or not address.startswith("ray://"):  # a client's workers are told no folders of its own
+    if not is_client(address):  # a client's workers are told no folders of its own
         options["job_config"] = _Job()
     logs = None
     with ExitStack() as stack:

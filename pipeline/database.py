@@ -27,13 +27,13 @@ def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     return database
 
 
-def scan(files: Sequence[Path]) -> str:
+def scan(files: Sequence[Path], *options: str) -> str:
     """SQL that reads Parquet files as one table: DuckDB takes no parameters in a view or a COPY.
 
     By itself DuckDB would take a folder `run=7` of their path for a column, and its value for that of every row.
     """
     paths = ", ".join(literal(str(path)) for path in files)
-    return f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
+    return f"read_parquet({', '.join((f'[{paths}]', 'union_by_name = true', 'hive_partitioning = false', *options))})"
 
 
 def in_batches(rows: duckdb.DuckDBPyRelation, size: int) -> Iterator[pa.Table]:

@@ -146,10 +146,7 @@ def is_sorted(files: Sequence[Path]) -> bool:
 
 
 def _create_views(database: duckdb.DuckDBPyConnection, parts: Sequence[Path], committed: Path) -> None:
-    database.execute(
-        "CREATE TEMP VIEW committed AS SELECT * FROM "
-        f"read_parquet({literal(str(committed))}, file_row_number = true, hive_partitioning = false)"
-    )
+    database.execute(f"CREATE TEMP VIEW committed AS SELECT * FROM {scan([committed], 'file_row_number = true')}")
     database.execute("CREATE TEMP VIEW no_rows AS SELECT * EXCLUDE file_row_number FROM committed WHERE false")
     database.execute(f"CREATE TEMP VIEW published AS {_rows_of(parts)}")
 

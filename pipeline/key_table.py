@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import orc
 
-from pipeline.database import count_rows, explained, identifier, in_batches, literal, open_database
+from pipeline.database import count_rows, explained, identifier, in_batches, literal, open_database, scan
 from pipeline.errors import ObjectMissing, StorageError
 from pipeline.index import scan_index
 from pipeline.listing import write_listing
@@ -243,7 +243,7 @@ def _read_table(name: str, path: Path, csv_columns: Sequence[str] | None = None)
             _convert_orc(path)
         if kind in ("orc", "parquet"):
             columns = pq.read_schema(path).names
-            rows = f"read_parquet({literal(str(path))}, binary_as_string = true, hive_partitioning = false)"
+            rows = scan([path], "binary_as_string = true")
             return _Table(name, path, rows, tuple(columns))
         if kind == "gzip":
             _unzip(path)

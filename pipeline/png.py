@@ -250,19 +250,19 @@ def _untouched_reason(data: bytes, layout: Layout) -> str | None:
         (APPLE in kinds, "Apple's private kind of PNG is not denoised"),
         (bool(unknown), f"PNG with unknown critical parts ({', '.join(unknown)}) is not denoised"),
         (b"caBX" in kinds, SIGNED),
-        (any(_is_signed_elsewhere(data[c.start : c.end]) for c in layout.chunks if c.kind == b"iTXt"), SIGNED),
+        (any(_is_signed_elsewhere(data, chunk) for chunk in layout.chunks if chunk.kind == b"iTXt"), SIGNED),
     )
     return next((reason for applies, reason in reasons if applies), None)
 
 
-def _is_signed_elsewhere(text: bytes) -> bool:
+def _is_signed_elsewhere(data: bytes, text: Chunk) -> bool:
     """Whether an iTXt chunk says so; one that is compressed does where it is too long to be read."""
-    found = PACKED_XMP.search(text)
-    if found is None:
-        return SIGNED_ELSEWHERE.search(text) is not None
+    head = PACKED_XMP.match(data, text.start + 8, text.end)
+    if head is None:
+        return SIGNED_ELSEWHERE.search(data, text.start, text.end) is not None
     inflate = zlib.decompressobj()
     try:
-        xmp = inflate.decompress(text[found.end() :], LOOK_BYTES)
+        xmp = inflate.decompress(data[head.end() : text.end], LOOK_BYTES)
     except zlib.error:
         return False  # no program can read it
     return not inflate.eof or SIGNED_ELSEWHERE.search(xmp) is not None

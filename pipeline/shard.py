@@ -232,10 +232,7 @@ class Worker:
             with self._bench.photo(planned.key, "read"):
                 data = self._whole(planned, next(reading)[1])
             read_s = time.perf_counter() - start
-            if isinstance(data, ObjectRefused):
-                yield planned, self._refused_reason(data), read_s
-                continue
-            yield planned, data, read_s
+            yield planned, self._refused_reason(data) if isinstance(data, ObjectRefused) else data, read_s
 
     def _whole(self, planned: PlannedPhoto, data: bytes | ObjectRefused) -> bytes | ObjectRefused:
         """What was read of a photo, unless it is a part: there are servers and mounts that cut it and say nothing.

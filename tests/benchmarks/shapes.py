@@ -82,8 +82,9 @@ def main() -> None:
     parser.add_argument("weights", nargs="+")
     sets, held = {"shapes": drawn(), "panels": panels()}, request.hold_back
     print("| weights | network | pictures | painted over | with restraint |\n|---|---|---|---|---|")
-    for name, part, (said, pictures), kind in product(parser.parse_args().weights, Part, sets.items(), KINDS):
-        denoiser, (make, sigma), cells = Denoiser.load(name), KINDS[kind], []
+    denoisers = {name: Denoiser.load(name) for name in parser.parse_args().weights}
+    for (name, denoiser), part, (said, pictures), kind in product(denoisers.items(), Part, sets.items(), KINDS):
+        (make, sigma), cells = KINDS[kind], []
         for hold_back in (lambda _noisy, clean, _sigma: clean, held):
             request.hold_back = hold_back
             shares = [painted_share(denoiser, make(clean), part, sigma) for clean in pictures]
