@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.fused import add_conv_, can_fuse, conv_relu
+
 RESIDUAL_GAIN = 0.1  # each block starts close to the identity, which lets 1e-3 train from the first step
 
 
@@ -88,11 +90,15 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, *, leak: float = 0, second_px: int = 3) -> None:
         super().__init__()
+        self.leak = leak
         self.relu = nn.LeakyReLU(leak, inplace=True) if leak else nn.ReLU(inplace=True)
         self.first = _conv(width, width)
         self.second = _conv(width, width, side_px=second_px, gain=RESIDUAL_GAIN)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
+        """The sum. Where no gradient is asked for it may take the place of its argument."""
+        if can_fuse(features_BCHW):
+            return add_conv_(features_BCHW, conv_relu(features_BCHW, self.first, leak=self.leak), self.second)
         # In place on the convolutions' own results, which saves a tenth of the time and changes no bit of it.
         residual_BCHW: Tensor = self.second(self.relu(self.first(features_BCHW)))
         return residual_BCHW.add_(features_BCHW)

@@ -12,6 +12,7 @@ from model.metrics import PEAK
 
 SHAPES_MAX = 4
 PLAIN_SHARE = 0.4  # of the patches: the ground is of one colour, too
+BLACK_OR_WHITE_SHARE = 0.4  # of those grounds: as of pages and frames
 AT_AN_END_SHARE = 0.7  # of the channels of a colour: 0 or 255
 UPRIGHT_SHARE = 0.6  # of the shapes: along the rows and columns of the photo
 DISC_SHARE = 0.2  # of the shapes; the others are rectangles
@@ -26,7 +27,8 @@ def draw_shapes(patch_HWC: NDArray[np.uint8], draw: np.random.Generator) -> NDAr
     height_px, width_px = patch_HWC.shape[:2]
     drawn_HWC = patch_HWC.astype(np.float32)
     if draw.random() < PLAIN_SHARE:
-        drawn_HWC[:] = _colour(draw)
+        is_page = draw.random() < BLACK_OR_WHITE_SHARE
+        drawn_HWC[:] = draw.integers(0, 2) * PEAK if is_page else _colour(draw)
     for _ in range(draw.integers(1, SHAPES_MAX + 1)):
         cover_HW1, shade_HW1 = _shape(height_px, width_px, draw)
         drawn_HWC += cover_HW1 * (shade_HW1 * _colour(draw) - drawn_HWC)

@@ -45,7 +45,7 @@ from pipeline.shard import (
 )
 from pipeline.storage import open_store
 
-RESULT_VERSION = 13  # raise it when the same photo and weights give another result: what is finished becomes stale
+RESULT_VERSION = 14  # raise it when the same photo and weights give another result: what is finished becomes stale
 
 BY_BANDS_BYTES = 512 * 1024**2  # a TIFF that takes more when it is decoded is denoised by bands of rows
 COPIES = 3  # of a photo decoded that are in memory at once: noisy, clean, and what its codec works on

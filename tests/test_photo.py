@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from receptive_field import changes_a_cell
 from torch import nn
 
+from model.fused import add_conv_, can_fuse, conv_relu
 from model.photo import ConvShuffle, FineNetwork, PhotoNetwork
 
 LEVEL_B2 = torch.tensor([[0.1, 0.05]])
@@ -85,6 +86,47 @@ def test_channels_that_become_pixels_are_the_same_in_whichever_order_they_are_co
 
     assert torch.equal(photo_BCHW, expected_BCHW)
     assert photo_BCHW.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
+@pytest.mark.parametrize("leak", [0, 0.3])
+def test_a_convolution_fused_with_what_follows_it_is_the_same_as_each_alone(dtype, tolerance, leak, layout):
+    torch.manual_seed(0)
+    features_BCHW, sum_BCHW = (torch.randn(2, 16, 12, 20).to(dtype, memory_format=layout) for _ in range(2))
+    first, second = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.Conv2d(16, 16, 1, bias=False)
+    with torch.inference_mode():
+        lower = [conv.weight.to(dtype) for conv in (first, second)]
+        inner_BCHW = F.leaky_relu(F.conv2d(features_BCHW, lower[0], padding=1), leak)
+        expected_BCHW = sum_BCHW + F.conv2d(inner_BCHW, lower[1])
+
+        if dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            assert can_fuse(features_BCHW)
+        else:
+            pytest.skip("this processor has no instructions for bfloat16")
+        found_BCHW = add_conv_(sum_BCHW, conv_relu(features_BCHW, first, leak=leak), second)
+
+    torch.testing.assert_close(found_BCHW, expected_BCHW, rtol=tolerance, atol=tolerance)
+    assert found_BCHW.data_ptr() == sum_BCHW.data_ptr()
+
+
+def test_nothing_is_fused_where_a_gradient_is_wanted_or_this_torch_cannot(monkeypatch):
+    features_BCHW = torch.zeros(1, 16, 8, 8)
+    assert not can_fuse(features_BCHW)
+    with torch.inference_mode():
+        assert not can_fuse(features_BCHW.to(torch.float16))
+        assert can_fuse(features_BCHW)
+        monkeypatch.setattr(torch.ops, "mkldnn", object())
+        assert not can_fuse(features_BCHW)
+
+
+@KINDS
+def test_a_photo_is_the_same_with_and_without_what_is_fused(kind, monkeypatch):
+    network, noisy_BCHW = _network(kind), torch.rand(2, 3, 32, 40)
+    with torch.inference_mode():
+        fused_BCHW = network(noisy_BCHW, LEVEL_B2)
+        monkeypatch.setattr("model.photo.can_fuse", lambda _features: False)
+        torch.testing.assert_close(fused_BCHW, network(noisy_BCHW, LEVEL_B2), rtol=1e-4, atol=1e-5)
 
 
 @KINDS
