@@ -27,7 +27,7 @@ def hold_back(noisy_CHW: Tensor, clean_CHW: Tensor, sigma: float) -> Tensor:
         sigma: of the noise that the network was told of, in 8-bit levels.
     """
     noise = (sigma + SPARE) / PEAK
-    taken_1YX = _mean_of_cells((noisy_CHW - clean_CHW).abs_().mean(dim=0, keepdim=True))
+    taken_1YX = _mean_of_cells((noisy_CHW - clean_CHW).abs_()).mean(dim=0, keepdim=True)
     is_wrong_1YX = taken_1YX > MOST_SIGMAS * noise
     if is_wrong_1YX.any():  # of nearly all tiles it is not
         is_wrong_1YX &= _roughness(clean_CHW) > _roughness(noisy_CHW) + (MOST_ROUGHER * noise) ** 2
