@@ -42,6 +42,7 @@ class Child:
 
     def _begin(self) -> "subprocess.Popen[bytes]":
         with self._log.open("ab") as file:
+            self._log_start = file.seek(0, os.SEEK_END)  # what follows is not of an earlier process
             return subprocess.Popen(  # noqa: S603  # our own commands
                 self._command,
                 cwd=self._cwd,
@@ -98,7 +99,10 @@ class Child:
         self._process.wait()
 
     def _last_line(self) -> str:
-        lines = [line.strip() for line in self._log.read_text(errors="replace").split("\n") if line.strip()]
+        with self._log.open("rb") as file:
+            file.seek(self._log_start)
+            text = file.read().decode(errors="replace")
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
         told = [line for line in lines if FATAL.match(line)] or lines or [f"see {self._log}"]
         return told[-1][:300]
 

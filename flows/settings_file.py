@@ -33,7 +33,7 @@ def read_settings(verb: str, path: str, given: Mapping[str, object]) -> dict[str
         raise ValueError(f"{path} is no TOML: {error}") from error
     places = {name: place for name, place in given.items() if place is not None}
     try:
-        settings = kinds[verb].model_validate({**places, **values})
+        settings = kinds[verb].model_validate({**values, **places})
     except ValidationError as error:
         first, *others = error.errors()
         is_choice = len(first["loc"]) > 1 and not isinstance(values.get(str(first["loc"][0])), dict)

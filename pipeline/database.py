@@ -9,6 +9,7 @@ import pyarrow as pa
 from pipeline.room import usable_cores
 
 MEMORY_LIMIT = "1GiB"  # beyond it, joins and sorts of ten million keys spill to disk
+IN_UTC = "SET TimeZone = 'UTC'"  # what a time without a zone is, in conditions that users write: else the machine's
 MAX_THREADS = 4  # the buffers of each count against the memory limit
 
 
@@ -24,6 +25,7 @@ def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     )
     database.execute("SET preserve_insertion_order = false")
     database.execute("SET enable_external_file_cache = false")
+    database.execute(IN_UTC)
     return database
 
 

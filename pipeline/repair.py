@@ -7,7 +7,7 @@ with the settings and the weights that the record of their run tells; then all i
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -337,13 +337,33 @@ def _works(job: RepairJob, found: Examined) -> dict[_Recipe, Work]:
                 dataclasses.asdict(newest),
             )
     rows = found.database.sql("SELECT DISTINCT weights, parameters FROM wrong ORDER BY ALL").fetchall()
+    recipes = [_Recipe(*row) for row in rows]
+    named = _named_weights(job, recipes)
     works = {}
-    for recipe in (_Recipe(*row) for row in rows):
+    for recipe in recipes:
         try:
-            works[recipe] = _work(job, found, recipe, records.get(recipe))
+            works[recipe] = _work(job, found, recipe, records.get(recipe), named)
         except _UnrepeatableError as error:  # what others made is made right: of these, the sources may be gone, too
             log.error("%s", error)
     return works
+
+
+def _named_weights(job: RepairJob, recipes: Sequence[_Recipe]) -> dict[str, str]:
+    """What `--weights` names, by its SHA-256.
+
+    Raises:
+        ValueError: there are none, or nothing that is to be made again was made by them.
+    """
+    if job.weights is None or not recipes:
+        return {}
+    sha256 = read_weights(job.weights)[1].sha256
+    made = sorted({recipe.weights for recipe in recipes})
+    if sha256 not in made:
+        raise ValueError(
+            f"the weights {job.weights} are not those of the run, whose SHA-256 is {' or '.join(made)}: name those by "
+            "--weights"
+        )
+    return {sha256: job.weights}
 
 
 class _UnrepeatableError(Exception):
@@ -381,8 +401,14 @@ def _records(image_set: ImageSet) -> dict[_Recipe, dict[str, Any]]:  # Any: JSON
     return records
 
 
-def _work(job: RepairJob, found: Examined, recipe: _Recipe, settings: dict[str, Any] | None) -> Work:  # Any: JSON
-    """The work of the run that made photos, on the same source and target.
+def _work(
+    job: RepairJob,
+    found: Examined,
+    recipe: _Recipe,
+    settings: dict[str, Any] | None,  # Any: JSON
+    named: Mapping[str, str],
+) -> Work:
+    """The work of the run that made photos, on the same source and target; `named` are weights by their SHA-256.
 
     Raises:
         _UnrepeatableError: it cannot be told how they were made, or that cannot be repeated here.
@@ -399,12 +425,14 @@ def _work(job: RepairJob, found: Examined, recipe: _Recipe, settings: dict[str, 
     again = build(kind, {**kept, "source": _source(found.manifest.source, settings), "target": url})
     again = dataclasses.replace(again, cluster=job.verify.cluster)
     if isinstance(again, DenoiseJob):
-        again = dataclasses.replace(again, weights=job.weights or _by_hash(again.weights, recipe.weights))
-        if read_weights(again.weights)[1].sha256 != recipe.weights:
-            raise ValueError(
-                f"the weights {again.weights} are not those of the run, whose SHA-256 is {recipe.weights}: name those "
-                "by --weights"
-            )
+        weights = named.get(recipe.weights) or _by_hash(again.weights, recipe.weights)
+        try:
+            _check_weights(weights, recipe.weights)
+        except ValueError as error:
+            if named:  # they are those of other photos, which are made again; these need another call
+                raise _UnrepeatableError(str(error)) from error
+            raise
+        again = dataclasses.replace(again, weights=weights)
         work = denoise_work(again)
     else:
         work = ingest_work(again)
@@ -414,6 +442,13 @@ def _work(job: RepairJob, found: Examined, recipe: _Recipe, settings: dict[str, 
             "of the same settings: repair it with the degrain that made it, or process all of it again"
         )
     return work
+
+
+def _check_weights(weights: str, sha256: str) -> None:
+    if read_weights(weights)[1].sha256 != sha256:
+        raise ValueError(
+            f"the weights {weights} are not those of the run, whose SHA-256 is {sha256}: name those by --weights"
+        )
 
 
 def _source(photos: str, settings: dict[str, Any]) -> str:  # Any: JSON

@@ -183,6 +183,8 @@ def _check_verb(work: Work, manifest: Manifest) -> None:
 
 def _list(work: Work, path: Path) -> None:
     if work.write_listing(path) == 0:
+        if work.job.where:
+            raise ValueError(f"no photo of {work.header.source} fulfils {work.job.where!r}")
         raise ValueError(f"there are no photos in {work.header.source}: it is empty, or does not exist")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipeline.database import explained, literal
+from pipeline.database import IN_UTC, explained, literal
 from pipeline.records import INDEX_SCHEMA
 
 HASH_DIGITS = 8  # hexadecimal, of a key's MD5: a split is exact to one photo in four thousand millions
@@ -87,6 +87,7 @@ def check_filter(where: str) -> None:
     """
     with duckdb.connect(config={"enable_external_access": False}) as database:
         try:
+            database.execute(IN_UTC)
             _check(database, where)
         except (duckdb.Error, ValueError) as error:
             raise ValueError(f"cannot filter by {where!r}: {explained(error)}") from error

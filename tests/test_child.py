@@ -57,6 +57,13 @@ def test_the_reason_for_which_a_process_ended_is_told(said: str, reason: str, tm
         child.wait_until(lambda: False, timeout_s=30)
 
 
+def test_the_reason_is_not_that_of_an_earlier_process(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("F0101 00:00:00 the disk was full\n")
+    child = Child("a server", ["sh", "-c", "echo the port is taken; exit 3"], tmp_path / "log", {})
+    with pytest.raises(RunFailed, match=r"^a server ended with 3: the port is taken$"):
+        child.wait_until(lambda: False, timeout_s=30)
+
+
 def test_what_lies_in_the_current_folder_is_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "flows.py").write_text("raise SystemExit('not ours')")
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,13 @@
 """DuckDB as we open it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.database import open_database, scan
 
@@ -17,3 +21,19 @@ def test_a_file_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
             sizes.append(path.stat().st_size)
             assert database.sql(f"FROM {scan([path])}").fetchall() == [(key, etag)]
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("zone", ["America/Los_Angeles", "Asia/Tokyo"])
+def test_a_time_without_a_zone_is_the_same_instant_on_each_machine(zone: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.database import open_database\n"
+        "print(open_database(Path(sys.argv[1])).sql(\"SELECT epoch('2026-12-01 04:00:00'::TIMESTAMPTZ)\").fetchall())"
+    )
+    done = subprocess.run(  # our own code
+        [sys.executable, "-c", code, tmp_path],
+        env={**os.environ, "TZ": zone},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[(1796097600.0,)]\n"

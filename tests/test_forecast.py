@@ -22,7 +22,7 @@ from pipeline.canary import CanaryJob, run_canary
 from pipeline.cluster import ClusterConfig, ShardWorker
 from pipeline.collection_job import CollectionJob
 from pipeline.denoise import DenoiseConfig
-from pipeline.errors import RunFailed
+from pipeline.errors import PhotoRejected, RunFailed
 from pipeline.forecast import (
     Forecast,
     ForecastOptions,
@@ -420,6 +420,40 @@ def test_a_sample_ends_as_its_run_does_for_photos_that_were_packed_smaller(
     canary = run_canary(CanaryJob(denoise=job, photos=1))
 
     assert canary.outcomes == run_denoise(job, lambda _: None).outcomes
+
+
+def test_a_photo_that_is_too_large_for_a_picture_is_tried_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Loop.instead_of_cluster(monkeypatch)
+    (tmp_path / "source").mkdir()
+    for side_px in (40, 64):
+        (tmp_path / f"source/{side_px}.png").write_bytes(saved(scene(side_px=side_px), "PNG"))
+    denoise = DenoiseConfig(strength=1.0)
+    job = DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"), denoise=denoise)
+    monkeypatch.setattr("pipeline.canary.MAX_PICTURE_PIXELS", 50 * 50)
+
+    canary = run_canary(CanaryJob(denoise=job, photos=2))
+
+    assert canary.outcomes["denoised"] == 2
+    assert [picture.key for picture in canary.pictures] == ["40.png"]
+
+
+def test_a_picture_that_cannot_be_drawn_fails_no_canary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PhotoRejected("it cannot be drawn")
+
+    Loop.instead_of_cluster(monkeypatch)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/1.png").write_bytes(saved(scene(), "PNG"))
+    denoise = DenoiseConfig(strength=1.0)
+    job = DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"), denoise=denoise)
+    monkeypatch.setattr("pipeline.canary.draw_picture", refuse)
+
+    assert run_canary(CanaryJob(denoise=job, photos=1)).pictures == []
+    assert "no picture of 1.png: it cannot be drawn" in caplog.text
 
 
 def test_a_photo_that_ends_its_process_or_takes_too_long_is_rejected(

@@ -28,6 +28,16 @@ def test_a_file_fills_in_what_the_command_line_does_not_say(file: Path) -> None:
     assert (options.key_table, options.workers, options.weights) == ("k.csv", 3, "photo")
 
 
+def test_a_place_in_the_file_that_another_takes_is_not_held_against_it(tmp_path: Path) -> None:
+    path = tmp_path / "night.toml"
+    path.write_text('target = "in"\n')
+    parser, arguments = _parser(), ["denoise", "--settings", str(path), "in", "out"]
+
+    options = complete(parser, arguments, parser.parse_args(arguments))
+
+    assert (options.source, options.target) == ("in", "out")
+
+
 def test_every_setting_is_an_option_of_its_command() -> None:
     for kind in (DenoiseSettings, IngestSettings, TrainSettings):
         verb = kind.__name__.removesuffix("Settings").lower()

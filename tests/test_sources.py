@@ -252,6 +252,8 @@ def test_photos_of_a_set_in_files_are_known_by_their_hash_too(job: DenoiseJob, t
         job, source=job.target, target=str(tmp_path / "second"), denoise=DenoiseConfig(strength=1.0)
     )
 
+    with pytest.raises(ValueError, match=r"^no photo of .* fulfils 'width_px < 1'$"):
+        run(second, where="width_px < 1")
     filtered, whole = run(second, where="width_px < 64"), run(second)
 
     assert (filtered.outcomes["denoised"], whole.outcomes["denoised"], whole.up_to_date) == (2, 1, 2)

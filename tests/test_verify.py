@@ -522,6 +522,36 @@ def test_weights_that_are_gone_are_asked_for(loop: Loop, tmp_path: Path) -> None
     assert repair(job.target, weights=str(tmp_path / "moved.safetensors")).after.kinds == {}
 
 
+def test_a_set_that_two_weights_made_is_repaired_where_those_of_one_have_moved(
+    loop: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, weights = read_weights("photo")
+    paths = [tmp_path / f"{name}.safetensors" for name in ("first", "second")]
+    for path in paths:
+        card = dataclasses.replace(weights.card, white=None, data=path.name)
+        path.write_bytes(dump_weights(weights.network(), card))
+    write_photos(tmp_path / "source")
+    job = DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"), weights=str(paths[0]))
+    run_denoise(job, silent)
+    run_denoise(dataclasses.replace(job, weights=str(paths[1]), limit=1), silent)
+    for photo in (tmp_path / "target/images").iterdir():
+        photo.unlink()
+    moved = [path.rename(tmp_path / f"moved-{path.name}") for path in paths[:1]]
+
+    with pytest.raises(ValueError, match=r"there are no weights at .*first\.safetensors"):
+        repair(job.target)
+    assert repair(job.target, weights=str(moved[0])).after.kinds == {}
+
+    for photo in (tmp_path / "target/images").iterdir():
+        photo.unlink()
+    moved.append(paths[1].rename(tmp_path / "moved-second.safetensors"))
+    left = repair(job.target, weights=str(moved[0]))
+    assert left.processed > 0
+    assert left.after.kinds.keys() == {Fault.MISSING}
+    assert "there are no weights at" in caplog.text
+    assert repair(job.target, weights=str(moved[1])).after.kinds == {}
+
+
 def test_a_photo_whose_source_is_gone_stays_a_finding(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "source/0.png").unlink()
     delete_one(open_store(str(folder)))

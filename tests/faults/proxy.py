@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
     def _ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
-        """What the server answers, over a new connection: an idle one may have ended, and that were no fault of ours."""
+        """What the server answers, by a new connection: an idle one may have ended, and that is no fault of ours."""
         self._upstream.close()
         self._upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
