@@ -94,6 +94,7 @@ def promote(job: PromoteJob) -> dict[str, object]:
         )
         return {"weights": job.to, "sha256": pointer.sha256, "before": pointer.before or None}
     data, weights = read_weights(job.weights)
+    weights.networks()  # who reads the place next can use them
     root, name = split_url(job.to)
     store = open_store(root)
     before = None

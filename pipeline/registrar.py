@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.metrics import MOST_DB
 from model.weights import shipped_names
 from pipeline.comparison import Comparison, compare
 from pipeline.errors import ObjectMissing, PromotionRefused
@@ -185,12 +186,16 @@ def _check_scores(values: Evaluated) -> None:
 
 
 def _compare(sha256: str, incumbent: str, evaluated: Evaluated | None, registry: Registry) -> Comparison | None:
-    """By the same evaluation if it has both, or by one of the registry on the same photos with the same noise."""
+    """By the same evaluation if it has both, or by one of the registry on the same photos with the same noise.
+
+    What they do to clean photos alone is no comparison: to leave them as they are, nothing has to be learnt.
+    """
     if evaluated is None:
         return None
     for other in (evaluated, *registry.scores_of(incumbent)):
         ours, theirs = _rows(evaluated, sha256), _rows(other, incumbent)
-        if other["photos_sha256"] == evaluated["photos_sha256"] and (same := _same_noise(ours, theirs)):
+        same = _same_noise(ours, theirs) if other["photos_sha256"] == evaluated["photos_sha256"] else []
+        if any(row["noisy_psnr_db"] < MOST_DB for row in same):
             return compare(ours, same, least_mean_db=0.0, largest_loss_db=LARGEST_LOSS_DB)
     return None
 

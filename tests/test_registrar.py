@@ -1,5 +1,6 @@
 """Weights get a name if they score no worse than those that have it, or for a reason that is told and kept."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -72,6 +73,14 @@ def test_worse_weights_are_refused_and_the_name_stays(folder: Path, because: str
     assert _named(folder) == "old"
 
 
+def test_weights_that_were_compared_on_clean_photos_alone_were_not_compared(folder: Path) -> None:
+    give_name(_job(folder, "old", **_scores(folder, "clean", noisy_db=99.0, old=-47.0), because="only clean photos"))
+    with pytest.raises(PromotionRefused, match=r"was not compared with"):
+        give_name(_job(folder, "new", **_scores(folder, "both", noisy_db=99.0, old=-47.0, new=0.0)))
+
+    assert _named(folder) == "old"
+
+
 def test_worse_weights_get_the_name_for_a_reason_and_it_is_kept(folder: Path) -> None:
     job = _job(folder, "new", **_scores(folder, "both", old=8.0, new=7.5), because="they keep the grain")
     give_name(job)
@@ -87,7 +96,7 @@ def test_the_scores_that_the_present_ones_were_promoted_by_are_remembered(folder
 
 @pytest.mark.parametrize("other", [{"photos": "b" * 64}, {"noisy_db": 21.0}])
 def test_scores_on_other_photos_or_with_other_noise_are_not_compared(folder: Path, other: dict) -> None:
-    with pytest.raises(PromotionRefused, match="was not compared with"):
+    with pytest.raises(PromotionRefused, match=r"was not compared with"):
         give_name(_job(folder, "new", **_scores(folder, "second", **other, new=9.0)))
 
 
@@ -206,6 +215,18 @@ def test_gains_that_a_job_was_told_are_kept(folder: Path) -> None:
     promote(PromoteJob(weights=new, to=place, because="better", instead_of=old, gains_db={"float": 0.5}))
 
     assert open_registry(f"{folder}/registry").history("night")[-1].gains_db == {"float": 0.5}
+
+
+def test_weights_that_fit_no_network_replace_nothing(folder: Path) -> None:
+    unfit = folder / "unfit.safetensors"
+    unfit.write_bytes(dump_weights(PhotoNetwork(), dataclasses.replace(parse_weights(NEW).card, network="seed")))
+    place = folder / "place.safetensors"
+    place.write_bytes(OLD)
+
+    with pytest.raises(ValueError, match="do not fit the network 'seed'"):
+        promote(PromoteJob(weights=str(unfit), to=str(place), because="retrained"))
+
+    assert place.read_bytes() == OLD
 
 
 @pytest.mark.parametrize("kept_in", ["registry/weights/night", "in-use.safetensors"])
