@@ -22,12 +22,14 @@ SHADED_SHARE = 0.2  # of the shapes: darker towards one side
 SMALLEST_PX, LARGEST = 3.0, 2.0  # the sides of a shape; LARGEST in sides of the patch
 
 
-def draw_shapes(patch_HWC: NDArray[np.uint8], draw: np.random.Generator) -> NDArray[np.uint8]:
+def draw_shapes(
+    patch_HWC: NDArray[np.uint8], draw: np.random.Generator, *, black_or_white_share: float = BLACK_OR_WHITE_SHARE
+) -> NDArray[np.uint8]:
     """A patch, (H, W, 3), with one to four shapes on it; on a ground of one colour at times."""
     height_px, width_px = patch_HWC.shape[:2]
     drawn_HWC = patch_HWC.astype(np.float32)
     if draw.random() < PLAIN_SHARE:
-        is_page = draw.random() < BLACK_OR_WHITE_SHARE
+        is_page = black_or_white_share > 0 and draw.random() < black_or_white_share
         drawn_HWC[:] = draw.integers(0, 2) * PEAK if is_page else _colour(draw)
     for _ in range(draw.integers(1, SHAPES_MAX + 1)):
         cover_HW1, shade_HW1 = _shape(height_px, width_px, draw)

@@ -1,14 +1,12 @@
 """Before a run: what it would do, and a canary: photos of it drawn at random, processed, and not written anywhere."""
 
 import dataclasses
-import logging
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from model.device import count_gpus
-from pipeline.errors import DegrainError
 from pipeline.forecast import ForecastOptions, Outlook
 from pipeline.highlights import MAX_PICTURE_PIXELS, MAX_PICTURES, Picture, draw_picture
 from pipeline.jobs import DenoiseJob, denoise_work, forecast_denoise
@@ -16,8 +14,6 @@ from pipeline.records import Outcome
 from pipeline.run import planned
 from pipeline.sample import Tried, find_machine, try_photos
 from pipeline.shard import PhotoResult
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,18 +123,14 @@ def _pictures(tried: Tried) -> list[Picture]:
         reverse=True,
     )
     drawable = [each for each in noisiest if (header := each[1].header) and header.pixels <= MAX_PICTURE_PIXELS]
-    pictures = []
-    for photo, result in drawable[:MAX_PICTURES]:
-        try:
-            pictures.append(
-                draw_picture(
-                    photo.key,
-                    tried.data[photo.key],
-                    result.data or b"",
-                    sigma_before=result.noise_sigma_before or 0.0,
-                    sigma_after=result.noise_sigma_after or 0.0,
-                )
-            )
-        except DegrainError as error:
-            log.warning("no picture of %s: %s", photo.key, error)
-    return pictures
+    drawn = (
+        draw_picture(
+            photo.key,
+            tried.data[photo.key],
+            result.data or b"",
+            sigma_before=result.noise_sigma_before or 0.0,
+            sigma_after=result.noise_sigma_after or 0.0,
+        )
+        for photo, result in drawable[:MAX_PICTURES]
+    )
+    return [picture for picture in drawn if picture is not None]

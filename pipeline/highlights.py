@@ -91,13 +91,13 @@ def find_highlights(target: str, *, since: datetime) -> Highlights:
     )
 
 
-def draw_picture(key: str, before: bytes, after: bytes, *, sigma_before: float, sigma_after: float) -> Picture:
-    """The detail in the middle of a photo, before and after.
-
-    Raises:
-        PhotoRejected: one of them cannot be decoded.
-    """
-    details = [_detail(data, key) for data in (before, after)]
+def draw_picture(key: str, before: bytes, after: bytes, *, sigma_before: float, sigma_after: float) -> Picture | None:
+    """The detail in the middle of a photo, before and after; None where one of them cannot be drawn, which is told."""
+    try:
+        details = [_detail(data, key) for data in (before, after)]
+    except DegrainError as error:
+        log.warning("no picture of %s: %s", key, error)
+        return None
     canvas = Image.new("RGB", (details[0].width * 2 + GAP_PX, details[0].height), "white")
     canvas.paste(details[0], (0, 0))
     canvas.paste(details[1], (details[0].width + GAP_PX, 0))
@@ -126,18 +126,15 @@ def _pictures(
         before, after = befores.get(row["key"]), afters.get(row["key"])
         if before is None or after is None or sha256(before).hexdigest() != row["source_sha256"]:
             continue
-        try:
-            pictures.append(
-                draw_picture(
-                    row["key"],
-                    before,
-                    after,
-                    sigma_before=row["noise_sigma_before"],
-                    sigma_after=row["noise_sigma_after"],
-                )
-            )
-        except DegrainError as error:
-            log.warning("no picture of %s: %s", row["key"], error)
+        picture = draw_picture(
+            row["key"],
+            before,
+            after,
+            sigma_before=row["noise_sigma_before"],
+            sigma_after=row["noise_sigma_after"],
+        )
+        if picture is not None:
+            pictures.append(picture)
     return pictures
 
 

@@ -7,7 +7,7 @@ with the settings and the weights that the record of their run tells; then all i
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -354,16 +354,8 @@ def _named_weights(job: RepairJob, recipes: Sequence[_Recipe]) -> dict[str, str]
     Raises:
         ValueError: there are none, or nothing that is to be made again was made by them.
     """
-    if job.weights is None or not recipes:
-        return {}
-    sha256 = read_weights(job.weights)[1].sha256
-    made = sorted({recipe.weights for recipe in recipes})
-    if sha256 not in made:
-        raise ValueError(
-            f"the weights {job.weights} are not those of the run, whose SHA-256 is {' or '.join(made)}: name those by "
-            "--weights"
-        )
-    return {sha256: job.weights}
+    made = {recipe.weights for recipe in recipes if recipe.weights}  # ingest needs none
+    return {_check_weights(job.weights, made): job.weights} if job.weights is not None and made else {}
 
 
 class _UnrepeatableError(Exception):
@@ -425,13 +417,14 @@ def _work(
     again = build(kind, {**kept, "source": _source(found.manifest.source, settings), "target": url})
     again = dataclasses.replace(again, cluster=job.verify.cluster)
     if isinstance(again, DenoiseJob):
-        weights = named.get(recipe.weights) or _by_hash(again.weights, recipe.weights)
-        try:
-            _check_weights(weights, recipe.weights)
-        except ValueError as error:
-            if named:  # they are those of other photos, which are made again; these need another call
-                raise _UnrepeatableError(str(error)) from error
-            raise
+        if (weights := named.get(recipe.weights)) is None:
+            weights = _by_hash(again.weights, recipe.weights)
+            try:
+                _check_weights(weights, {recipe.weights})
+            except ValueError as error:
+                if named:  # they are those of other photos, which are made again; these need another call
+                    raise _UnrepeatableError(str(error)) from error
+                raise
         again = dataclasses.replace(again, weights=weights)
         work = denoise_work(again)
     else:
@@ -444,11 +437,15 @@ def _work(
     return work
 
 
-def _check_weights(weights: str, sha256: str) -> None:
-    if read_weights(weights)[1].sha256 != sha256:
+def _check_weights(weights: str, made: Set[str]) -> str:
+    """Their SHA-256; raises ValueError if it is none of those by which photos were made."""
+    sha256 = read_weights(weights)[1].sha256
+    if sha256 not in made:
+        hashes = " or ".join(sorted(made))
         raise ValueError(
-            f"the weights {weights} are not those of the run, whose SHA-256 is {sha256}: name those by --weights"
+            f"the weights {weights} are not those of the run, whose SHA-256 is {hashes}: name those by --weights"
         )
+    return sha256
 
 
 def _source(photos: str, settings: dict[str, Any]) -> str:  # Any: JSON

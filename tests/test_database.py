@@ -29,7 +29,7 @@ def test_a_time_without_a_zone_is_the_same_instant_on_each_machine(zone: str, tm
         "import sys; from pathlib import Path; from pipeline.database import open_database\n"
         "print(open_database(Path(sys.argv[1])).sql(\"SELECT epoch('2026-12-01 04:00:00'::TIMESTAMPTZ)\").fetchall())"
     )
-    done = subprocess.run(  # our own code
+    done = subprocess.run(
         [sys.executable, "-c", code, tmp_path],
         env={**os.environ, "TZ": zone},
         capture_output=True,

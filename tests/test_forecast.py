@@ -450,7 +450,7 @@ def test_a_picture_that_cannot_be_drawn_fails_no_canary(
     (tmp_path / "source/1.png").write_bytes(saved(scene(), "PNG"))
     denoise = DenoiseConfig(strength=1.0)
     job = DenoiseJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"), denoise=denoise)
-    monkeypatch.setattr("pipeline.canary.draw_picture", refuse)
+    monkeypatch.setattr("pipeline.highlights.decode", refuse)
 
     assert run_canary(CanaryJob(denoise=job, photos=1)).pictures == []
     assert "no picture of 1.png: it cannot be drawn" in caplog.text

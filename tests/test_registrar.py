@@ -75,7 +75,7 @@ def test_worse_weights_are_refused_and_the_name_stays(folder: Path, because: str
 
 def test_weights_that_were_compared_on_clean_photos_alone_were_not_compared(folder: Path) -> None:
     give_name(_job(folder, "old", **_scores(folder, "clean", noisy_db=99.0, old=-47.0), because="only clean photos"))
-    with pytest.raises(PromotionRefused, match=r"was not compared with"):
+    with pytest.raises(PromotionRefused, match="was not compared with"):
         give_name(_job(folder, "new", **_scores(folder, "both", noisy_db=99.0, old=-47.0, new=0.0)))
 
     assert _named(folder) == "old"
@@ -96,7 +96,7 @@ def test_the_scores_that_the_present_ones_were_promoted_by_are_remembered(folder
 
 @pytest.mark.parametrize("other", [{"photos": "b" * 64}, {"noisy_db": 21.0}])
 def test_scores_on_other_photos_or_with_other_noise_are_not_compared(folder: Path, other: dict) -> None:
-    with pytest.raises(PromotionRefused, match=r"was not compared with"):
+    with pytest.raises(PromotionRefused, match="was not compared with"):
         give_name(_job(folder, "new", **_scores(folder, "second", **other, new=9.0)))
 
 

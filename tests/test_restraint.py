@@ -58,5 +58,7 @@ def test_a_little_more_contrast_than_there_was_is_no_invention() -> None:
 def test_the_shipped_networks_invent_nothing_beside_flat_shapes(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "hold_back", lambda _noisy, clean, _sigma: clean)
     denoiser = Denoiser.load("photo")
+    painted = [painted_share(denoiser, clean, part, 0.0) for clean in drawn(black_or_white_share=0)[:30]]
+    assert np.mean(painted) < 3e-4  # and 1.7e-3 and 2.9e-3 before shapes were drawn on patches to train on
     painted = [painted_share(denoiser, clean, part, 0.0) for clean in drawn()[:30]]
     assert np.mean(painted) < 6e-4  # of the network for white noise it is 4.0e-4, nearly all of it in one picture

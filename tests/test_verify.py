@@ -522,6 +522,15 @@ def test_weights_that_are_gone_are_asked_for(loop: Loop, tmp_path: Path) -> None
     assert repair(job.target, weights=str(tmp_path / "moved.safetensors")).after.kinds == {}
 
 
+def test_weights_that_are_named_are_no_matter_to_what_ingest_made(loop: Loop, tmp_path: Path) -> None:
+    write_photos(tmp_path / "source")
+    job = IngestJob(source=str(tmp_path / "source"), target=str(tmp_path / "target"), ingest=IngestConfig())
+    run_ingest(job, silent)
+    (tmp_path / "target" / index_of(job.target)["0.png"]["output_key"]).unlink()
+
+    assert repair(job.target, weights="photo").after.kinds == {}
+
+
 def test_a_set_that_two_weights_made_is_repaired_where_those_of_one_have_moved(
     loop: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from model import Denoiser, request
 from model.estimate import estimate_noise
-from model.shapes import draw_shapes
+from model.shapes import BLACK_OR_WHITE_SHARE, draw_shapes
 from model.weights import Part
 
 PICTURES, SIDE_PX = 100, 256
@@ -31,11 +31,11 @@ MANY = 0.001  # of a picture's pixels
 Photo = NDArray[np.uint8]
 
 
-def drawn() -> list[Photo]:
+def drawn(*, black_or_white_share: float = BLACK_OR_WHITE_SHARE) -> list[Photo]:
     """Shapes as training draws them, on grounds of any colour."""
     draw = np.random.default_rng(2026)
     grounds = (np.full((SIDE_PX, SIDE_PX, 3), draw.integers(256, size=3), np.uint8) for _ in range(PICTURES))
-    return [draw_shapes(ground, draw) for ground in grounds]
+    return [draw_shapes(ground, draw, black_or_white_share=black_or_white_share) for ground in grounds]
 
 
 def panels() -> list[Photo]:
